@@ -1,0 +1,44 @@
+# make demo: the tiny study on the built-in sample.   make test: every check.   make help: the rest.
+PYTHON ?= python3
+PROFILE ?= tiny
+CORES ?= 2
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help demo mini study lab test lint clean
+help:
+	@echo "make demo                    the whole study on the built-in sample (minutes)"
+	@echo "make mini                    the study on real data (ROLIB_DATA, or python -m rolib.download first; hours)"
+	@echo "make study PROFILE=NAME      the study of params/NAME, on CORES=$(CORES) cores"
+	@echo "make lab                     JupyterLab on notebooks/00-start-here.ipynb"
+	@echo "make test                    every check of the project"
+
+$(STAMP): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v}: set PYTHON=python3.12 or the like")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+study: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores $(CORES) --config profile=$(PROFILE) --quiet rules
+	$(BIN)/python -m rolib.results $(PROFILE)
+
+demo:
+	$(MAKE) study PROFILE=tiny
+
+mini:
+	$(MAKE) study PROFILE=mini
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks/00-start-here.ipynb
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/run.sh
+
+clean:
+	rm -rf .venv runs .snakemake

@@ -1,0 +1,128 @@
+# The study as a graph of notebooks: params/<profile>/*.yaml -> papermill -> runs/<profile>/.
+#
+#     snakemake --cores 2 --config profile=tiny
+#
+# Each job runs one notebook; what it leaves for the graph is the executed notebook in runs/<profile>/notebooks/. A job that is
+# asked for again finds its finished run by configuration and inputs and ends at once, so that only changes cost time.
+import os
+from pathlib import Path
+
+from rolib.config import ROOT, load_profile
+
+PROFILE = config.get("profile", "tiny")
+STUDY = load_profile(PROFILE)  # every parameter is checked here, before the first job
+PARAMS = f"params/{PROFILE}"
+RUNS = Path(os.environ.get("ROLIB_RUNS") or ROOT / "runs") / PROFILE
+DONE = f"{RUNS}/notebooks"
+
+TEACHERS, STUDENTS = list(STUDY["teachers"]), list(STUDY["students"])
+CONTROLS = [f"{student}-mlm" for student in STUDENTS]  # same architecture and budget, masked words alone
+EVALUATED = TEACHERS + STUDENTS + CONTROLS + [f"{name}-random" for name in TEACHERS + STUDENTS]
+
+# A job is single-threaded unless it has the machine for itself; two-thread jobs side by side are slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // workflow.cores)))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+RUN = "python -m rolib.notebook {input.notebook} {output}"
+
+
+wildcard_constraints:
+    teacher="|".join(TEACHERS),
+    student="|".join(STUDENTS),
+
+
+rule all:
+    input:
+        f"{DONE}/06-report-results.ipynb",
+
+
+rule teacher:
+    input:
+        notebook="notebooks/01-prepare-teachers.ipynb",
+        parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/training.yaml", f"{PARAMS}/pretrain.yaml", PARAMS + "/teachers/{teacher}.yaml"],
+    output:
+        DONE + "/01-{teacher}.ipynb",
+    shell:
+        RUN + " $(printf -- '-f %s ' {input.parameters})"
+
+
+def teacher_of(wildcards):
+    return f"{DONE}/01-{STUDY['students'][wildcards.student].teacher}.ipynb"
+
+
+STUDENT_PARAMETERS = [f"{PARAMS}/common.yaml", f"{PARAMS}/training.yaml", f"{PARAMS}/distill.yaml", PARAMS + "/students/{student}.yaml"]
+
+
+rule student:
+    input:
+        teacher_of,
+        notebook="notebooks/02-distil-student.ipynb",
+        parameters=STUDENT_PARAMETERS,
+    output:
+        DONE + "/02-{student}.ipynb",
+    shell:
+        RUN + " $(printf -- '-f %s ' {input.parameters})"
+
+
+rule mlm_control:
+    input:
+        teacher_of,
+        notebook="notebooks/02-distil-student.ipynb",
+        parameters=STUDENT_PARAMETERS,
+    output:
+        DONE + "/02-{student}-mlm.ipynb",
+    shell:
+        RUN + " $(printf -- '-f %s ' {input.parameters}) -p student {wildcards.student}-mlm -p objective mlm"
+
+
+def model_of(wildcards):
+    name = wildcards.model.removesuffix("-random")
+    return f"{DONE}/{'01' if name in TEACHERS else '02'}-{name}.ipynb"
+
+
+rule evaluate:
+    input:
+        model_of,
+        notebook="notebooks/03-evaluate-model.ipynb",
+        parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/evaluate.yaml"],
+    output:
+        DONE + "/03-{model}.ipynb",
+    shell:
+        RUN + " $(printf -- '-f %s ' {input.parameters}) -p model {wildcards.model}"
+
+
+EVALUATIONS = [f"{DONE}/03-{model}.ipynb" for model in EVALUATED]
+
+
+rule loyalty:
+    input:
+        EVALUATIONS,
+        notebook="notebooks/04-analyse-loyalty.ipynb",
+        parameters=f"{PARAMS}/common.yaml",
+    output:
+        f"{DONE}/04-analyse-loyalty.ipynb",
+    shell:
+        RUN + " -f {input.parameters}"
+
+
+rule speed:
+    input:
+        EVALUATIONS,
+        notebook="notebooks/05-measure-speed.ipynb",
+        parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/speed.yaml"],
+    output:
+        f"{DONE}/05-measure-speed.ipynb",
+    threads: workflow.cores  # alone on the machine, or the clock measures the neighbours
+    shell:
+        RUN + " $(printf -- '-f %s ' {input.parameters})"
+
+
+rule report:
+    input:
+        f"{DONE}/04-analyse-loyalty.ipynb",
+        f"{DONE}/05-measure-speed.ipynb",
+        notebook="notebooks/06-report-results.ipynb",
+        parameters=f"{PARAMS}/common.yaml",
+    output:
+        f"{DONE}/06-report-results.ipynb",
+    shell:
+        RUN + " -f {input.parameters}"

@@ -1,0 +1,268 @@
+"""Parameters: one frozen pydantic model a notebook, unknown keys refused, every error one line.
+
+`from_notebook` validates what papermill injected; `load` reads the same keys from `params/<profile>/*.yaml`;
+`load_profile` checks a whole profile before the first notebook starts.
+"""
+
+import json
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rolib.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Count = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+
+
+class ConfigError(ValueError):
+    """A parameter that cannot work; the message names its key, its file and the mend."""
+
+
+class Config(BaseModel):
+    """What every notebook shares (params/<profile>/common.yaml)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    profile: Name  # results lie in runs/<profile>
+    seed: Size  # the one source of randomness
+    data: str  # "sample", "real" ($ROLIB_DATA or the download cache), or a folder in the upstream layout
+
+    @property
+    def folder(self) -> Path:
+        """Where this profile's results lie: $ROLIB_RUNS or runs/ of the repository, then the profile's name."""
+        return Path(os.environ.get("ROLIB_RUNS") or ROOT / "runs") / self.profile
+
+
+class TrainingConfig(Config):
+    """The recipe that pre-training and distillation share: text, masking, schedule (DistilBERT's, see the README)."""
+
+    corpus: str  # "data" (the folder corpus/ of the data root), a folder of .txt files, or hub:<id>:<config>
+    words_per_source: Size  # at most so many words of each corpus file or hub set; 0 takes all
+    block_length: Annotated[int, Field(ge=8, le=512)]  # pieces in a block, [CLS] and [SEP] included
+    mask_share: Annotated[float, Field(gt=0, lt=1)]  # words masked
+    steps: Count  # optimizer steps
+    batch_size: Count  # blocks in a micro-batch on one device
+    accumulation: Count  # micro-batches in a step
+    learning_rate: Positive
+    warmup_share: Share
+    weight_decay: Weight
+    log_every: Count  # steps
+    checkpoint_every: Count  # steps between checkpoints; the held-out loss is taken there too
+
+
+class TeacherConfig(TrainingConfig):
+    """01-prepare-teachers: a teacher from the hub, a folder, or pre-trained on the spot."""
+
+    teacher: Name
+    source: str  # "pretrain", a hub id or a folder
+    lowercase: bool  # accents are always kept
+    vocab_size: Annotated[int, Field(ge=100)]
+    num_layers: Count
+    hidden_size: Count
+    num_heads: Count
+    dropout: Share
+    gate_tasks: list[str]  # the measures of the gate: teacher against the same shape from random weights
+    gate_examples: Size  # training examples a gate measure uses; 0 takes all
+
+    @model_validator(mode="after")
+    def _heads_divide(self):
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: change one")
+        return self
+
+    @field_validator("gate_tasks")
+    @classmethod
+    def _known(cls, tasks):
+        return known_tasks(tasks)
+
+
+class StudentConfig(TrainingConfig):
+    """02-distil-student: one student from one teacher, or its MLM-only control."""
+
+    student: Name
+    teacher: Name  # a teacher of this profile
+    objective: Literal["distill", "mlm"]  # "mlm": random weights and no teacher, the control on the same budget
+    num_layers: Count
+    alpha_ce: Weight
+    alpha_mlm: Weight
+    alpha_cos: Weight
+    temperature: Positive
+    soft_targets: Literal["all", "masked"]  # the tokens whose teacher distribution is matched
+    freeze_positions: bool
+
+    @model_validator(mode="after")
+    def _some_weight(self):
+        if self.objective == "distill" and self.alpha_ce + self.alpha_mlm + self.alpha_cos == 0:
+            raise ValueError("alpha_ce, alpha_mlm and alpha_cos are all 0: nothing would be learned, raise one")
+        return self
+
+
+class EvaluateConfig(Config):
+    """03-evaluate-model: fine-tune one model on the tasks."""
+
+    model: Name  # a teacher or student of this profile, or <name>-random for its shape with random weights
+    tasks: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[Size], Field(min_length=1)]
+    max_train_examples: Size  # 0 takes all
+    max_length: Annotated[int, Field(ge=8, le=512)]  # pieces
+    batch_size: Count
+    epochs: dict[str, Count]  # per measure
+    learning_rates: dict[str, Positive]  # per measure
+    warmup_share: Share
+    weight_decay: Weight
+
+    @field_validator("tasks", "epochs", "learning_rates")
+    @classmethod
+    def _known(cls, tasks):
+        return known_tasks(tasks)
+
+    @model_validator(mode="after")
+    def _every_task_has_a_recipe(self):
+        for key in ("epochs", "learning_rates"):
+            missing = [task for task in self.tasks if task not in getattr(self, key)]
+            if missing:
+                raise ValueError(f"{key} has no entry for {', '.join(missing)}: add it")
+        return self
+
+
+class LoyaltyConfig(Config):
+    """04-analyse-loyalty: every student against its teacher, from stored predictions."""
+
+
+class SpeedConfig(Config):
+    """05-measure-speed: size, latency and throughput of every model."""
+
+    sequence_length: Annotated[int, Field(ge=8, le=512)]  # pieces
+    batch_sizes: Annotated[list[Count], Field(min_length=1)]
+    warmup_runs: Count
+    timed_runs: Annotated[int, Field(ge=3)]
+
+
+class ReportConfig(Config):
+    """06-report-results: the tables and the figures of the study."""
+
+
+def known_tasks(tasks):
+    """Return `tasks` unchanged; ValueError names the first unknown one."""
+    for task in tasks:
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}: use {', '.join(TASKS)}")
+    return tasks
+
+
+def one_line(error: ValidationError, where: str) -> str:
+    """The first fault of a pydantic error as `key (file): what is wrong; the mend`."""
+    fault = error.errors()[0]
+    key = ".".join(map(str, fault["loc"])) or "parameters"
+    message = fault["msg"].removeprefix("Value error, ")
+    mend = {
+        "extra_forbidden": "unknown key: correct its spelling or remove it",
+        "missing": "missing: add it",
+        "float_type": f"{message}, got {fault['input']!r}: write it like 5.0e-5 (YAML reads 5e-5 as text)",
+    }.get(fault["type"])
+    got = "" if fault["type"] == "value_error" else f", got {fault['input']!r}: correct the value"
+    return f"{key} ({where}): {mend or message + got}"
+
+
+def _validate(kind: type[Config], values: dict, where: dict[str, str], default: str):
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        key = next(iter(error.errors()[0]["loc"]), "")
+        raise ConfigError(one_line(error, where.get(str(key), default))) from None
+
+
+def load(kind: type[Config], *files: Path | str, **overrides) -> Config:
+    """Read YAML files (a later file wins, overrides win over all) into a validated config.
+
+    Raises ConfigError that names the key and the file at fault.
+    """
+    values, where = {}, {}
+    for file in map(Path, files):
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise ConfigError(f"{file}: no such parameter file; the profiles lie in {ROOT / 'params'}") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{file}: not readable as YAML ({str(error).splitlines()[0]}): correct it") from None
+        if not isinstance(content, dict):
+            raise ConfigError(f"{file}: expected lines of `key: value`")
+        values |= content
+        where |= dict.fromkeys(content, str(file))
+    values |= overrides
+    where |= dict.fromkeys(overrides, "override")
+    return _validate(kind, values, where, " + ".join(map(str, files)) or "override")
+
+
+def from_notebook(kind: type[Config], namespace: dict) -> Config:
+    """Build a config from a notebook's globals, so that a parameter papermill injected under a wrong name is refused.
+
+    Call it before the notebook defines variables of its own; imports, functions and IPython's names do not count.
+    """
+    shell = {"In", "Out", "exit", "quit", "open", "get_ipython"}
+    values = {
+        key: value
+        for key, value in namespace.items()
+        if not key.startswith("_") and key not in shell and not isinstance(value, ModuleType) and not callable(value)
+    }
+    return _validate(kind, values, {}, "notebook parameters")
+
+
+def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
+    """Load and cross-check every parameter file of a profile: {"teachers": ..., "students": ..., "evaluate": ...}.
+
+    Raises ConfigError for a student without its teacher or deeper than it; nothing heavy is imported or read.
+    """
+    base = Path(root) / profile
+    if not base.is_dir():
+        known = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
+        raise ConfigError(f"profile {profile!r}: no folder {base}; use one of {', '.join(known)}")
+    common, training = base / "common.yaml", base / "training.yaml"
+
+    def each(kind, folder, recipe):
+        return {file.stem: load(kind, common, training, base / recipe, file) for file in sorted((base / folder).glob("*.yaml"))}
+
+    study = {
+        "teachers": each(TeacherConfig, "teachers", "pretrain.yaml"),
+        "students": each(StudentConfig, "students", "distill.yaml"),
+        "evaluate": load(EvaluateConfig, common, base / "evaluate.yaml", model="any"),
+        "loyalty": load(LoyaltyConfig, common),
+        "speed": load(SpeedConfig, common, base / "speed.yaml"),
+        "report": load(ReportConfig, common),
+    }
+    for kind in ("teachers", "students"):
+        for stem, config in study[kind].items():
+            name = getattr(config, kind[:-1])
+            if name != stem:
+                raise ConfigError(f"{kind[:-1]} ({base / kind / stem}.yaml): is {name!r}, must be the file's name {stem!r}")
+    for name, student in study["students"].items():
+        file = base / "students" / f"{name}.yaml"
+        teacher = study["teachers"].get(student.teacher)
+        if teacher is None:
+            raise ConfigError(f"teacher ({file}): no teacher {student.teacher!r}; there are {', '.join(study['teachers'])}")
+        check_depth(student.num_layers, teacher.num_layers, str(file))
+    return study
+
+
+def check_depth(student_layers: int, teacher_layers: int, where: str = "notebook parameters") -> None:
+    """Raise ConfigError when the student is deeper than its teacher."""
+    if student_layers > teacher_layers:
+        raise ConfigError(
+            f"num_layers ({where}): student deeper than teacher ({student_layers} > {teacher_layers} layers): lower it"
+        )
+
+
+def to_dict(config: Config) -> dict:
+    """A config as plain JSON values, for config.yaml and for comparing runs."""
+    return json.loads(config.model_dump_json())

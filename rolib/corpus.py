@@ -1,0 +1,147 @@
+"""Romanian text: documents -> normalised text -> words -> blocks that fit a model, stored as Arrow."""
+
+import itertools
+import os
+import random
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from rolib.config import TrainingConfig
+
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500  # documents kept for the held-out loss
+# The cedilla letters are an encoding accident of the 1990s; BERT-base-ro maps them to [UNK].
+CEDILLA_TO_COMMA = str.maketrans("şţŞŢ", "șțȘȚ")
+
+
+def normalise(text: str) -> str:
+    """NFC, comma-below ș ț instead of cedilla, control and format characters out, white space folded to one space."""
+    text = unicodedata.normalize("NFC", text).translate(CEDILLA_TO_COMMA)
+    # White space is folded before control characters go, or a tab between two words would glue them together.
+    text = " ".join(text.split())
+    return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
+
+
+def split_words(text: str) -> list[str]:
+    """Words and punctuation marks of a normalised text, as BERT's pre-tokenizer cuts them."""
+    return [word for word, _ in BertPreTokenizer().pre_tokenize_str(text)]
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """Yield the normalised documents of a UTF-8 file: blocks of lines that blank lines separate."""
+    with open(path, encoding="utf-8") as file:
+        for filled, lines in itertools.groupby(file, key=lambda line: bool(line.strip())):
+            if filled and (text := normalise(" ".join(lines))):
+                yield text
+
+
+def source_folder(corpus: str, data_root: Path) -> Path:
+    """The folder that the parameter `corpus` means."""
+    return data_root / "corpus" if corpus == "data" else Path(corpus)
+
+
+def _sources(corpus: str, data_root: Path) -> list[Path]:
+    folder = source_folder(corpus, data_root)
+    files = sorted(folder.glob("*.txt"))
+    if not files:
+        raise FileNotFoundError(
+            f"corpus {folder}: no .txt file; set `corpus` to a folder of text files or hub:<id>:<config>, or ROLIB_DATA "
+            "to a mirror that has corpus/"
+        )
+    return files
+
+
+def _take(documents: Iterator[str], words: int) -> Iterator[str]:
+    """Documents until their words reach `words` (0: all)."""
+    seen = 0
+    for text in documents:
+        if words and seen >= words:
+            return
+        seen += len(text.split())
+        yield text
+
+
+def _texts(files: list[Path], words_per_source: int, seed: int) -> Iterator[dict]:
+    for file in files:
+        documents = list(read_documents(file))
+        random.Random(seed).shuffle(documents)
+        yield from ({"text": text} for text in _take(documents, words_per_source))
+
+
+def _hub_texts(name: str, words: int) -> Iterator[dict]:
+    hub_id, _, subset = name.partition(":")
+    rows = datasets.load_dataset(hub_id, subset or None, split="train", streaming=True)
+    yield from ({"text": text} for text in _take((normalise(row["text"]) for row in rows), words) if text)
+
+
+def load_corpus(config: TrainingConfig, data_root: Path) -> datasets.DatasetDict:
+    """The documents as Arrow, split into `train` and `held_out` by document; the same seed gives the same split.
+
+    Raises FileNotFoundError for a folder without text and ValueError for a corpus too small to split.
+    """
+    cache = str(config.folder / "corpus")
+    if config.corpus.startswith("hub:"):
+        generator, arguments = _hub_texts, {"name": config.corpus[4:], "words": config.words_per_source}
+    else:
+        files = _sources(config.corpus, data_root)
+        # datasets recognises its cache by these arguments: size and time of the files make a changed corpus a new one.
+        stamp = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        generator = _texts
+        arguments = {"files": files, "words_per_source": config.words_per_source, "seed": config.seed}
+        cache = f"{cache}/{datasets.fingerprint.Hasher.hash(stamp)}"
+    texts = datasets.Dataset.from_generator(generator, gen_kwargs=arguments, cache_dir=cache, split="train")
+    if len(texts) < 2:
+        raise ValueError(
+            f"corpus {config.corpus}: {len(texts)} documents, at least 2 are needed; documents are separated by a blank line"
+        )
+    held_out = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(texts))))
+    split = texts.train_test_split(test_size=held_out, seed=config.seed)
+    return datasets.DatasetDict(train=split["train"], held_out=split["test"])
+
+
+def cut_blocks(pieces: list[int], words: list[int], length: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Cut a text's pieces into runs of at most `length` at word boundaries.
+
+    pieces: vocabulary indices; words: the word each piece belongs to. A word of more than `length` pieces is cut.
+    """
+    start = 0
+    while start < len(pieces):
+        end = min(start + length, len(pieces))
+        if end < len(pieces):
+            while end > start and words[end] == words[end - 1]:
+                end -= 1
+            end = end if end > start else start + length
+        yield pieces[start:end], words[start:end]
+        start = end
+
+
+def build_blocks(texts: datasets.Dataset, tokenizer, block_length: int) -> datasets.Dataset:
+    """Blocks of at most `block_length` pieces, [CLS] and [SEP] included, cut at word boundaries within a document.
+
+    Columns: index, input_ids, word_ids (the word of each piece, -1 at [CLS] and [SEP]), length.
+    Raises ValueError when the texts hold no word.
+    """
+    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+
+    def tokenize(batch):
+        words = [split_words(text) for text in batch["text"]]
+        encoded = tokenizer(words, is_split_into_words=True, add_special_tokens=False, verbose=False)
+        rows = {"input_ids": [], "word_ids": [], "length": []}
+        for i, pieces in enumerate(encoded["input_ids"]):
+            for ids, word_ids in cut_blocks(pieces, encoded.word_ids(i), block_length - 2):
+                rows["input_ids"].append([start, *ids, end])
+                rows["word_ids"].append([-1, *(word - word_ids[0] for word in word_ids), -1])
+                rows["length"].append(len(ids) + 2)
+        return rows
+
+    # Starting processes costs more than they save on a small corpus.
+    processes = min(os.cpu_count() or 1, 8) if len(texts) > 1000 else None
+    blocks = texts.map(
+        tokenize, batched=True, batch_size=64, remove_columns=texts.column_names, num_proc=processes, desc="blocks"
+    )
+    if not len(blocks):
+        raise ValueError("the corpus holds no word: every document is empty after normalisation")
+    return blocks.add_column("index", list(range(len(blocks))))

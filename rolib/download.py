@@ -1,0 +1,149 @@
+"""Fetch the upstream data files at pinned commits and verify each one before it takes its place.
+
+`python -m rolib.download [--root DIR] [NAME...]` fills the cache folder (or DIR). The table of files is upstream.csv;
+files that are known by their git blob id only are checked by that id, the others by SHA-256.
+"""
+
+import argparse
+import csv
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pooch
+
+from rolib.tasks import SAMPLE
+
+BASE_URL = "https://raw.githubusercontent.com"
+COMMAND = "python -m rolib.download"
+LICENCES = "The data sets carry their own licences (see each LICENSE file); LaRoSeDa and MOROCO are non-commercial."
+
+
+@dataclass(frozen=True)
+class UpstreamFile:
+    path: str  # below the data root; its first folder is the name of the data set
+    url: str  # below the base URL: owner/repository/commit/path
+    algorithm: str  # "sha256" | "git-blob"
+    checksum: str
+
+
+def _read_table(path):
+    with open(path, encoding="utf-8", newline="") as table:
+        return tuple(
+            UpstreamFile(
+                row["path"],
+                "/".join(row[column] for column in ("owner", "repository", "commit", "upstream_path")),
+                row["algorithm"],
+                row["checksum"],
+            )
+            for row in csv.DictReader(table)
+        )
+
+
+FILES = _read_table(Path(__file__).with_name("upstream.csv"))
+
+
+def checksum(path, algorithm) -> str:
+    """Hex digest of a file: "sha256", or "git-blob" (SHA-1 over `blob <length>`, a zero byte and the bytes).
+
+    Raises ValueError for another algorithm.
+    """
+    if algorithm == "sha256":
+        return pooch.file_hash(str(path), alg="sha256")
+    if algorithm == "git-blob":
+        content = Path(path).read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    raise ValueError(f"unknown checksum algorithm {algorithm!r}: expected sha256 or git-blob")
+
+
+def verify(path, algorithm, expected):
+    """Raise ValueError if a file's checksum is not the expected one."""
+    found = checksum(path, algorithm)
+    if found != expected:
+        raise ValueError(
+            f"{path} is damaged: its {algorithm} checksum is {found}, expected {expected}. "
+            f"Delete the file and run `{COMMAND}` again"
+        )
+
+
+def download(root, only=None, base_url=BASE_URL):
+    """Fetch the upstream files of all data sets, or of those named in `only`, into the folder `root`.
+
+    A file that is already there is verified, not fetched again. Each file is fetched under a temporary name and takes
+    its place only when its checksum is right, so a broken transfer leaves nothing behind.
+    Raises ValueError for an unknown data set name or a damaged file, OSError for a failed transfer.
+    """
+    names = sorted({file.path.split("/")[0] for file in FILES})
+    unknown = sorted(set(only or ()) - set(names))
+    if unknown:
+        raise ValueError(f"unknown data set {unknown[0]!r}: the data sets are {', '.join(names)}")
+    for file in FILES:
+        target = Path(root) / file.path
+        if only and file.path.split("/")[0] not in only:
+            continue
+        if target.exists():
+            verify(target, file.algorithm, file.checksum)
+        else:
+            _fetch(f"{base_url}/{file.url}", target, file)
+
+
+def _fetch(url, target, file):
+    part = target.with_name(target.name + ".part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    print(file.path, file=sys.stderr)
+    try:
+        pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)(url, str(part), None)
+        if checksum(part, file.algorithm) != file.checksum:
+            raise ValueError(f"{target}: {url} sent a damaged file, which was thrown away; run `{COMMAND}` again")
+        os.replace(part, target)
+    except OSError as error:  # requests' errors are OSErrors
+        raise OSError(f"{target}: the transfer of {url} failed ({error}); run `{COMMAND}` again") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def data_root(setting) -> Path:
+    """Turn the setting of the data root into a folder: "sample", "real" or a path.
+
+    "sample" is the built-in sample; "real" is $ROLIB_DATA where that is set, else the complete download cache.
+    Raises FileNotFoundError if the folder or a file of the cache is missing.
+    """
+    if setting == "sample":
+        return SAMPLE
+    if setting != "real":
+        return _folder(setting, "the data root")
+    if os.environ.get("ROLIB_DATA"):
+        return _folder(os.environ["ROLIB_DATA"], "the data root in ROLIB_DATA")
+    cache = Path(pooch.os_cache("rolib"))
+    missing = [file.path for file in FILES if not (cache / file.path).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(FILES)} data files are not in {cache} (the first is {missing[0]}): "
+            f"run `{COMMAND}`, or set ROLIB_DATA to a mirror"
+        )
+    return cache
+
+
+def _folder(path, name):
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"{name} is {str(path)!r}, but there is no such folder: name one that exists")
+    return Path(path)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Fetch and verify the data sets.", epilog=LICENCES)
+    parser.add_argument("--root", type=Path, default=pooch.os_cache("rolib"), help="folder to fill (default: %(default)s)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to fetch (default: all)")
+    options = parser.parse_args(arguments)
+    print(LICENCES)
+    try:
+        download(options.root, options.names)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"The data is complete and verified: {options.root}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""From run folders to tables: who is in the study, their scores, their loyalty, and the report page."""
+
+import base64
+import html
+import sys
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from rolib.config import Config, load_profile
+from rolib.loyalty import compare_predictions
+from rolib.runs import read_json, require, write_text
+from rolib.tasks import TASKS
+
+ROLES = ("teacher", "student", "mlm control", "random control")
+SAMPLE_WARNING = (
+    "These results come from the built-in sample: they show that the machine runs and prove nothing about the models."
+)
+
+
+def made_by(config: Config) -> str:
+    """The command that makes this profile's results, for error messages."""
+    return "`make demo`" if config.profile == "tiny" else f"`make study PROFILE={config.profile}`"
+
+
+def members(config: Config) -> pd.DataFrame:
+    """The evaluated models of a profile: model, role, teacher (of a teacher: itself), in reading order.
+
+    Raises FileNotFoundError when nothing is evaluated yet.
+    """
+    rows = []
+    for folder in sorted(config.folder.glob("evaluation/*")):
+        name = folder.name.removesuffix("-random")
+        is_teacher = (config.folder / "teachers" / name).exists()
+        kind = "teachers" if is_teacher else "students"
+        settings = yaml.safe_load((config.folder / kind / name / "config.yaml").read_text(encoding="utf-8"))
+        teacher = name if is_teacher else settings["teacher"]
+        if folder.name.endswith("-random"):
+            role = "random control"
+        else:
+            role = "teacher" if is_teacher else "mlm control" if settings["objective"] == "mlm" else "student"
+        rows.append({"model": folder.name, "role": role, "teacher": teacher, "layers": settings["num_layers"]})
+    if not rows:
+        raise FileNotFoundError(f"{config.folder / 'evaluation'} holds no evaluated model: run {made_by(config)} first")
+    table = pd.DataFrame(rows)
+    order = table["role"].map(ROLES.index)
+    return table.assign(order=order).sort_values(["teacher", "order", "model"]).drop(columns="order").reset_index(drop=True)
+
+
+def read_scores(config: Config) -> pd.DataFrame:
+    """Every score of every run: model, role, teacher, layers, task, seed, score, value."""
+    rows = []
+    for path in sorted(config.folder.glob("evaluation/*/*/seed-*/scores.json")):
+        result = read_json(path, made_by(config))
+        for score, value in result["test"].items():
+            rows.append((path.parts[-4], result["task"], result["seed"], score, value))
+    scores = pd.DataFrame(rows, columns=["model", "task", "seed", "score", "value"])
+    return members(config).merge(scores, on="model")
+
+
+def headline_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Model x measure, in percent: the mean over seeds of each measure's headline score, and the mean of the measures."""
+    headline = scores[scores["score"] == scores["task"].map(lambda task: TASKS[task].headline)]
+    index = ["teacher", "role", "model", "layers"]
+    table = headline.pivot_table(index=index, columns="task", values="value", aggfunc="mean", sort=False) * 100
+    table = table[[task for task in TASKS if task in table]]
+    return table.assign(mean=table.mean(axis=1, skipna=False)).reset_index()
+
+
+def compare_with_teachers(config: Config) -> pd.DataFrame:
+    """Loyalty of every model to its teacher, from stored predictions: model, role, teacher, task, seed, measure, value.
+
+    A model and its teacher are compared at the same fine-tuning seed. Raises FileNotFoundError for a missing run.
+    """
+    rows = []
+    for member in members(config).itertuples():
+        if member.model.removesuffix("-random") == member.teacher:
+            continue
+        for path in sorted((config.folder / "evaluation" / member.model).glob("*/seed-*/predictions.parquet")):
+            task, seed = path.parts[-3], path.parts[-2]
+            other = config.folder / "evaluation" / member.teacher / task / seed / "predictions.parquet"
+            if not other.exists():
+                raise FileNotFoundError(f"{other} is missing: run {made_by(config)} first")
+            loyalty = compare_predictions(TASKS[task], pd.read_parquet(other), pd.read_parquet(path))
+            number = int(seed.removeprefix("seed-"))
+            rows += [(member.model, member.role, member.teacher, task, number, name, v) for name, v in loyalty.items()]
+    return pd.DataFrame(rows, columns=["model", "role", "teacher", "task", "seed", "measure", "value"])
+
+
+def gate_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Each teacher's mean of the measures beside the same shape from random weights (percent): teacher, random_mean, teacher_mean."""
+    table = headline_table(scores)
+    table = table[table["model"].str.removesuffix("-random") == table["teacher"]]
+    kind = table["model"].str.endswith("-random").map({True: "random_mean", False: "teacher_mean"})
+    return table.assign(kind=kind).pivot(index="teacher", columns="kind", values="mean")
+
+
+def data_notes(config: Config) -> list[str]:
+    """What stands in for official data in this profile, from the manifests of its runs; once each."""
+    notes = dict.fromkeys(
+        f"{path.parts[-3].upper()}: {note}"
+        for path in sorted(config.folder.glob("evaluation/*/*/seed-*/manifest.json"))
+        for note in read_json(path, made_by(config))["notes"]
+    )
+    return ([SAMPLE_WARNING] if config.data == "sample" else []) + list(notes)
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }}
+th, td {{ padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right }}
+td:nth-child(-n+3), th:nth-child(-n+3) {{ text-align: left }}
+figure {{ margin: 1.5rem 0 }} img {{ max-width: 100% }} figcaption {{ color: #555; font-size: .9rem }}
+.note {{ background: #fff6dd; border-left: 4px solid #e0a800; padding: .5rem 1rem }}
+</style></head><body><h1>{title}</h1>{notes}{body}</body></html>
+"""
+
+
+def write_report(path: Path, title: str, notes: list[str], parts: list[tuple[str, str, pd.DataFrame | Path]]) -> None:
+    """Write one self-contained HTML page.
+
+    parts: (heading, a paragraph of plain text, a table or the PNG of a saved figure with its caption beside it).
+    """
+    body = []
+    for heading, text, content in parts:
+        body.append((f"<h2>{html.escape(heading)}</h2>" if heading else "") + (f"<p>{html.escape(text)}</p>" if text else ""))
+        if isinstance(content, Path):
+            caption = html.escape(content.with_suffix(".txt").read_text(encoding="utf-8").strip())
+            image = base64.b64encode(content.read_bytes()).decode()
+            body.append(
+                f'<figure><img alt="{caption}" src="data:image/png;base64,{image}"><figcaption>{caption}</figcaption></figure>'
+            )
+        else:
+            body.append(content.to_html(index=False, border=0, na_rep="–", float_format=lambda value: f"{value:.2f}"))
+    marked = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
+    write_text(path, PAGE.format(title=html.escape(title), notes=marked, body="".join(body)))
+
+
+def main(profile: str) -> None:
+    """Print the two tables of a finished study in short and say where its results lie."""
+    study = load_profile(profile)["report"]
+    pd.set_option("display.width", 200, "display.max_columns", 20, "display.precision", 2)
+    print("\nHeadline scores, percent (mean over seeds)\n")
+    print(headline_table(read_scores(study)).drop(columns="layers").to_string(index=False))
+    loyalty = pd.read_csv(require(study.folder / "loyalty.csv", made_by(study)))
+    loyalty = loyalty[loyalty["measure"].isin(["label_loyalty", "probability_loyalty", "regression_loyalty"])]
+    print("\nLoyalty to the teacher, mean over the measures\n")
+    print(loyalty.pivot_table(index=["model", "role"], columns="measure", values="value", sort=False).to_string())
+    for note in data_notes(study):
+        print("\nNote:", note)
+    print(f"\nReport:  {study.folder / 'report.html'}\nFigures: {study.folder / 'figures'}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,193 @@
+"""The stages of a study: what notebooks 01, 02 and 03 run. Each reads finished inputs and leaves one run folder.
+
+A stage that already ran with the same configuration and the same inputs returns its folder at once.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from datasets import DatasetDict
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
+
+from rolib import corpus, distill, models, runs
+from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig, check_depth
+from rolib.download import data_root
+from rolib.finetune import finetune
+from rolib.losses import IGNORE
+from rolib.masking import MaskingCollator
+from rolib.tasks import TASKS, load_task, task_source
+
+GATE_EPOCHS, GATE_LEARNING_RATE = 3, 5e-4
+PLATEAU_MARGIN = 1.0  # nats below the frequency baseline from which a model counts as having left the plateau
+
+
+def device_name() -> str:
+    """The device that a run uses, for manifests and captions."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+def prepare_blocks(config: TrainingConfig, texts: DatasetDict, tokenizer) -> DatasetDict:
+    """Blocks of the train and held-out documents for one tokenizer."""
+    return DatasetDict({name: corpus.build_blocks(split, tokenizer, config.block_length) for name, split in texts.items()})
+
+
+def frequency_baseline(blocks: DatasetDict, tokenizer, config: TrainingConfig) -> float:
+    """Held-out MLM loss (nats) of a model that knows the pieces' frequencies and nothing else.
+
+    It predicts the add-one smoothed unigram distribution of the train blocks at the masked held-out positions: the
+    plateau on which a masked language model rests before it starts to use context.
+    """
+    pieces = torch.tensor([piece for block in blocks["train"]["input_ids"] for piece in block[1:-1]])
+    counts = torch.bincount(pieces, minlength=len(tokenizer)) + 1.0
+    collator = MaskingCollator(tokenizer, config.mask_share, config.seed)
+    labels = collator(list(blocks["held_out"]))["labels"]
+    labels = labels[labels != IGNORE]
+    return cross_entropy(counts.log().expand(len(labels), -1), labels).item()
+
+
+def teacher_card(config: TeacherConfig) -> str:
+    """The model card of a teacher."""
+    origin = "pre-trained from random weights" if config.source == "pretrain" else f"a copy of {config.source}"
+    return (
+        f"---\nlanguage: ro\npipeline_tag: fill-mask\n---\n# {config.teacher}\n\nA Romanian BERT teacher of the "
+        f"`{config.profile}` profile, {origin}; {'lower-cased' if config.lowercase else 'cased'}, accents kept, comma-below "
+        "ș ț expected. See manifest.json and config.yaml in this folder for its data, seed and parameters.\n"
+    )
+
+
+def student_card(config: StudentConfig) -> str:
+    """The model card of a student."""
+    how = f"distilled from {config.teacher}" if config.objective == "distill" else "pre-trained by masked words alone (control)"
+    return (
+        f"---\nlanguage: ro\npipeline_tag: fill-mask\n---\n# {config.student}\n\nA Romanian DistilBERT of the "
+        f"`{config.profile}` profile with {config.num_layers} layers, {how}. Expects comma-below ș ț. See manifest.json and "
+        "config.yaml in this folder for its data, seed and parameters.\n"
+    )
+
+
+def corpus_hash(config: TrainingConfig, root: Path) -> str:
+    """SHA-256 of the corpus files, or the hub's name for the corpus."""
+    return config.corpus if config.corpus.startswith("hub:") else runs.sha256(corpus.source_folder(config.corpus, root))
+
+
+def prepare_teacher(config: TeacherConfig, on_log: Callable[[dict], None] = lambda record: None) -> Path:
+    """Pre-train or fetch a teacher, check the gate, and leave runs/<profile>/teachers/<teacher>."""
+    root, folder = data_root(config.data), config.folder / "teachers" / config.teacher
+    inputs = {"corpus": corpus_hash(config, root), "source": config.source}
+    if runs.is_finished(folder, config, inputs):
+        return folder
+    texts = corpus.load_corpus(config, root)
+    if config.source == "pretrain":
+        tokenizer = models.train_tokenizer(texts["train"]["text"], config.vocab_size, config.lowercase, models.MAX_POSITIONS)
+    else:
+        teacher, tokenizer = models.load_teacher(config.source, config.lowercase)
+    blocks = prepare_blocks(config, texts, tokenizer)
+    with runs.new_run(folder, config, inputs, device_name(), notes=[]) as working:
+        if config.source == "pretrain":
+            torch.manual_seed(config.seed)
+            teacher = models.build_teacher(config, tokenizer)
+            teacher = distill.train(config, teacher, tokenizer, blocks, working, on_log=on_log)
+        models.save_model(teacher, tokenizer, working, teacher_card(config))
+        runs.write_json(working / "gate.json", check_gate(config, teacher, tokenizer, blocks, root, working))
+    return folder
+
+
+def check_gate(config: TeacherConfig, teacher: BertForMaskedLM, tokenizer, blocks: DatasetDict, root: Path, folder: Path) -> dict:
+    """Has the teacher left the frequency plateau, and does it beat its own shape from random weights?
+
+    Returns held_out_mlm and frequency_baseline (nats), the headline score of each gate measure for both, the verdicts
+    `left_plateau` and `beats_random` (None without gate measures).
+    """
+    collator = MaskingCollator(tokenizer, config.mask_share, config.seed)
+    model = models.MaskedLM(teacher).to(distill.make_accelerator().device)
+    held_out = distill.held_out_losses(model, None, blocks["held_out"], collator, config, next(model.parameters()).device)
+    teacher.cpu()
+    recipe = EvaluateConfig(
+        profile=config.profile,
+        seed=config.seed,
+        data=config.data,
+        model=config.teacher,
+        tasks=config.gate_tasks or list(TASKS)[:1],
+        seeds=[config.seed],
+        max_train_examples=config.gate_examples,
+        max_length=128,
+        batch_size=16,
+        epochs=dict.fromkeys(TASKS, GATE_EPOCHS),
+        learning_rates=dict.fromkeys(TASKS, GATE_LEARNING_RATE),
+        warmup_share=0.1,
+        weight_decay=0.01,
+    )
+    scores = {}
+    for name in config.gate_tasks:
+        splits = load_task(name, root)
+        for random_weights in (False, True):
+            output = folder / "gate" / name / ("random" if random_weights else "teacher")
+            output.mkdir(parents=True, exist_ok=True)
+            (output / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
+            result = finetune(recipe, name, config.seed, folder, random_weights, splits, output)
+            scores.setdefault(name, {})[output.name] = result["test"][TASKS[name].headline]
+    baseline = frequency_baseline(blocks, tokenizer, config)
+    means = (
+        {kind: sum(score[kind] for score in scores.values()) / len(scores) for kind in ("teacher", "random")} if scores else {}
+    )
+    return {
+        **held_out,
+        "frequency_baseline": baseline,
+        "left_plateau": held_out["held_out_mlm"] < baseline - PLATEAU_MARGIN,
+        "scores": scores,
+        "beats_random": means["teacher"] > means["random"] if scores else None,
+    }
+
+
+def distil_student(config: StudentConfig, on_log: Callable[[dict], None] = lambda record: None) -> Path:
+    """Distil a student from its teacher (or train its MLM-only control); leave runs/<profile>/students/<student>."""
+    root, folder = data_root(config.data), config.folder / "students" / config.student
+    source = runs.model_folder(config, config.teacher)
+    inputs = {"corpus": corpus_hash(config, root), config.teacher: runs.sha256(source / "model.safetensors")}
+    if runs.is_finished(folder, config, inputs):
+        return folder
+    teacher = BertForMaskedLM.from_pretrained(source)
+    check_depth(config.num_layers, teacher.config.num_hidden_layers)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    blocks = prepare_blocks(config, corpus.load_corpus(config, root), tokenizer)
+    torch.manual_seed(config.seed)
+    distilled = config.objective == "distill"
+    if distilled:
+        student = models.init_student(teacher, config.num_layers)
+    else:
+        shape = models.student_shape(teacher.config, config.num_layers)
+        student = models.init_local_attention(DistilBertForMaskedLM(shape))
+    with runs.new_run(folder, config, inputs, device_name()) as working:
+        student = distill.train(config, student, tokenizer, blocks, working, teacher if distilled else None, on_log)
+        models.save_model(student, tokenizer, working, student_card(config))
+    return folder
+
+
+def evaluate_model(config: EvaluateConfig, on_result: Callable[[dict], None] = lambda result: None) -> list[dict]:
+    """Fine-tune a model on every task with every seed; leave runs/<profile>/evaluation/<model>/<task>/seed-<k>.
+
+    Returns the scores.json of each run; on_result is called with each as it comes.
+    """
+    root, random_weights = data_root(config.data), config.model.endswith("-random")
+    source = runs.model_folder(config, config.model.removesuffix("-random"))
+    weights = runs.sha256(source / "model.safetensors")
+    results = []
+    for name in config.tasks:
+        files = task_source(name, root)
+        inputs = {"model": weights, **{file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}}
+        splits = None
+        for seed in config.seeds:
+            recipe = {"tasks": [name], "seeds": [seed]}
+            recipe |= {key: {name: getattr(config, key)[name]} for key in ("epochs", "learning_rates")}
+            one = config.model_copy(update=recipe)
+            folder = config.folder / "evaluation" / config.model / name / f"seed-{seed}"
+            if not runs.is_finished(folder, one, inputs):
+                splits = splits or load_task(name, root)
+                with runs.new_run(folder, one, inputs, device_name(), notes=[files.note] if files.note else []) as working:
+                    (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
+                    finetune(one, name, seed, source, random_weights, splits, working)
+            results.append(runs.read_json(folder / "scores.json", "`make demo`"))
+            on_result(results[-1])
+    return results

@@ -1,0 +1,237 @@
+"""Text -> documents -> words -> blocks."""
+
+import itertools
+import unicodedata
+
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rolib import corpus
+
+steady = settings(deadline=None, derandomize=True, max_examples=200)
+
+
+# --- normalise ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("ştiinţă ŞI ŢARĂ", "știință ȘI ȚARĂ"),  # cedilla
+        (unicodedata.normalize("NFD", "Știință și viață"), "Știință și viață"),
+        (unicodedata.normalize("NFD", "ştiinţă"), "știință"),
+        ("un\tdoi\r\ntrei\u00a0patru\x0bcinci\u2028șase", "un doi trei patru cinci șase"),
+        ("  capăt\n\n", "capăt"),
+        ("sil\u00adabă zero\u200blățime \ufeffsemn", "silabă zerolățime semn"),
+        ("a\x00b\x07c", "abc"),
+        ("\ue000privat", "privat"),
+        ("", ""),
+        (" \u200b\t", ""),
+        ("emoji 🙂 — „ghilimele”…", "emoji 🙂 — „ghilimele”…"),
+    ],
+)
+def test_normalise_by_example(raw, clean):
+    assert corpus.normalise(raw) == clean
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [("un \u200b doi", "un doi"), ("\u200b un \x00", "un"), ("s\u200d\u0327i", "și"), ("a\u00ad\u0306", "ă")],
+)
+def test_removed_characters_leave_neither_spaces_nor_loose_accents(raw, clean):
+    assert corpus.normalise(raw) == clean
+
+
+ODD = "şţŞŢșțăîâ a\u0327s\u0326\u0306\u0302t\t\n\r\x00\x1c\x85\u200b\u200d\u00ad\ufeff\u00a0\u2003\ue000."
+
+
+@steady
+@given(st.one_of(st.text(alphabet=ODD, max_size=12), st.text(max_size=12)))
+def test_normalised_text_is_clean_and_stays_as_it_is(text):
+    clean = corpus.normalise(text)
+    assert clean == " ".join(clean.split())
+    assert unicodedata.is_normalized("NFC", clean)
+    assert not set(clean) & set("şţŞŢ")
+    assert {unicodedata.category(c) for c in clean} & {"Cc", "Cf", "Co", "Cs"} == set()
+    assert corpus.normalise(clean) == clean
+
+
+@steady
+@given(st.lists(st.sampled_from(["știință", "Țară", "a", "12", "e-mail"]), min_size=1), st.data())
+def test_white_space_of_any_kind_never_glues_words(words, data):
+    gaps = [data.draw(st.text(alphabet=" \t\n\r\x0b\x0c\x1c\x85\u00a0\u2003\u2028\u2029", min_size=1)) for _ in words]
+    text = "".join(itertools.chain.from_iterable(zip(words, gaps, strict=True)))
+    assert corpus.normalise(text).split(" ") == words
+
+
+def test_split_words_cuts_at_punctuation_and_keeps_letters():
+    assert corpus.split_words("Într-o zi, „viața” era 3,5.") == [
+        *["Într", "-", "o", "zi", ",", "„", "viața", "”", "era", "3", ",", "5", "."]
+    ]
+
+
+# --- documents ------------------------------------------------------------------------------------
+
+
+def test_read_documents(tmp_path):
+    file = tmp_path / "a.txt"
+    text = "\ufeffPrimul rând\r\nşi al\tdoilea.\r\n  \t \r\n\r\nAl treilea.\n\n\u200b\n\n\nUltimul, fără rând nou"
+    file.write_bytes(text.encode())
+    assert list(corpus.read_documents(file)) == ["Primul rând și al doilea.", "Al treilea.", "Ultimul, fără rând nou"]
+
+
+def test_read_documents_of_an_empty_file(tmp_path):
+    (tmp_path / "a.txt").write_text("\n \n", encoding="utf-8")
+    assert list(corpus.read_documents(tmp_path / "a.txt")) == []
+
+
+# --- blocks ---------------------------------------------------------------------------------------
+
+
+@steady
+@given(st.lists(st.integers(1, 12), max_size=25), st.integers(1, 9))
+def test_cut_blocks(sizes, length):
+    words = [word for word, size in enumerate(sizes) for _ in range(size)]
+    pieces = list(range(100, 100 + len(words)))
+    blocks = list(corpus.cut_blocks(pieces, words, length))
+    assert [piece for block, _ in blocks for piece in block] == pieces
+    assert [word for _, block in blocks for word in block] == words
+    for block, block_words in blocks:
+        assert 1 <= len(block) == len(block_words) <= length
+    start = 0
+    for (block, before), (_, after) in itertools.pairwise(blocks):
+        start += len(block)
+        assert before[-1] != after[0] or sizes[after[0]] > length, "a word that fits into a block was cut"
+        rest_of_word = words[start:].count(after[0])
+        assert len(block) + rest_of_word > length, "the next word had room in this block"
+
+
+def texts(*documents):
+    return Dataset.from_dict({"text": list(documents)})
+
+
+def test_build_blocks_gives_back_every_document_word_by_word(toy_tokenizer, toy_documents):
+    documents = [
+        " ".join(toy_documents[:4]),
+        "Scurt.",
+        "nemaipomenitdelungulcuvântînvârtit și gata",
+        *toy_documents[4:8],
+    ]
+    blocks = corpus.build_blocks(texts(*documents), toy_tokenizer, 16)
+    assert blocks["index"][:] == list(range(len(blocks)))
+    rows = iter(blocks)
+    for document in documents:
+        # Independent: each word is tokenized alone, and the pieces are counted off against the blocks.
+        wanted = [(n, p) for n, w in enumerate(corpus.split_words(document)) for p in toy_tokenizer.tokenize(w)]
+        got, number = [], -1
+        while len(got) < len(wanted):
+            row = next(rows)
+            ids, words = row["input_ids"], row["word_ids"]
+            assert len(ids) == len(words) == row["length"] <= 16
+            assert (ids[0], ids[-1]) == (toy_tokenizer.cls_token_id, toy_tokenizer.sep_token_id)
+            assert words[0] == words[-1] == -1 and min(words[1:-1]) == words[1] == 0
+            first = wanted[len(got)][0]
+            got += [(first + word, piece) for word, piece in zip(words[1:-1], toy_tokenizer.convert_ids_to_tokens(ids[1:-1]))]
+            number += 1
+        assert got == wanted  # no block goes on into the next document
+    assert next(rows, None) is None
+
+
+def test_build_blocks_without_words(toy_tokenizer):
+    with pytest.raises(ValueError, match="no word"):
+        corpus.build_blocks(texts("", " "), toy_tokenizer, 16)
+
+
+def test_empty_documents_before_full_ones_are_harmless(toy_tokenizer):
+    many = corpus.build_blocks(texts(*[""] * 70, "Copilul citește."), toy_tokenizer, 16)
+    assert many.to_list() == corpus.build_blocks(texts("Copilul citește."), toy_tokenizer, 16).to_list()
+
+
+# --- corpus ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A data root with two files of ten documents of five words."""
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path / "runs"))
+    folder = tmp_path / "data" / "corpus"
+    folder.mkdir(parents=True)
+    for name in "ab":
+        documents = [f"Documentul {name} {number} pune şi" for number in range(10)]
+        (folder / f"{name}.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    return tmp_path / "data"
+
+
+def every_text(split):
+    return sorted(split["train"]["text"][:] + split["held_out"]["text"][:])
+
+
+def test_load_corpus_splits_every_document_once(world, teacher_config):
+    split = corpus.load_corpus(teacher_config(), world)
+    assert every_text(split) == sorted(f"Documentul {name} {number} pune și" for name in "ab" for number in range(10))
+    assert not set(split["train"]["text"]) & set(split["held_out"]["text"])
+    assert len(split["held_out"]) == 1  # 5 % of 20
+
+
+def test_the_held_out_share_is_capped(world, teacher_config, monkeypatch):
+    monkeypatch.setattr(corpus, "HELD_OUT_SHARE", 0.4)
+    assert len(corpus.load_corpus(teacher_config(), world)["held_out"]) == 8
+    monkeypatch.setattr(corpus, "HELD_OUT_MOST", 3)
+    assert len(corpus.load_corpus(teacher_config(), world)["held_out"]) == 3
+
+
+def test_the_split_depends_on_the_seed_alone(world, teacher_config, monkeypatch, tmp_path):
+    first = corpus.load_corpus(teacher_config(seed=3), world)
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path / "elsewhere"))  # nothing comes from the first one's cache
+    again, other = (corpus.load_corpus(teacher_config(seed=seed), world) for seed in (3, 4))
+    assert again["held_out"]["text"][:] == first["held_out"]["text"][:]
+    assert again["train"]["text"][:] == first["train"]["text"][:]
+    assert other["train"]["text"][:] != first["train"]["text"][:]
+
+
+def test_a_changed_file_is_noticed(world, teacher_config):
+    corpus.load_corpus(teacher_config(), world)
+    file = world / "corpus" / "a.txt"
+    file.write_text(file.read_text(encoding="utf-8").replace("Documentul a 3", "Documentul x 3"), encoding="utf-8")
+    now = every_text(corpus.load_corpus(teacher_config(), world))
+    assert "Documentul x 3 pune și" in now and "Documentul a 3 pune și" not in now
+
+
+def test_words_per_source(world, teacher_config):
+    few = every_text(corpus.load_corpus(teacher_config(words_per_source=12), world))
+    # Five words a document: the third one passes 12.
+    assert [text.split()[1] for text in few] == ["a"] * 3 + ["b"] * 3
+    assert len(every_text(corpus.load_corpus(teacher_config(words_per_source=0), world))) == 20
+
+
+def test_a_folder_as_corpus(world, teacher_config):
+    split = corpus.load_corpus(teacher_config(corpus=str(world / "corpus")), world / "nowhere")
+    assert len(every_text(split)) == 20
+
+
+def test_a_folder_without_text_is_an_error(tmp_path, teacher_config):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.corpus: no \.txt file; set `corpus`.*ROLIB_DATA"):
+        corpus.load_corpus(teacher_config(), tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("content", "count"), [("Un singur document.", 1), ("\n\n", 0)])
+def test_a_corpus_too_small_to_split_is_an_error(world, teacher_config, content, count):
+    (world / "corpus" / "a.txt").unlink()
+    (world / "corpus" / "b.txt").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{count} documents, at least 2 are needed"):
+        corpus.load_corpus(teacher_config(), world)
+
+
+def test_two_documents_are_enough(world, teacher_config):
+    (world / "corpus" / "a.txt").unlink()
+    (world / "corpus" / "b.txt").write_text("Unul.\n\nDoi.", encoding="utf-8")
+    split = corpus.load_corpus(teacher_config(), world)
+    assert (len(split["train"]), len(split["held_out"])) == (1, 1)
+
+
+def test_a_file_in_another_encoding_is_named(world, teacher_config):
+    (world / "corpus" / "b.txt").write_bytes("Știință și viață.".encode("iso8859_16"))
+    with pytest.raises(ValueError, match=r"b\.txt.*UTF-8"):
+        corpus.load_corpus(teacher_config(), world)

@@ -1,0 +1,415 @@
+"""The distillation loop: its loss, its batches, its checkpoints, and that it learns."""
+
+import copy
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cosine
+from scipy.special import log_softmax, rel_entr, softmax
+from transformers import DistilBertConfig, DistilBertForMaskedLM
+
+from rolib import distill
+from rolib.losses import IGNORE
+from rolib.masking import MaskingCollator
+from rolib.models import MaskedLM, init_student
+from rolib.runs import read_metrics
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path):
+    """One folder a run."""
+    numbers = itertools.count()
+
+    def folder():
+        path = tmp_path / f"run-{next(numbers)}"
+        path.mkdir()
+        return path
+
+    return folder
+
+
+@pytest.fixture
+def run(work, toy_bert, toy_tokenizer, toy_blocks):
+    """Train a student of the toy teacher (dropout as given) and return it; `folder` goes on with an earlier run."""
+
+    def train(config, blocks=toy_blocks, folder=None, dropout=0.0, with_teacher=True, on_log=lambda record: None):
+        student = init_student(toy_bert(layers=3, dropout=dropout), config.num_layers)
+        teacher = toy_bert(layers=3, seed=7) if with_teacher else None
+        return distill.train(config, student, toy_tokenizer, blocks, folder or work(), teacher, on_log)
+
+    return train
+
+
+@pytest.fixture
+def batch(toy_blocks, toy_tokenizer):
+    """A padded, masked batch of six blocks, among them a short one."""
+    short = {"index": 900, "input_ids": [2, 60, 61, 3], "word_ids": [-1, 0, 1, -1]}
+    return MaskingCollator(toy_tokenizer, 0.3, seed=1)([toy_blocks["train"][i] for i in range(5)] + [short])
+
+
+def same_weights(one, other):
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+def difference(one, other):
+    return max((value - other.state_dict()[name]).abs().max().item() for name, value in one.state_dict().items())
+
+
+# --- optimizer groups -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_no_decay_on_biases_and_layer_norms(kind, toy_bert):
+    model = toy_bert() if kind == "bert" else init_student(toy_bert(), 2)
+    decayed, spared = distill.parameter_groups(model, 0.07)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.07, 0.0)
+    spared_ids = {id(parameter) for parameter in spared["params"]}
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert len(norms) == (10 if kind == "bert" else 6)  # 2 a layer, the embeddings' and the head's
+    expected = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    expected |= {id(parameter) for name, parameter in model.named_parameters() if name.endswith("bias")}
+    assert spared_ids == expected
+    if kind == "distilbert":
+        layer = model.distilbert.transformer.layer[1]
+        assert {id(layer.sa_layer_norm.weight), id(layer.output_layer_norm.weight)} <= spared_ids
+    everything = [id(parameter) for group in (decayed, spared) for parameter in group["params"]]
+    assert sorted(everything) == sorted(id(parameter) for parameter in model.parameters())
+
+
+def test_frozen_parameters_are_in_no_group(toy_bert):
+    model = init_student(toy_bert(), 2)
+    places = model.distilbert.embeddings.position_embeddings.weight.requires_grad_(False)
+    groups = distill.parameter_groups(model, 0.1)
+    assert not any(parameter is places for group in groups for parameter in group["params"])
+
+
+# --- the loss of a batch --------------------------------------------------------------------------
+
+
+def terms_by_hand(student, teacher, batch, temperature, soft_targets):
+    """The three means in float64 by loops, from the full outputs of the plain models."""
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        outputs = [model(**inputs, output_hidden_states=True) for model in (student, teacher)]
+    (s_logits, s_states), (t_logits, t_states) = (
+        (output.logits.double().numpy(), output.hidden_states[-1].double().numpy()) for output in outputs
+    )
+    soft, hard, angle = [], [], []
+    for row, place in np.argwhere(batch["attention_mask"].numpy() == 1):
+        label = batch["labels"][row, place].item()
+        s, t = s_logits[row, place], t_logits[row, place]
+        if soft_targets == "all" or label != -100:
+            soft.append(temperature**2 * rel_entr(softmax(t / temperature), softmax(s / temperature)).sum())
+        if label != -100:
+            hard.append(-log_softmax(s)[label])
+        angle.append(cosine(s_states[row, place], t_states[row, place]))
+    return [np.mean(soft), np.mean(hard), np.mean(angle)], [len(soft), len(hard), len(angle)]
+
+
+@pytest.mark.parametrize("soft_targets", ["all", "masked"])
+def test_loss_terms_are_the_formula(soft_targets, student_config, toy_bert, batch):
+    teacher, student = toy_bert(layers=3, seed=7), init_student(toy_bert(layers=3), 2).eval()
+    config = student_config(soft_targets=soft_targets, temperature=3.0)
+    means, counts = terms_by_hand(student, teacher, batch, 3.0, soft_targets)
+    terms = distill.loss_terms(MaskedLM(student), MaskedLM(teacher), batch, config)
+    np.testing.assert_allclose(terms.detach().numpy(), means, rtol=1e-5)
+    assert distill.term_counts(batch, config).tolist() == counts
+    assert len(set(counts)) == (2 if soft_targets == "all" else 2) and min(counts) > 5
+
+
+def test_a_term_of_weight_zero_is_not_computed(student_config, toy_bert, batch):
+    teacher, student = (MaskedLM(model) for model in (toy_bert(seed=7), init_student(toy_bert(), 2).eval()))
+    full = distill.loss_terms(student, teacher, batch, student_config(soft_targets="masked")).tolist()
+    for i, name in enumerate(("alpha_ce", "alpha_mlm", "alpha_cos")):
+        terms = distill.loss_terms(student, teacher, batch, student_config(soft_targets="masked", **{name: 0.0})).tolist()
+        assert terms[i] == 0
+        for j in {0, 1, 2} - {i}:
+            assert terms[j] == pytest.approx(full[j], rel=1e-5)
+
+
+def test_the_teacher_gets_no_gradient(student_config, toy_bert, batch):
+    teacher, student = MaskedLM(toy_bert(seed=7)), MaskedLM(init_student(toy_bert(), 2))
+    distill.loss_terms(student, teacher, batch, student_config()).sum().backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+def test_the_mlm_objective_needs_no_teacher(student_config, teacher_config, toy_bert, batch):
+    student = init_student(toy_bert(), 2).eval()
+    for config in (student_config(objective="mlm"), teacher_config()):
+        assert distill.weights(config) == {"ce": 0.0, "mlm": 1.0, "cos": 0.0}
+        terms = distill.loss_terms(MaskedLM(student), None, batch, config)
+        by_hand = terms_by_hand(student, toy_bert(), batch, 1.0, "all")[0][1]
+        np.testing.assert_allclose(terms.detach().numpy(), [0, by_hand, 0], rtol=1e-5)
+    assert distill.weights(student_config()) == {"ce": 5.0, "mlm": 2.0, "cos": 1.0}
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_length_batches_hold_every_index_once_and_depend_on_seed_and_epoch():
+    lengths = [(7 * i) % 40 + 3 for i in range(203)]
+    batches = distill.length_batches(lengths, 8, seed=1, epoch=0)
+    assert sorted(index for batch in batches for index in batch) == list(range(203))
+    assert [len(batch) for batch in batches] == [8] * 25 + [3]
+    assert batches == distill.length_batches(lengths, 8, seed=1, epoch=0)
+    others = [distill.length_batches(lengths, 8, seed, epoch) for seed, epoch in ((2, 0), (1, 1), (2, 1))]
+    assert all(one != other for one, other in itertools.combinations([batches, *others], 2))
+
+    # Similar lengths: less padding than in the order of the data.
+    def padding(groups):
+        return sum(max(lengths[i] for i in group) - lengths[j] for group in groups for j in group)
+
+    assert padding(batches) < 0.5 * padding([list(range(i, min(i + 8, 203))) for i in range(0, 203, 8)])
+
+
+def steps_of(config, blocks, tokenizer, first=0, processes=1, index=0):
+    collator = MaskingCollator(tokenizer, config.mask_share, config.seed)
+    accelerator = SimpleNamespace(num_processes=processes, process_index=index)
+    return [
+        [(batch["input_ids"].tolist(), batch["labels"].tolist()) for batch in step]
+        for step in distill.step_batches(blocks, collator, config, accelerator, first)
+    ]
+
+
+def test_step_batches_go_on_where_they_stopped(student_config, toy_blocks, toy_tokenizer):
+    config = student_config(steps=31, batch_size=8, accumulation=2)
+    whole = steps_of(config, toy_blocks["train"], toy_tokenizer)
+    per_epoch = -(-len(toy_blocks["train"]) // 8) // 2
+    assert len(whole) == 31 > 2 * per_epoch  # several epochs
+    for first in (0, 1, per_epoch - 1, per_epoch, per_epoch + 1, 30, 31):
+        assert steps_of(config, toy_blocks["train"], toy_tokenizer, first) == whole[first:]
+
+
+def test_processes_share_out_the_batches_of_a_step(student_config, toy_blocks, toy_tokenizer):
+    one = steps_of(student_config(steps=9, accumulation=4), toy_blocks["train"], toy_tokenizer)
+    config = student_config(steps=9, accumulation=2)
+    first, second = (steps_of(config, toy_blocks["train"], toy_tokenizer, processes=2, index=i) for i in (0, 1))
+    for whole, mine, yours in zip(one, first, second, strict=True):
+        assert sorted(whole) == sorted(mine + yours)
+
+
+def test_masks_change_from_epoch_to_epoch(student_config, toy_blocks, toy_tokenizer):
+    few = toy_blocks["train"].select(range(8))
+    first, second = steps_of(student_config(steps=2, batch_size=8), few, toy_tokenizer)
+    (ids, labels), (later_ids, later_labels) = first[0], second[0]
+
+    def true(ids, labels):
+        return sorted(tuple(x if y == IGNORE else y for x, y in zip(*row, strict=True)) for row in zip(ids, labels, strict=True))
+
+    assert true(ids, labels) == true(later_ids, later_labels)
+    assert sorted(labels) != sorted(later_labels)
+
+
+def test_a_corpus_smaller_than_a_step_is_read_again(student_config, toy_blocks, toy_tokenizer):
+    few = toy_blocks["train"].select(range(3))
+    steps = steps_of(student_config(steps=3, batch_size=1, accumulation=8), few, toy_tokenizer)
+    assert [len(step) for step in steps] == [8, 8, 8]
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def test_accumulation_does_not_change_a_step(run, student_config, toy_blocks, monkeypatch):
+    """8 x 1, 4 x 2, 2 x 4 and 1 x 8 see the same 8 blocks a step, with unequal numbers of masked pieces."""
+    blocks = copy.copy(toy_blocks)
+    blocks["train"] = toy_blocks["train"].select(range(8))
+    assert len(set(blocks["train"]["length"])) > 1
+
+    def trained(batch_size, accumulation, steps=3):
+        return run(student_config(steps=steps, batch_size=batch_size, accumulation=accumulation, soft_targets="masked"), blocks)
+
+    whole, *parts = (trained(*shape) for shape in ((8, 1), (4, 2), (2, 4), (1, 8)))
+    assert all(difference(whole, part) < 1e-5 for part in parts)
+
+    # Adam hides the size of a gradient; plain descent with rate 1 shows it: the weights move by the (clipped) gradient.
+    monkeypatch.setattr(
+        torch.optim, "AdamW", lambda groups, lr, **_: torch.optim.SGD([p for g in groups for p in g["params"]], 1.0)
+    )
+    start = run(student_config(steps=1, learning_rate=1e-30, batch_size=8), blocks)
+    whole, *parts = (trained(*shape, steps=1) for shape in ((8, 1), (4, 2), (1, 8)))
+    assert difference(start, whole) > 1e-2
+    assert all(difference(whole, part) < 1e-5 for part in parts)
+
+
+def test_the_same_seed_gives_the_same_weights(run, student_config):
+    first, second = (run(student_config(), dropout=0.1) for _ in range(2))
+    assert same_weights(first, second)
+    assert not same_weights(first, run(student_config(seed=2), dropout=0.1))
+    assert not same_weights(first, run(student_config(), dropout=0.0))  # so dropout is at work
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_positions(run, student_config, toy_bert, frozen):
+    before = init_student(toy_bert(layers=3), 2)
+    after = run(student_config(freeze_positions=frozen, weight_decay=0.5))
+    places, words = (f"distilbert.embeddings.{kind}_embeddings.weight" for kind in ("position", "word"))
+    assert torch.equal(before.state_dict()[places], after.state_dict()[places]) == frozen
+    assert not torch.equal(before.state_dict()[words], after.state_dict()[words])
+
+
+def test_the_trained_student_is_ready_to_use(run, student_config):
+    student = run(student_config(steps=1))
+    assert not student.training and isinstance(student, DistilBertForMaskedLM)
+    assert student.vocab_projector.weight is student.distilbert.embeddings.word_embeddings.weight
+
+
+def test_the_teacher_stays_as_it_was(work, student_config, toy_bert, toy_tokenizer, toy_blocks):
+    teacher = toy_bert(seed=7, dropout=0.1)
+    distill.train(student_config(), init_student(toy_bert(), 2), toy_tokenizer, toy_blocks, work(), teacher)
+    assert not teacher.training and same_weights(teacher, toy_bert(seed=7, dropout=0.1))
+
+
+@pytest.mark.parametrize("objective", ["distill", "mlm"])
+def test_the_loss_falls(run, student_config, objective):
+    records = []
+    run(
+        student_config(steps=30, learning_rate=5e-3, objective=objective),
+        on_log=records.append,
+        with_teacher=objective == "distill",
+    )
+    losses = [record["loss"] for record in records]
+    assert len(losses) == 30
+    assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
+
+
+def test_metrics(run, work, student_config, toy_blocks):
+    folder, records = work(), []
+    config = student_config(steps=5, log_every=2, checkpoint_every=3, warmup_share=0.4, learning_rate=1e-3)
+    run(config, folder=folder, on_log=records.append)
+    assert read_metrics(folder / "metrics.jsonl") == records
+    assert [record["step"] for record in records] == [2, 3, 4, 5]
+    assert [("loss" in record, "held_out_ce" in record) for record in records] == [
+        *[(True, False), (False, True), (True, False), (True, True)]
+    ]
+    for record in (records[0], records[2], records[3]):
+        assert record["loss"] == pytest.approx(5 * record["ce"] + 2 * record["mlm"] + record["cos"], rel=1e-5)
+        assert record["tokens_per_second"] > 0
+    assert [record["learning_rate"] for record in records if "loss" in record] == pytest.approx([1e-3, 1e-3 / 3, 0])
+    assert set(records[-1]) >= {"held_out_ce", "held_out_mlm", "held_out_cos"}
+    assert records[0]["tokens"] == sum(
+        np.sum(toy_blocks["train"]["length"][index])
+        for group in distill.length_batches(toy_blocks["train"]["length"], 8, 1, 0)[:2]
+        for index in group
+    )
+
+
+def test_the_logged_loss_is_the_mean_since_the_last_record(run, student_config):
+    often, seldom = [], []
+    run(student_config(steps=4, log_every=1), on_log=often.append)
+    run(student_config(steps=4, log_every=2), on_log=seldom.append)
+    for i in (0, 1):
+        assert seldom[i]["loss"] == pytest.approx((often[2 * i]["loss"] + often[2 * i + 1]["loss"]) / 2, rel=1e-5)
+
+
+def test_the_mlm_run_logs_its_own_term_alone(run, student_config):
+    records = []
+    run(student_config(steps=1, objective="mlm"), with_teacher=False, on_log=records.append)
+    assert records[0]["loss"] == pytest.approx(records[0]["mlm"])
+    assert not set(records[0]) & {"ce", "cos", "held_out_ce", "held_out_cos"}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run, student_config):
+    with pytest.raises(FloatingPointError, match=r"step \d+: the loss is (nan|inf): lower learning_rate"):
+        run(student_config(steps=6, learning_rate=1e30))
+
+
+# --- held-out loss --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_held_out_loss_uses_fixed_masks(training, student_config, toy_bert, toy_tokenizer, toy_blocks):
+    teacher, student = toy_bert(seed=7), init_student(toy_bert(dropout=0.3), 2).train(training)
+    collator = MaskingCollator(toy_tokenizer, 0.3, seed=1)
+    blocks, config = toy_blocks["held_out"], student_config(batch_size=4)
+
+    def measured(model, epoch, config=config):
+        collator.epoch = epoch
+        return distill.held_out_losses(model, MaskedLM(teacher), blocks, collator, config, torch.device("cpu"))
+
+    model = MaskedLM(student).train(training)
+    first = measured(model, 5)
+    assert first == measured(model, 9)
+    assert {module.training for module in model.modules()} == {training}
+    # All held-out blocks in one batch, by hand: means over tokens and not over batches.
+    collator.epoch = 0
+    by_hand = terms_by_hand(student.eval(), teacher, collator(list(blocks)), config.temperature, "all")[0]
+    assert list(first) == ["held_out_ce", "held_out_mlm", "held_out_cos"]
+    assert list(first.values()) == pytest.approx(by_hand, rel=1e-5)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_at(step):
+    def on_log(record):
+        if record["step"] == step:
+            raise Interrupted
+
+    return on_log
+
+
+# One epoch of the toy corpus has 13 steps of 8 blocks (checked below): the checkpoints lie inside one and at its end.
+@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize(("every", "stop"), [(3, 5), (3, 6), (0, 15)], ids=["mid-epoch", "before the second", "epoch's end"])
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(run, work, student_config, toy_blocks, every, stop, dropout):
+    epoch = -(-len(toy_blocks["train"]) // 8)
+    config = student_config(steps=epoch + 4 if not every else 8, checkpoint_every=every or epoch)
+    whole, broken = work(), work()
+    stop = stop if every else epoch + 2
+    expected = run(config, folder=whole, dropout=dropout)
+    with pytest.raises(Interrupted):
+        run(config, folder=broken, dropout=dropout, on_log=stop_at(stop))
+    assert len(list((broken / "checkpoints").glob("step-*"))) == 1
+    resumed = run(config, folder=broken, dropout=dropout)
+    wanted, got = (read_metrics(folder / "metrics.jsonl") for folder in (whole, broken))
+    assert [record["step"] for record in got] == list(range(1, config.steps + 1))
+    for one, other in zip(wanted, got, strict=True):
+        one.pop("tokens_per_second"), other.pop("tokens_per_second")
+        assert one == other
+    assert same_weights(expected, resumed)
+
+
+def test_a_run_interrupted_before_its_first_checkpoint_starts_again(run, work, student_config):
+    folder = work()
+    with pytest.raises(Interrupted):
+        run(student_config(), folder=folder, on_log=stop_at(2))
+    assert same_weights(run(student_config(), folder=folder), run(student_config()))
+    assert [record["step"] for record in read_metrics(folder / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["no dropout", "dropout"])
+def test_taking_checkpoints_does_not_change_the_training(run, student_config, dropout):
+    often, never = (run(student_config(steps=4, checkpoint_every=every), dropout=dropout) for every in (1, 100))
+    assert same_weights(often, never)
+
+
+def test_the_newest_checkpoint_alone_is_kept_and_none_is_half_written(run, work, student_config, monkeypatch):
+    folder = work()
+    run(student_config(steps=5, checkpoint_every=2), folder=folder)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-4"]
+
+    def broken_save(self, output_dir, **options):
+        (folder / "checkpoints" / ".partial").mkdir(exist_ok=True)
+        raise Interrupted
+
+    monkeypatch.setattr("accelerate.Accelerator.save_state", broken_save)
+    with pytest.raises(Interrupted):
+        run(student_config(steps=7, checkpoint_every=2), folder=folder)
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == ["step-4"]
+
+
+def test_a_control_trains_from_random_weights(work, student_config, toy_tokenizer, toy_blocks):
+    torch.manual_seed(0)
+    shape = DistilBertConfig(vocab_size=200, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=32)
+    student = DistilBertForMaskedLM(shape)
+    before = copy.deepcopy(student.state_dict())
+    after = distill.train(student_config(objective="mlm"), student, toy_tokenizer, toy_blocks, work())
+    assert not torch.equal(before["vocab_transform.weight"], after.state_dict()["vocab_transform.weight"])

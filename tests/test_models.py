@@ -1,0 +1,353 @@
+"""Tokenizers, teachers, students: shapes, equal functions, plain folders, and what is refused."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import BertNormalizer
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    DistilBertModel,
+    PreTrainedTokenizerFast,
+)
+
+from rolib import models
+from rolib.config import ConfigError
+
+PROBE = "Știință și viață"
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.fixture
+def batch(toy_tokenizer, toy_documents):
+    return dict(toy_tokenizer(toy_documents[:4] + ["Scurt."], padding=True, truncation=True, return_tensors="pt"))
+
+
+@pytest.fixture
+def words(batch):
+    return batch["attention_mask"].bool()
+
+
+def logits(model, batch, **more):
+    with torch.no_grad():
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **more)
+
+
+# --- parameter counts, without memory -------------------------------------------------------------
+
+
+def test_parameter_counts_of_the_paper():
+    """Avram et al. 2022, table 1: teachers of 124 M, students of 81 M (cased) and 72 M (the smaller vocabulary)."""
+    with torch.device("meta"):
+        teacher = BertModel(BertConfig(vocab_size=50_000))
+        # embeddings, 12 layers, pooler
+        layer = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
+        by_hand = (50_000 + 512 + 2 + 2) * 768 + 12 * layer + 768 * 768 + 768
+        assert models.count_parameters(teacher) == count(teacher) == by_hand == 124_441_344
+        for vocabulary, expected in ((50_000, 81_321_984), (37_788, 71_943_168)):
+            shape = models.student_shape(BertConfig(vocab_size=vocabulary), 6)
+            assert models.count_parameters(DistilBertModel(shape)) == expected
+
+
+def test_tied_weights_count_once(toy_bert):
+    bert = toy_bert()
+    assert bert.cls.predictions.decoder.weight is bert.bert.embeddings.word_embeddings.weight
+    assert models.count_parameters(bert) == sum({p.data_ptr(): p.numel() for p in bert.parameters()}.values())
+
+
+# --- students -------------------------------------------------------------------------------------
+
+
+def test_distilberts_layers():
+    assert models.alternate_layers(12, 6) == [0, 2, 4, 7, 9, 11]
+
+
+@given(st.integers(1, 48).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
+def test_alternate_layers(pair):
+    teacher, student = pair
+    chosen = models.alternate_layers(teacher, student)
+    assert len(chosen) == student
+    assert all(low < high for low, high in zip(chosen, chosen[1:], strict=False))
+    assert chosen[0] == 0 and (chosen[-1] == teacher - 1 or student == 1)
+    gaps = {high - low for low, high in zip(chosen, chosen[1:], strict=False)}
+    assert not gaps or max(gaps) - min(gaps) <= 1  # evenly spaced
+    assert models.alternate_layers(teacher, teacher) == list(range(teacher))
+
+
+@pytest.mark.parametrize("student", [0, 5, -1])
+def test_impossible_depths_are_refused(student):
+    with pytest.raises(ValueError, match=f"num_layers {student} must lie between 1 and the teacher's 4"):
+        models.alternate_layers(4, student)
+
+
+def test_a_student_with_all_layers_computes_its_teachers_function(toy_bert, batch, words):
+    teacher = toy_bert(layers=3)
+    assert teacher.bert.embeddings.token_type_embeddings.weight[0].abs().min() > 0
+    student = models.init_student(teacher, 3).eval()
+    ours, theirs = (logits(model, batch, output_hidden_states=True) for model in (student, teacher))
+    torch.testing.assert_close(ours.logits[words], theirs.logits[words], atol=1e-5, rtol=0)
+    for mine, yours in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        torch.testing.assert_close(mine[words], yours[words], atol=1e-5, rtol=0)
+
+
+def test_a_smaller_student_starts_from_alternate_layers(toy_bert):
+    teacher = toy_bert(layers=4)
+    student = models.init_student(teacher, 2)
+    for mine, yours in ((0, 0), (1, 3)):
+        layer, source = student.distilbert.transformer.layer[mine], teacher.bert.encoder.layer[yours]
+        assert torch.equal(layer.ffn.lin1.weight, source.intermediate.dense.weight)
+        assert torch.equal(layer.attention.v_lin.bias, source.attention.self.value.bias)
+        assert torch.equal(layer.output_layer_norm.weight, source.output.LayerNorm.weight)
+    assert student.vocab_projector.weight is student.distilbert.embeddings.word_embeddings.weight
+
+
+def test_a_student_has_weights_of_its_own(toy_bert):
+    teacher = toy_bert()
+    before = copy.deepcopy(teacher.state_dict())
+    student = models.init_student(teacher, 2)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_a_student_keeps_its_teachers_widths_and_dropout(toy_bert):
+    shape = models.student_shape(toy_bert(dropout=0.25).config, 2)
+    assert (shape.dim, shape.hidden_dim, shape.n_heads, shape.n_layers) == (32, 64, 4, 2)
+    assert (shape.dropout, shape.attention_dropout, shape.max_position_embeddings) == (0.25, 0.25, 32)
+
+
+# --- MaskedLM -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_masked_lm_gives_the_models_own_logits_at_the_chosen_rows(kind, toy_bert, batch, words):
+    model = toy_bert() if kind == "bert" else models.init_student(toy_bert(), 2).eval()
+    rows = torch.rand(words.shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    whole = logits(model, batch, output_hidden_states=True)
+    with torch.no_grad():
+        some, states = models.MaskedLM(model)(batch["input_ids"], batch["attention_mask"], rows)
+        none, _ = models.MaskedLM(model)(batch["input_ids"], batch["attention_mask"], torch.zeros_like(rows))
+    torch.testing.assert_close(some, whole.logits[rows], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(states, whole.hidden_states[-1], atol=1e-6, rtol=1e-5)
+    assert none.shape == (0, 200)
+
+
+# --- tokenizers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_train_tokenizer_is_deterministic(lowercase, toy_documents):
+    first, *others = (models.train_tokenizer(iter(toy_documents), 180, lowercase, 32).get_vocab() for _ in range(4))
+    assert all(other == first for other in others)
+    assert sorted(first.values()) == list(range(180))
+
+
+def test_train_tokenizer_learns_frequent_words_and_keeps_every_letter(toy_documents, toy_tokenizer):
+    vocabulary = toy_tokenizer.get_vocab()
+    assert [toy_tokenizer.convert_ids_to_tokens(i) for i in range(5)] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = {letter for text in toy_documents for word in text.split() for letter in word}
+    assert letters <= set(vocabulary) and {f"##{letter}" for letter in letters} <= set(vocabulary)
+    assert toy_tokenizer.tokenize("la școală") == ["la", "școală"]
+    assert all(toy_tokenizer.unk_token_id not in ids for ids in toy_tokenizer(toy_documents)["input_ids"])
+    assert toy_tokenizer.tokenize("漢") == ["[UNK]"]
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_accents_are_kept(lowercase):
+    tokenizer = models.train_tokenizer([PROBE] * 3, 150, lowercase, 32)
+    assert tokenizer.tokenize(PROBE) == (PROBE.lower() if lowercase else PROBE).split()
+    assert tokenizer.model_max_length == 32
+
+
+def test_rare_letters_give_way():
+    common = "abcdefghijklmnopqrstuvwxyz"
+    rare = "".join(chr(0x4E00 + i) for i in range(200))
+    tokenizer = models.train_tokenizer([*[common] * 3, " ".join(common), rare], 400, False, 32)
+    letters = [piece for piece in tokenizer.get_vocab() if len(piece) == 1]
+    assert len(letters) == 100 and set(common) <= set(letters)
+
+
+def test_check_tokenizer_accepts_a_fitting_one(toy_bert, toy_tokenizer):
+    models.check_tokenizer(toy_tokenizer, toy_bert(), False, "toy")
+    models.check_tokenizer(toy_tokenizer, toy_bert(vocab_size=250), False, "toy")  # padded embeddings are usual
+
+
+def test_check_tokenizer_refuses_what_does_not_fit(toy_bert, toy_tokenizer):
+    def refused(match, tokenizer=toy_tokenizer, model=None, lowercase=False):
+        with pytest.raises(ConfigError, match=match) as error:
+            models.check_tokenizer(tokenizer, model or toy_bert(layers=1), lowercase, "toy/name")
+        assert str(error.value).startswith("toy/name: ") and "\n" not in str(error.value)
+
+    refused("200 pieces and the model 199", model=toy_bert(layers=1, vocab_size=199))
+    refused("reads 'Știință și viață' as 'Știință și viață'", lowercase=True)
+    vocabulary = toy_tokenizer.get_vocab()
+    refused("as 'știință și viață'", BertTokenizer(vocab=vocabulary, do_lower_case=True, strip_accents=False))
+    stripping = BertTokenizer(vocab=vocabulary, do_lower_case=True, strip_accents=True)
+    refused("as 'stiinta si viata'.*strip_accents to false", stripping, lowercase=True)
+    other = Tokenizer(BPE({"a": 0}, []))
+    other.normalizer = BertNormalizer(lowercase=False, strip_accents=False)
+    refused("not a fast WordPiece", PreTrainedTokenizerFast(tokenizer_object=other))
+
+
+# --- random weights that look at neighbours ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_local_attention_looks_at_the_neighbours(kind, toy_bert):
+    """With all other weights 0, each head's query meets the key of its neighbour best."""
+    model = toy_bert(layers=1)
+    if kind == "distilbert":
+        model = models.init_student(model, 1)
+    maps = models.attention_maps(model)[0]
+    with torch.no_grad():
+        for linear in maps.values():
+            linear.weight.zero_()
+    models.init_local_attention(model)
+    places = model.base_model.embeddings.position_embeddings.weight.detach()  # (32, 32)
+    query, key = ((places @ maps[name].weight.detach().T).view(32, 4, 8).transpose(0, 1) for name in ("query", "key"))
+    best = (query @ key.transpose(1, 2)).argmax(-1)  # (head, position)
+    for head, distance in enumerate((-1, 1, -2, 2)):
+        inside = range(2, 30)
+        assert best[head, 2:30].tolist() == [place + distance for place in inside]
+
+
+def test_local_attention_sinusoids(toy_bert):
+    """Vaswani et al. 2017, section 3.5, times the amplitude."""
+    model = models.init_local_attention(toy_bert(layers=1), position_scale=0.05)
+    places = model.bert.embeddings.position_embeddings.weight
+    for place in (0, 1, 17):
+        for i in range(16):
+            angle = place / 10_000 ** (2 * i / 32)
+            assert places[place, 2 * i].item() == pytest.approx(0.05 * math.sin(angle), abs=1e-6)
+            assert places[place, 2 * i + 1].item() == pytest.approx(0.05 * math.cos(angle), abs=1e-6)
+
+
+def test_local_attention_adds_to_the_random_weights(toy_bert):
+    plain, local = toy_bert(layers=2, seed=3), models.init_local_attention(toy_bert(layers=2, seed=3))
+    changed = {name for name, value in plain.state_dict().items() if not torch.equal(value, local.state_dict()[name])}
+    maps = {f"bert.encoder.layer.{i}.attention.self.{name}.weight" for i in (0, 1) for name in ("query", "key")}
+    assert changed == maps | {"bert.embeddings.position_embeddings.weight"}
+    difference = local.bert.encoder.layer[0].attention.self.key.weight - plain.bert.encoder.layer[0].attention.self.key.weight
+    torch.testing.assert_close(difference, 2.0 * torch.eye(8, 32).repeat(4, 1), atol=1e-6, rtol=0)
+
+
+def test_build_teacher_has_the_shape_of_its_configuration(teacher_config, toy_tokenizer):
+    shape = models.build_teacher(teacher_config(num_layers=3, dropout=0.2), toy_tokenizer).config
+    assert (shape.num_hidden_layers, shape.hidden_size, shape.num_attention_heads, shape.intermediate_size) == (
+        3,
+        32,
+        4,
+        128,
+    )
+    assert (shape.vocab_size, shape.max_position_embeddings, shape.hidden_dropout_prob) == (200, 32, 0.2)
+    assert shape.attention_probs_dropout_prob == 0.2 and shape.pad_token_id == toy_tokenizer.pad_token_id
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, toy_bert, toy_tokenizer):
+    """A saved teacher."""
+    models.save_model(toy_bert(), toy_tokenizer, tmp_path / "teacher", "# Card\n")
+    return tmp_path / "teacher"
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_a_saved_folder_loads_without_rolib(kind, lowercase, tmp_path, toy_bert, toy_documents):
+    tokenizer = models.train_tokenizer(toy_documents, 150, lowercase, 32)
+    model = toy_bert(vocab_size=len(tokenizer))
+    if kind == "distilbert":
+        model = models.init_student(model, 2).eval()
+    texts, options = [PROBE, toy_documents[0]], {"padding": True, "truncation": True, "return_tensors": "pt"}
+    wanted = dict(tokenizer(texts, **options))
+    models.save_model(model, tokenizer, tmp_path / "model", "# Știință\n")
+    loaded, reader = (
+        AutoModelForMaskedLM.from_pretrained(tmp_path / "model"),
+        AutoTokenizer.from_pretrained(tmp_path / "model"),
+    )
+    read = dict(reader(texts, **options))
+    assert torch.equal(read["input_ids"], wanted["input_ids"])
+    assert reader.model_max_length == 32
+    assert ("token_type_ids" in read) == (kind == "bert")  # DistilBERT has no segments
+    with torch.no_grad():  # exactly what the tokenizer gives goes in
+        assert torch.equal(loaded(**read).logits, logits(model, wanted).logits)
+    assert (tmp_path / "model" / "README.md").read_text(encoding="utf-8") == "# Știință\n"
+
+
+def test_load_teacher(folder, toy_bert, toy_tokenizer, batch):
+    model, tokenizer = models.load_teacher(str(folder), lowercase=False)
+    assert not model.training
+    assert tokenizer.get_vocab() == toy_tokenizer.get_vocab()
+    assert tokenizer.tokenize(PROBE) == toy_tokenizer.tokenize(PROBE)
+    assert torch.equal(logits(model, batch).logits, logits(toy_bert(), batch).logits)
+
+
+def test_load_teacher_with_a_bare_vocabulary(folder, toy_tokenizer):
+    """As the hub teachers come: vocab.txt and no tokenizer.json, where the library's default strips accents."""
+    vocabulary = sorted(toy_tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    (folder / "vocab.txt").write_text("".join(piece + "\n" for piece, _ in vocabulary), encoding="utf-8")
+    _, tokenizer = models.load_teacher(str(folder), lowercase=False)
+    assert len(tokenizer) == 200
+    assert tokenizer.tokenize(PROBE) == toy_tokenizer.tokenize(PROBE)
+
+
+def refused(source, match, lowercase=False):
+    with pytest.raises(ConfigError, match=match) as error:
+        models.load_teacher(str(source), lowercase)
+    assert str(source) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_load_teacher_from_a_missing_folder(tmp_path):
+    refused(tmp_path / "nowhere", "not a model folder")
+
+
+def test_load_teacher_with_an_unknown_hub_id():
+    refused("nobody/nothing", "not to be had from the hub")
+
+
+def test_load_teacher_refuses_a_distilbert(tmp_path, toy_bert, toy_tokenizer):
+    models.save_model(models.init_student(toy_bert(), 2), toy_tokenizer, tmp_path / "student", "")
+    refused(tmp_path / "student", "is a distilbert model; the teacher must be a BERT")
+
+
+def test_load_teacher_refuses_a_folder_that_is_no_model(tmp_path, toy_tokenizer):
+    toy_tokenizer.save_pretrained(tmp_path / "words")
+    refused(tmp_path / "words", "not a model folder")
+
+
+def test_load_teacher_refuses_a_tokenizer_larger_than_the_model(folder, toy_bert):
+    toy_bert(vocab_size=150).save_pretrained(folder)
+    refused(folder, "200 pieces and the model 150")
+
+
+def test_load_teacher_refuses_a_folder_without_a_tokenizer(tmp_path, toy_bert):
+    """The library makes up a tokenizer that reads every word as [UNK]."""
+    toy_bert().save_pretrained(tmp_path / "bare")
+    refused(tmp_path / "bare", "tokenizer")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_load_teacher_refuses_the_wrong_case(trained, tmp_path, toy_bert, toy_documents):
+    """A cased vocabulary read in lower case loses its capitals, an uncased one read as cased meets [UNK]."""
+    tokenizer = models.train_tokenizer(toy_documents, 150, trained, 32)
+    models.save_model(toy_bert(vocab_size=150), tokenizer, tmp_path / "teacher", "")
+    assert len(models.load_teacher(str(tmp_path / "teacher"), trained)[1]) == 150
+    refused(tmp_path / "teacher", "lowercase", lowercase=not trained)
