@@ -5,11 +5,12 @@ CORES ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo mini study lab test lint clean
+.PHONY: help demo mini study publish lab test lint clean
 help:
 	@echo "make demo                    the whole study on the built-in sample (minutes)"
 	@echo "make mini                    the study on real data (ROLIB_DATA, or python -m rolib.download first; hours)"
 	@echo "make study PROFILE=NAME      the study of params/NAME, on CORES=$(CORES) cores"
+	@echo "make publish PROFILE=NAME    copy a finished study's figures and tables to figures/NAME"
 	@echo "make lab                     JupyterLab on notebooks/00-start-here.ipynb"
 	@echo "make test                    every check of the project"
 
@@ -29,6 +30,10 @@ demo:
 
 mini:
 	$(MAKE) study PROFILE=mini
+
+publish:
+	mkdir -p figures/$(PROFILE)
+	cp runs/$(PROFILE)/figures/*.png runs/$(PROFILE)/figures/*.txt runs/$(PROFILE)/*.csv figures/$(PROFILE)/
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks/00-start-here.ipynb

@@ -10,6 +10,7 @@ import torch
 from datasets import DatasetDict
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
+from transformers.utils import logging as transformers_logging
 
 from rolib import corpus, distill, models, runs
 from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig, check_depth
@@ -19,6 +20,9 @@ from rolib.losses import IGNORE
 from rolib.masking import MaskingCollator
 from rolib.tasks import TASKS, load_task, task_source
 
+# A fresh task head and unused MLM weights are what fine-tuning means; a report of them for every run buries the progress.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 GATE_EPOCHS, GATE_LEARNING_RATE = 3, 5e-4
 PLATEAU_MARGIN = 1.0  # nats below the frequency baseline from which a model counts as having left the plateau
 

@@ -214,15 +214,15 @@ def test_a_corpus_smaller_than_a_step_is_read_again(student_config, toy_blocks, 
 
 
 def test_accumulation_does_not_change_a_step(run, student_config, toy_blocks, monkeypatch):
-    """8 x 1, 4 x 2, 2 x 4 and 1 x 8 see the same 8 blocks a step, with unequal numbers of masked pieces."""
+    """8 x 1, 4 x 2 and 1 x 8 see the same 8 blocks a step, with unequal numbers of masked pieces."""
     blocks = copy.copy(toy_blocks)
     blocks["train"] = toy_blocks["train"].select(range(8))
     assert len(set(blocks["train"]["length"])) > 1
 
-    def trained(batch_size, accumulation, steps=3):
+    def trained(batch_size, accumulation, steps=2):
         return run(student_config(steps=steps, batch_size=batch_size, accumulation=accumulation, soft_targets="masked"), blocks)
 
-    whole, *parts = (trained(*shape) for shape in ((8, 1), (4, 2), (2, 4), (1, 8)))
+    whole, *parts = (trained(*shape) for shape in ((8, 1), (4, 2), (1, 8)))
     assert all(difference(whole, part) < 1e-5 for part in parts)
 
     # Adam hides the size of a gradient; plain descent with rate 1 shows it: the weights move by the (clipped) gradient.
@@ -263,17 +263,16 @@ def test_the_teacher_stays_as_it_was(work, student_config, toy_bert, toy_tokeniz
     assert not teacher.training and same_weights(teacher, toy_bert(seed=7, dropout=0.1))
 
 
-@pytest.mark.parametrize("objective", ["distill", "mlm"])
-def test_the_loss_falls(run, student_config, objective):
-    records = []
-    run(
-        student_config(steps=30, learning_rate=5e-3, objective=objective),
-        on_log=records.append,
-        with_teacher=objective == "distill",
-    )
-    losses = [record["loss"] for record in records]
-    assert len(losses) == 30
-    assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
+@pytest.mark.parametrize(("objective", "terms"), [("distill", ["ce", "cos", "loss"]), ("mlm", ["loss"])])
+def test_the_loss_falls(run, student_config, objective, terms):
+    config, records = student_config(steps=30, learning_rate=5e-3, objective=objective), []
+    run(config, on_log=records.append, with_teacher=objective == "distill")
+    assert len(records) == 30
+    for term in terms:
+        values = [record[term] for record in records]
+        # A random teacher's targets and the true words pull apart: together they fall less than each alone.
+        goal = 0.9 if (objective, term) == ("distill", "loss") else 0.75
+        assert np.mean(values[-5:]) < goal * np.mean(values[:5]), term
 
 
 def test_metrics(run, work, student_config, toy_blocks):
@@ -356,24 +355,22 @@ def stop_at(step):
     return on_log
 
 
-# One epoch of the toy corpus has 13 steps of 8 blocks (checked below): the checkpoints lie inside one and at its end.
-@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["no dropout", "dropout"])
-@pytest.mark.parametrize(("every", "stop"), [(3, 5), (3, 6), (0, 15)], ids=["mid-epoch", "before the second", "epoch's end"])
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(run, work, student_config, toy_blocks, every, stop, dropout):
+@pytest.mark.parametrize("where", ["inside an epoch", "at an epoch's end"])
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(run, work, student_config, toy_blocks, where):
     epoch = -(-len(toy_blocks["train"]) // 8)
-    config = student_config(steps=epoch + 4 if not every else 8, checkpoint_every=every or epoch)
+    every, steps = (3, 7) if where == "inside an epoch" else (epoch, epoch + 3)
+    config = student_config(steps=steps, checkpoint_every=every)
     whole, broken = work(), work()
-    stop = stop if every else epoch + 2
-    expected = run(config, folder=whole, dropout=dropout)
+    expected = run(config, folder=whole, dropout=0.1)
     with pytest.raises(Interrupted):
-        run(config, folder=broken, dropout=dropout, on_log=stop_at(stop))
-    assert len(list((broken / "checkpoints").glob("step-*"))) == 1
-    resumed = run(config, folder=broken, dropout=dropout)
+        run(config, folder=broken, dropout=0.1, on_log=stop_at(every + 2))
+    assert [path.name for path in (broken / "checkpoints").iterdir()] == [f"step-{every}"]
+    resumed = run(config, folder=broken, dropout=0.1)
     wanted, got = (read_metrics(folder / "metrics.jsonl") for folder in (whole, broken))
-    assert [record["step"] for record in got] == list(range(1, config.steps + 1))
-    for one, other in zip(wanted, got, strict=True):
-        one.pop("tokens_per_second"), other.pop("tokens_per_second")
-        assert one == other
+    assert [record["step"] for record in got] == list(range(1, steps + 1))
+    for record in wanted + got:
+        record.pop("tokens_per_second", None)
+    assert got == wanted
     assert same_weights(expected, resumed)
 
 
@@ -385,9 +382,8 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_again(run, work, s
     assert [record["step"] for record in read_metrics(folder / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["no dropout", "dropout"])
-def test_taking_checkpoints_does_not_change_the_training(run, student_config, dropout):
-    often, never = (run(student_config(steps=4, checkpoint_every=every), dropout=dropout) for every in (1, 100))
+def test_taking_checkpoints_does_not_change_the_training(run, student_config):
+    often, never = (run(student_config(steps=3, checkpoint_every=every), dropout=0.1) for every in (1, 100))
     assert same_weights(often, never)
 
 

@@ -1,0 +1,288 @@
+"""Parameters: what loads, and that every fault is one line with its key, its file and the mend."""
+
+import json
+import math
+import shutil
+
+import pydantic
+import pytest
+import yaml
+
+from rolib import config
+from rolib.config import ROOT, ConfigError, SpeedConfig, StudentConfig, TeacherConfig
+
+PROFILES = sorted(path.name for path in (ROOT / "params").iterdir() if path.is_dir())
+
+
+@pytest.fixture
+def params(tmp_path):
+    """A copy of the tiny profile that a test may damage."""
+    shutil.copytree(ROOT / "params" / "tiny", tmp_path / "tiny")
+    return tmp_path
+
+
+def change(file, **values):
+    """Set keys of a YAML file; None takes a key away."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) | values
+    content = {key: value for key, value in content.items() if value is not None}
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+def refused(params, *parts):
+    """Load the profile; the error must be one line that holds every part."""
+    with pytest.raises(ConfigError) as error:
+        config.load_profile("tiny", params)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message, message
+    return message
+
+
+# --- what loads -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_file_of_a_profile_is_read_and_valid(profile, monkeypatch):
+    read, load = set(), config.load
+
+    def recording(kind, *files, **overrides):
+        read.update(files)
+        return load(kind, *files, **overrides)
+
+    monkeypatch.setattr(config, "load", recording)
+    study = config.load_profile(profile)
+    assert read == set((ROOT / "params" / profile).rglob("*.*"))
+    assert {part.profile for part in (study["evaluate"], study["loyalty"], study["speed"], study["report"])} == {profile}
+    assert study["teachers"] and study["students"]
+    for student in study["students"].values():
+        assert student.num_layers <= study["teachers"][student.teacher].num_layers
+
+
+def test_values_of_the_tiny_profile():
+    study = config.load_profile("tiny")
+    student = study["students"]["distil-cased"]
+    assert (student.alpha_ce, student.alpha_mlm, student.alpha_cos, student.temperature) == (5.0, 2.0, 1.0, 2.0)
+    assert student.teacher == "bert-cased" and isinstance(student, StudentConfig)
+    assert study["teachers"]["bert-uncased"].lowercase is True and study["teachers"]["bert-cased"].lowercase is False
+
+
+def test_a_later_file_wins_and_an_override_wins_over_all(tmp_path):
+    (tmp_path / "a.yaml").write_text("{profile: x, seed: 1, data: sample, warmup_runs: 1, timed_runs: 3}", encoding="utf-8")
+    (tmp_path / "b.yaml").write_text("{seed: 2, sequence_length: 64, batch_sizes: [1, 2]}", encoding="utf-8")
+    loaded = config.load(SpeedConfig, tmp_path / "a.yaml", tmp_path / "b.yaml", timed_runs=9)
+    assert (loaded.seed, loaded.timed_runs, loaded.batch_sizes) == (2, 9, [1, 2])
+
+
+def test_a_config_is_frozen(student_config):
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        student_config().temperature = 3.0
+
+
+def test_a_config_as_plain_values(student_config):
+    values = config.to_dict(student_config(learning_rate=5e-5))
+    assert StudentConfig(**values) == student_config(learning_rate=5e-5)
+    assert yaml.safe_load(yaml.safe_dump(values)) == values == json.loads(json.dumps(values))
+
+
+def test_the_folder_of_the_results(student_config, monkeypatch, tmp_path):
+    monkeypatch.delenv("ROLIB_RUNS", raising=False)
+    assert student_config().folder == ROOT / "runs" / "toy"
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    assert student_config().folder == tmp_path / "toy"
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def test_an_unknown_key(params):
+    file = params / "tiny" / "training.yaml"
+    change(file, lerning_rate=1e-3)
+    refused(params, "lerning_rate", file, "unknown key: correct its spelling or remove it")
+
+
+def test_a_missing_key(params):
+    change(params / "tiny" / "distill.yaml", temperature=None)
+    refused(params, "temperature", "distill.yaml", "missing: add it")
+
+
+def test_a_float_that_yaml_reads_as_text(params):
+    file = params / "tiny" / "pretrain.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("learning_rate: 2.0e-3", "learning_rate: 5e-5"), encoding="utf-8")
+    refused(params, "learning_rate", file, "'5e-5'", "write it like 5.0e-5")
+
+
+def test_a_float_inside_a_table_that_yaml_reads_as_text(params):
+    file = params / "tiny" / "evaluate.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("{upos: 1.0e-3", "{upos: 5e-5"), encoding="utf-8")
+    refused(params, "learning_rates.upos", file, "write it like 5.0e-5")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "mend"),
+    [
+        ("distill", "temperature", 0.0, "greater than 0, got 0.0"),
+        ("distill", "temperature", math.inf, "finite"),
+        ("distill", "alpha_ce", -1.0, "greater than or equal to 0, got -1.0"),
+        ("distill", "num_layers", 2.0, "valid integer, got 2.0"),
+        ("distill", "freeze_positions", "yes please", "valid boolean, got 'yes please'"),
+        ("distill", "soft_targets", "some", "'all' or 'masked', got 'some'"),
+        ("distill", "objective", "destil", "'distill' or 'mlm', got 'destil'"),
+        ("training", "mask_share", 1.0, "less than 1, got 1.0"),
+        ("training", "weight_decay", -0.1, "got -0.1"),
+        ("training", "block_length", 513, "less than or equal to 512, got 513"),
+        ("training", "batch_size", True, "valid integer, got True"),
+        ("training", "accumulation", 0, "got 0"),
+        ("training", "corpus", 7, "valid string, got 7"),
+        ("common", "seed", -1, "got -1"),
+        ("common", "seed", "1", "valid integer, got '1'"),
+        ("common", "profile", "../tiny", "got '../tiny'"),
+        ("pretrain", "gate_tasks", ["pos"], "unknown task 'pos': use upos"),
+        ("pretrain", "learning_rate", 0.0, "greater than 0"),
+        ("evaluate", "tasks", ["upos", "sentiment"], "unknown task 'sentiment': use upos, xpos, ner"),
+        ("evaluate", "tasks", [], "at least 1 item"),
+        ("evaluate", "seeds", 1, "valid list, got 1"),
+        ("evaluate", "max_length", 4, "got 4"),
+        ("speed", "timed_runs", 2, "greater than or equal to 3, got 2"),
+    ],
+)
+def test_an_impossible_value(params, name, key, value, mend):
+    file = params / "tiny" / f"{name}.yaml"
+    change(file, **{key: value})
+    refused(params, key, file, mend)
+
+
+def test_values_that_do_not_go_together(params, student_config):
+    change(params / "tiny" / "pretrain.yaml", hidden_size=30)
+    refused(params, "hidden_size 30 is not a multiple of num_heads 4: change one", "pretrain.yaml")
+    with pytest.raises(ValueError, match="alpha_ce, alpha_mlm and alpha_cos are all 0"):
+        student_config(alpha_ce=0.0, alpha_mlm=0.0, alpha_cos=0.0)
+    assert student_config(alpha_ce=0.0, alpha_mlm=0.0, alpha_cos=0.0, objective="mlm").objective == "mlm"
+
+
+def test_a_task_without_a_recipe(params):
+    change(params / "tiny" / "evaluate.yaml", epochs={"upos": 1})
+    refused(params, "epochs has no entry for xpos, ner", "add it", "evaluate.yaml")
+    change(params / "tiny" / "evaluate.yaml", epochs={"upos": 1, "pos": 2})
+    refused(params, "epochs", "unknown task 'pos'", "evaluate.yaml")
+
+
+def test_a_student_deeper_than_its_teacher(params):
+    file = params / "tiny" / "students" / "distil-cased.yaml"
+    change(file, num_layers=5)
+    refused(params, "num_layers", file, "student deeper than teacher (5 > 4 layers): lower it")
+    with pytest.raises(ConfigError, match=r"num_layers \(notebook parameters\): student deeper than teacher \(3 > 2 layers\)"):
+        config.check_depth(3, 2)
+    config.check_depth(2, 2)
+
+
+def test_a_student_without_its_teacher(params):
+    file = params / "tiny" / "students" / "distil-cased.yaml"
+    change(file, teacher="bert-large")
+    refused(params, "teacher", file, "no teacher 'bert-large'; there are bert-cased, bert-uncased")
+
+
+def test_a_name_that_is_not_its_files(params):
+    file = params / "tiny" / "teachers" / "bert-cased.yaml"
+    change(file, teacher="bert")
+    refused(params, "teacher", file, "is 'bert', must be the file's name 'bert-cased'")
+
+
+def test_a_missing_file(params):
+    (params / "tiny" / "speed.yaml").unlink()
+    refused(params, params / "tiny" / "speed.yaml", "no such parameter file")
+
+
+def test_a_missing_profile(params):
+    with pytest.raises(ConfigError, match=r"profile 'huge': no folder .*huge; use one of tiny$"):
+        config.load_profile("huge", params)
+
+
+@pytest.mark.parametrize("text", ["seed: [1\n", "a: b: c", "\tseed: 1"])
+def test_a_file_that_is_no_yaml(params, text):
+    file = params / "tiny" / "speed.yaml"
+    file.write_text(text, encoding="utf-8")
+    refused(params, file, "not readable as YAML", "correct it")
+
+
+def test_a_file_that_holds_no_keys(params):
+    file = params / "tiny" / "speed.yaml"
+    file.write_text("- 1\n- 2\n", encoding="utf-8")
+    refused(params, file, "expected lines of `key: value`")
+    file.write_text("# nothing yet\n", encoding="utf-8")
+    refused(params, "sequence_length", "missing: add it")
+
+
+def test_a_file_in_another_encoding(params):
+    file = params / "tiny" / "speed.yaml"
+    file.write_bytes("# măsurători\nwarmup_runs: 1\n".encode("iso8859_16"))
+    refused(params, file, "UTF-8")
+
+
+def test_an_override_at_fault(tmp_path):
+    with pytest.raises(ConfigError, match=r"^timed_runs \(override\): .*got 1: correct the value$"):
+        config.load(SpeedConfig, ROOT / "params/tiny/common.yaml", ROOT / "params/tiny/speed.yaml", timed_runs=1)
+
+
+# --- notebooks ------------------------------------------------------------------------------------
+
+CELL = """
+import json, math
+from pathlib import Path
+from rolib.config import SpeedConfig, from_notebook
+profile = "tiny"
+seed = 1
+data = "sample"
+sequence_length = 32
+batch_sizes = [1, 2]
+warmup_runs = 1
+timed_runs = 3
+def helper(): pass
+"""
+
+
+@pytest.fixture
+def notebook():
+    """The globals of a notebook after its parameters cell."""
+    shell = {"In": ["", CELL], "Out": {}, "_": "", "_i1": CELL, "_oh": {}, "__name__": "__main__", "get_ipython": lambda: None}
+    exec(CELL, shell)
+    return shell | {"exit": object, "quit": object, "open": open}
+
+
+def test_from_notebook_reads_the_parameters_alone(notebook):
+    loaded = config.from_notebook(SpeedConfig, notebook)
+    assert config.to_dict(loaded) == {
+        **{"profile": "tiny", "seed": 1, "data": "sample", "sequence_length": 32, "batch_sizes": [1, 2]},
+        **{"warmup_runs": 1, "timed_runs": 3},
+    }
+
+
+@pytest.mark.parametrize(
+    ("injected", "message"),
+    [
+        ({"timed_run": 5}, r"^timed_run \(notebook parameters\): unknown key"),
+        ({"timed_runs": "5"}, r"^timed_runs \(notebook parameters\): .*valid integer, got '5'"),
+        ({"timed_runs": 1}, r"^timed_runs \(notebook parameters\): .*got 1: correct the value$"),
+    ],
+)
+def test_from_notebook_refuses_what_papermill_injected_wrongly(notebook, injected, message):
+    with pytest.raises(ConfigError, match=message):
+        config.from_notebook(SpeedConfig, notebook | injected)
+
+
+def test_from_notebook_misses_a_parameter(notebook):
+    del notebook["batch_sizes"]
+    with pytest.raises(ConfigError, match=r"^batch_sizes \(notebook parameters\): missing: add it$"):
+        config.from_notebook(SpeedConfig, notebook)
+
+
+def test_from_notebook_reads_text_floats(notebook, teacher_config):
+    values = config.to_dict(teacher_config()) | {"learning_rate": "5e-5"}
+    with pytest.raises(ConfigError, match=r"^learning_rate \(notebook parameters\): .*write it like 5\.0e-5"):
+        config.from_notebook(TeacherConfig, values)
+
+
+def test_unknown_tasks_are_named():
+    assert config.known_tasks(["ner", "sts"]) == ["ner", "sts"]
+    with pytest.raises(ValueError, match="unknown task 'nerr': use upos"):
+        config.known_tasks(["ner", "nerr"])

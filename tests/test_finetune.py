@@ -1,0 +1,284 @@
+"""The task loop: every word and every example is predicted, the best epoch is kept, the seed decides."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from rolib import finetune as ft
+from rolib.config import EvaluateConfig
+from rolib.models import init_student, save_model
+from rolib.runs import read_metrics
+from rolib.tasks import SAMPLE, TASKS, load_task
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, toy_bert, _toy_tokenizer):
+    folder = tmp_path_factory.mktemp("models") / "bert"
+    save_model(toy_bert(layers=2), _toy_tokenizer, folder, "")
+    return folder
+
+
+@pytest.fixture
+def splits():
+    """A few examples of a task of the built-in sample."""
+
+    def few(name):
+        return DatasetDict({split: data.select(range(20)) for split, data in load_task(name, SAMPLE).items()})
+
+    return few
+
+
+def config(task, **changes):
+    recipe = {"profile": "toy", "seed": 1, "data": "sample", "model": "bert", "tasks": [task], "seeds": [1]}
+    recipe |= {"max_train_examples": 16, "max_length": 32, "batch_size": 8, "warmup_share": 0.1, "weight_decay": 0.01}
+    return EvaluateConfig(**(recipe | {"epochs": {task: 1}, "learning_rates": {task: 1e-3}} | changes))
+
+
+def tagged(*sentences):
+    """A split whose words alternate between two labels."""
+    tags = ClassLabel(names=["O", "B-LOC"])
+    rows = [{"id": f"s{i}", "tokens": words, "labels": [n % 2 for n in range(len(words))]} for i, words in enumerate(sentences)]
+    return Dataset.from_list(rows, Features(id=Value("string"), tokens=List(Value("string")), labels=List(tags)))
+
+
+# --- windows and encoding -------------------------------------------------------------------------
+
+
+@given(st.lists(st.lists(st.integers(), max_size=12), max_size=30), st.integers(1, 10))
+def test_windows_hold_every_word_once_in_order(words, room):
+    parts = ft.windows(words, room)
+    assert [index for part in parts for index in part] == list(range(len(words)))
+    for part in parts:
+        size = sum(len(words[index]) for index in part)
+        longest = max((len(words[index]) for index in part), default=0)
+        assert size <= room or longest > room
+        if longest > room:
+            assert sum(len(words[index]) > 0 for index in part) == 1  # alone, but for words of no piece
+    for part, after in zip(parts, parts[1:], strict=False):
+        assert sum(len(words[index]) for index in [*part, after[0]]) > room  # no window is closed early
+
+
+LONG = ["Copilul", "citește", "cartea", "la", "școală", ",", "fără", "grabă", "."]
+
+
+def test_encode_tagging_of_an_awkward_sentence(toy_tokenizer):
+    giant = "zgrumetărilorînnebunitoare"
+    sentence = [*LONG, "\u200b", giant, *LONG]
+    rows, counts = ft.encode_tagging(tagged(sentence, ["Casa"]), toy_tokenizer, max_length=8)
+    assert counts == {"examples": 2, "windowed": 1, "words_cut": 1, "truncated": 0, "skipped": 0}
+    found = []
+    for row in rows[:-1]:
+        assert row["example"] == 0
+        assert len(row["input_ids"]) == len(row["labels"]) == len(row["words"]) <= 8
+        assert (row["input_ids"][0], row["input_ids"][-1]) == (toy_tokenizer.cls_token_id, toy_tokenizer.sep_token_id)
+        assert row["words"][0] == row["words"][-1] == -1
+        places = [place for place, word in enumerate(row["words"]) if word >= 0]
+        for place, end in zip(places, [*places[1:], len(row["words"]) - 1], strict=True):
+            word = row["words"][place]
+            pieces = toy_tokenizer.tokenize(sentence[word]) or ["[UNK]"]
+            assert toy_tokenizer.convert_ids_to_tokens(row["input_ids"][place:end]) == pieces[:6]
+            assert row["labels"][place:end] == [word % 2] + [-100] * (end - place - 1)
+            found.append(word)
+    assert found == list(range(len(sentence)))
+    assert rows[-1]["example"] == 1
+
+
+def test_encode_tagging_normalises_words(toy_tokenizer):
+    cedilla, comma = (ft.encode_tagging(tagged([word]), toy_tokenizer, 16)[0][0]["input_ids"] for word in ("ştiinţă", "știință"))
+    assert cedilla == comma and toy_tokenizer.unk_token_id not in comma
+
+
+def texts(pairs, label=1.0):
+    return Dataset.from_dict(
+        {"id": [str(i) for i in range(len(pairs))], "text": [a for a, _ in pairs], "text_pair": [b for _, b in pairs]}
+        | {"label": [label] * len(pairs)}
+    )
+
+
+def test_encode_texts_counts_what_is_truncated(toy_tokenizer):
+    rows, counts = ft.encode_texts(texts([("Copilul citeşte.", ""), (" ".join(LONG * 3), "")], 4.0), toy_tokenizer, 12, 5.0)
+    assert counts == {"examples": 2, "windowed": 0, "words_cut": 0, "truncated": 1, "skipped": 0}
+    assert rows[0]["input_ids"] == toy_tokenizer("Copilul citește.")["input_ids"]
+    assert len(rows[1]["input_ids"]) == 12
+    assert [row["labels"] for row in rows] == [0.8, 0.8] and [row["example"] for row in rows] == [0, 1]
+
+
+def test_encode_texts_reads_both_of_a_pair(toy_tokenizer):
+    rows, counts = ft.encode_texts(texts([("Casa", "știrea"), ("Casa", "")]), toy_tokenizer, 30, 1.0)
+    assert rows[0]["input_ids"] == toy_tokenizer("Casa", "știrea")["input_ids"]
+    assert set(rows[0]["token_type_ids"]) == {0, 1}
+    rows, counts = ft.encode_texts(texts([(" ".join(LONG * 2), " ".join(LONG * 2))]), toy_tokenizer, 20, 1.0)
+    assert counts["truncated"] == 1 and len(rows[0]["input_ids"]) == 20
+    assert rows[0]["token_type_ids"].count(1) > 5  # the second text is not lost to the first
+
+
+def test_labels_of_the_three_kinds(toy_tokenizer):
+    (row,), _ = ft.encode(texts([("Casa", "")], 3), TASKS["sapn"], toy_tokenizer, 16)
+    assert row["labels"] == 3 and isinstance(row["labels"], int)
+    (row,), _ = ft.encode(texts([("Casa", "casa")], 4.0), TASKS["sts"], toy_tokenizer, 16)
+    assert row["labels"] == pytest.approx(0.8)
+    (row,), _ = ft.encode(tagged(["Casa"]), TASKS["ner"], toy_tokenizer, 16)
+    assert 0 in row["labels"]
+
+
+# --- predictions ----------------------------------------------------------------------------------
+
+
+def test_prediction_table_covers_every_word_in_order(toy_tokenizer):
+    split = tagged(LONG * 3, ["\u200b"], LONG)
+    rows, _ = ft.encode_tagging(split, toy_tokenizer, max_length=8)
+    assert len(rows) > 5
+    # The true label gets 0.9, so that a slip between rows, words and outputs would show.
+    outputs = [np.array([[0.9, 0.1] if label == 0 else [0.1, 0.9] for label in row["labels"] if label >= 0]) for row in rows]
+    table = ft.prediction_table(rows, outputs, TASKS["ner"], split, ["O", "B-LOC"])
+    units = [(f"s{i}", place) for i, words in enumerate((LONG * 3, ["x"], LONG)) for place in range(len(words))]
+    assert list(zip(table["example"], table["position"], strict=True)) == units
+    assert table["gold"].tolist() == ["B-LOC" if place % 2 else "O" for _, place in units]
+    assert table["predicted"].tolist() == table["gold"].tolist()
+
+
+def test_prediction_table_of_scores_and_classes():
+    split = texts([("a", "b"), ("c", "d")])
+    rows = [{"example": 0, "labels": 0.5}, {"example": 1, "labels": 1.0}]
+    table = ft.prediction_table(rows, [np.array([[2.25]]), np.array([[6.0]])], TASKS["sts"], split, [])
+    assert table["gold"].tolist() == [2.5, 5.0] and table["predicted"].tolist() == [2.25, 6.0]
+    assert table["probabilities"].tolist() == [[], []]
+    rows = [{"example": 0, "labels": 1}, {"example": 1, "labels": 0}]
+    table = ft.prediction_table(rows, [np.array([[0.25, 0.75]]), np.array([[0.3, 0.7]])], TASKS["sapn"], split, ["neg", "pos"])
+    assert table["gold"].tolist() == ["pos", "neg"] and table["predicted"].tolist() == ["pos", "pos"]
+    assert table["probabilities"].tolist() == [[0.25, 0.75], [0.3, 0.7]]
+
+
+@pytest.mark.parametrize("name", ["upos", "sapn", "sts"])
+def test_predict_does_not_depend_on_the_batches(name, model_folder, toy_tokenizer, splits):
+    task, data = TASKS[name], splits(name)
+    labels = ft.label_names(task, data)
+    torch.manual_seed(0)
+    model = ft.load_for_task(model_folder, task, labels, False)
+    rows, _ = ft.encode(data["test"], task, toy_tokenizer, 24)
+    one, many = (ft.predict(model, rows, task, toy_tokenizer, size, torch.device("cpu")) for size in (1, 9))
+    assert len(one) == len(rows)
+    for row, single, together in zip(rows, one, many, strict=True):
+        np.testing.assert_allclose(single, together, atol=1e-5)
+        # Independent: the model's own output for this row alone.
+        with torch.no_grad():
+            inputs = {key: torch.tensor([row[key]]) for key in ("input_ids", "token_type_ids") if key in row}
+            logits = model(**inputs).logits[0].double()
+        values = logits * 5 if name == "sts" else logits.softmax(-1)
+        if name == "upos":
+            values = values[[word >= 0 for word in row["words"]]]
+        np.testing.assert_allclose(single, values.reshape(single.shape).numpy(), atol=1e-5)
+
+
+def test_examples_are_the_same_for_every_model():
+    data = texts([(str(i), "") for i in range(20)])
+    first, again, other = (ft.sample_examples(data, 8, seed)["text"][:] for seed in (1, 1, 2))
+    assert first == again != other
+    assert len(set(first)) == 8
+    assert ft.sample_examples(data, 0, 1) is data and ft.sample_examples(data, 20, 1) is data
+
+
+# --- end to end -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["upos", "ner", "sar", "sts"])
+def test_finetune_on_the_sample(name, model_folder, splits, tmp_path):
+    data, task = splits(name), TASKS[name]
+    result = ft.finetune(config(name), name, 1, model_folder, False, data, tmp_path)
+    assert result == json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert task.headline in result["test"] and (result["task"], result["seed"], result["best_epoch"]) == (name, 1, 1)
+    (record,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert record["epoch"] == 1 and record["loss"] > 0
+    assert record[f"validation_{task.headline}"] == result["validation"][task.headline]
+    assert result["counts"]["train"]["examples"] == 16 and result["counts"]["test"]["examples"] == 20
+
+    table = pd.read_parquet(tmp_path / "predictions.parquet")
+    if task.kind == "tagging":
+        assert result["counts"]["test"]["windowed"] > 0
+        names = data["test"].features["labels"].feature.names
+        gold = [
+            (row["id"], i, names[label])
+            for row in data["test"]
+            for i, label in enumerate(row["labels"])  # every word of every sentence, however long
+        ]
+    elif task.kind == "classification":
+        names = data["test"].features["label"].names
+        gold = [(row["id"], 0, names[row["label"]]) for row in data["test"]]
+    else:
+        names = []
+        gold = [(row["id"], 0, pytest.approx(row["label"], abs=1e-5)) for row in data["test"]]
+    assert list(table[["example", "position", "gold"]].itertuples(index=False, name=None)) == gold
+    assert result["labels"] == names
+    if names:
+        probabilities = np.stack(table["probabilities"])
+        assert probabilities.shape == (len(gold), len(names)) and (probabilities >= 0).all()
+        np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+        assert table["predicted"].tolist() == [names[i] for i in probabilities.argmax(1)]
+        if name != "ner":
+            hits = np.mean(table["gold"] == table["predicted"])
+            assert result["test"]["accuracy"] == pytest.approx(hits)
+    else:
+        assert [len(row) for row in table["probabilities"]] == [0] * 20
+
+
+def test_a_student_can_be_fine_tuned(tmp_path, toy_bert, toy_tokenizer, splits):
+    save_model(init_student(toy_bert(), 2), toy_tokenizer, tmp_path / "student", "")
+    result = ft.finetune(config("sts"), "sts", 1, tmp_path / "student", False, splits("sts"), tmp_path)
+    assert -1 <= result["test"]["pearson"] <= 1
+
+
+def test_the_same_seed_gives_equal_predictions(model_folder, splits, tmp_path):
+    data, tables = splits("sapn"), []
+    for number, (seed, random_weights) in enumerate([(1, False), (1, False), (2, False), (1, True)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        ft.finetune(config("sapn"), "sapn", seed, model_folder, random_weights, data, folder)
+        tables.append(np.stack(pd.read_parquet(folder / "predictions.parquet")["probabilities"]))
+    assert np.array_equal(tables[0], tables[1])
+    assert not np.array_equal(tables[0], tables[2]) and not np.array_equal(tables[0], tables[3])
+
+
+def test_random_weights_have_the_shape_and_nothing_else(model_folder):
+    trained, fresh = (ft.load_for_task(model_folder, TASKS["upos"], ["A", "B", "C"], flag) for flag in (False, True))
+    shapes = [{name: tuple(value.shape) for name, value in model.state_dict().items()} for model in (trained, fresh)]
+    assert shapes[0] == shapes[1] and shapes[0]["classifier.weight"] == (3, 32)
+    name = "bert.embeddings.word_embeddings.weight"
+    assert not torch.equal(trained.state_dict()[name], fresh.state_dict()[name])
+
+
+def test_the_best_epoch_is_kept_and_predicts_the_test_split(model_folder, splits, tmp_path, monkeypatch):
+    scores = iter([0.3, 0.8, 0.8, 0.5, 0.123])
+    seen = []
+    real_predict = ft.predict
+
+    def predict(model, *arguments):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return real_predict(model, *arguments)
+
+    monkeypatch.setattr(ft, "predict", predict)
+    monkeypatch.setattr(ft, "score_predictions", lambda task, table: {"accuracy": next(scores)})
+    recipe = config("sapn", epochs={"sapn": 4})
+    result = ft.finetune(recipe, "sapn", 1, model_folder, False, splits("sapn"), tmp_path)
+    assert result["best_epoch"] == 2 and result["validation"] == {"accuracy": 0.8} and result["test"] == {"accuracy": 0.123}
+    assert len(seen) == 5
+
+    def same(one, other):
+        return all(torch.equal(value, other[name]) for name, value in one.items())
+
+    assert [same(seen[4], epoch) for epoch in seen[:4]] == [False, True, False, False]
+    assert [record["validation_accuracy"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [0.3, 0.8, 0.8, 0.5]
+
+
+def test_the_models_length_is_respected(model_folder, splits, tmp_path):
+    """max_length may exceed what the model can read (32 positions here)."""
+    result = ft.finetune(config("di", max_length=512), "di", 1, model_folder, False, splits("di"), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    lengths = [len(ids) for ids in tokenizer(splits("di")["test"]["text"][:])["input_ids"]]
+    assert result["counts"]["test"]["truncated"] == sum(length > 32 for length in lengths) > 0

@@ -1,0 +1,120 @@
+"""The project's own promises: pinned versions that fit, notebooks that are documents, parameters with one source of truth."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import papermill
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from rolib.config import ROOT, ConfigError, load
+from rolib.notebook import KINDS, run
+
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+PINS = {name.lower(): version for name, version in (line.split("==") for line in (ROOT / "requirements.txt").read_text().split())}
+TINY = ROOT / "params" / "tiny"
+FILES = {  # what the Snakefile gives each notebook
+    "01-prepare-teachers": ["common", "training", "pretrain", "teachers/bert-cased"],
+    "02-distil-student": ["common", "training", "distill", "students/distil-cased"],
+    "03-evaluate-model": ["common", "evaluate"],
+    "04-analyse-loyalty": ["common"],
+    "05-measure-speed": ["common", "speed"],
+    "06-report-results": ["common"],
+}
+
+
+def cells(notebook: Path) -> list[dict]:
+    return json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def test_pins_lie_in_the_ranges_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    assert len(wanted) > 20
+    for requirement in wanted:
+        assert requirement.specifier.contains(PINS[requirement.name.lower()]), requirement
+
+
+def test_requirements_start_with_torch_and_hold_no_local_version():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert lines[0] == "torch==2.13.0"
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
+
+
+def test_conda_installs_the_pinned_set_and_the_package():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert pip == {"pip": ["-r requirements.txt", "-e ."]}
+    python = next(entry for entry in conda if entry.startswith("python="))
+    assert Requirement(
+        f"python{tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['requires-python']}"
+    ).specifier.contains(python.removeprefix("python="))
+    assert set(conda) == {python, "pip"}  # anything else would be a second, unpinned list
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_a_document(notebook):
+    first, *_ = content = cells(notebook)
+    assert first["cell_type"] == "markdown"
+    for word in ("**Goal**", "**Inputs**", "**Outputs**", "**Run time**"):
+        assert word in source(first)
+    linked = re.findall(r"\]\(([^)]+\.ipynb)\)", "".join(source(cell) for cell in content))
+    assert linked and all((notebook.parent / link).exists() for link in linked)
+    code = [cell for cell in content if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code), "stored outputs: run nbstripout"
+    assert max(len(source(cell).splitlines()) for cell in code) <= 25
+    assert any("assert " in source(cell) for cell in code)
+
+
+@pytest.mark.parametrize("stem", KINDS)
+def test_notebook_defaults_are_the_tiny_profile(stem):
+    notebook = ROOT / "notebooks" / f"{stem}.ipynb"
+    config = load(
+        KINDS[stem], *[TINY / f"{name}.yaml" for name in FILES[stem]], **({"model": "distil-cased"} if stem[:2] == "03" else {})
+    )
+    namespace = {}
+    exec(next(source(cell) for cell in cells(notebook) if "parameters" in cell["metadata"].get("tags", [])), namespace)
+    defaults = {name: value for name, value in namespace.items() if not name.startswith("__")}
+    assert defaults == config.model_dump()
+    # papermill's own inspection loses lines that it cannot parse
+    assert set(papermill.inspect_notebook(str(notebook))) == set(KINDS[stem].model_fields)
+
+
+def test_unknown_parameter_stops_before_a_kernel_starts(tmp_path):
+    with pytest.raises(ConfigError, match=r"temprature \(override\): unknown key"):
+        run(
+            ROOT / "notebooks" / "06-report-results.ipynb", tmp_path / "out.ipynb", [str(TINY / "common.yaml")], {"temprature": 1}
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_input_is_one_clear_line(tmp_path):
+    command = [sys.executable, "-m", "rolib.notebook", "notebooks/06-report-results.ipynb", str(tmp_path / "out.ipynb")]
+    command += ["-f", "params/tiny/common.yaml", "-p", "profile", "empty"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "ROLIB_RUNS": str(tmp_path)})
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("error: FileNotFoundError: ") and "make study PROFILE=empty" in last
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_plain_papermill_refuses_an_unknown_parameter(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown key"):
+        papermill.execute_notebook(
+            ROOT / "notebooks" / "04-analyse-loyalty.ipynb", tmp_path / "out.ipynb", {"sede": 2}, cwd=ROOT, progress_bar=False
+        )
+
+
+def test_every_make_target_of_the_readme_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text()):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
