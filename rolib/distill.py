@@ -166,6 +166,13 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
     return step
 
 
+def log_record(means: Tensor, alpha: Tensor, learning_rate: float, tokens: int, seconds: float) -> dict:
+    """What a log window says: its mean loss terms (those with a weight), their weighted sum, learning rate and speed."""
+    record = {term: mean for term, mean, weight in zip(TERMS, means.tolist(), alpha.tolist(), strict=True) if weight}
+    record |= {"loss": float(alpha @ means), "learning_rate": learning_rate}
+    return record | {"tokens": tokens, "tokens_per_second": tokens / seconds}
+
+
 def train(
     config: TrainingConfig,
     student: PreTrainedModel,
@@ -190,13 +197,8 @@ def train(
     # Step 2: optimizer and schedule. The schedule is not prepared: Accelerate would step it once per process.
     if getattr(config, "freeze_positions", False):
         student.base_model.embeddings.position_embeddings.weight.requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(student, config.weight_decay),
-        lr=config.learning_rate,
-        betas=ADAM_BETAS,
-        eps=ADAM_EPSILON,
-        fused=True,
-    )
+    groups = parameter_groups(student, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup_share * config.steps), config.steps)
     model, optimizer = accelerator.prepare(MaskedLM(student), optimizer)
     accelerator.register_for_checkpointing(schedule)
@@ -215,7 +217,9 @@ def train(
     for step, micro_batches in enumerate(bar, start=done + 1):
         # Step 4: the token counts of the whole step, over micro-batches and processes, before any forward pass.
         counts = torch.stack([term_counts(batch, config) for batch in micro_batches])
-        total = accelerator.reduce(counts.sum(0).to(device)).cpu()
+        total = counts.sum(0)
+        if accelerator.num_processes > 1:
+            total = accelerator.reduce(total.to(device)).cpu()
 
         # Step 5: forward and backward; each mean counts by its share of the step's tokens.
         for i, batch in enumerate(micro_batches):
@@ -238,15 +242,8 @@ def train(
         # Step 7: log, evaluate, keep. The only points where the device is waited for.
         record = {}
         if step % config.log_every == 0 or step == config.steps:
-            means = dict(zip(TERMS, (accelerator.reduce(sums) / (step - logged)).tolist(), strict=True))
-            seconds = time.perf_counter() - clock
-            record = {term: mean for term, mean in means.items() if weights(config)[term]}
-            record |= {"loss": float(alpha.cpu() @ torch.tensor(list(means.values())))}
-            record |= {
-                "learning_rate": schedule.get_last_lr()[0],
-                "tokens": tokens,
-                "tokens_per_second": tokens / seconds,
-            }
+            means = accelerator.reduce(sums) / (step - logged)
+            record = log_record(means.cpu(), alpha.cpu(), schedule.get_last_lr()[0], tokens, time.perf_counter() - clock)
             sums, tokens, logged, clock = torch.zeros_like(sums), 0, step, time.perf_counter()
         if step % config.checkpoint_every == 0 or step == config.steps:
             paused = time.perf_counter()
@@ -257,10 +254,7 @@ def train(
                 raise FloatingPointError(f"step {step}: the loss is {record['loss']}: lower learning_rate")
             if accelerator.is_main_process:
                 append_metrics(folder / "metrics.jsonl", {"step": step, **record})
-                bar.set_postfix(
-                    {key: f"{value:.3f}" for key, value in record.items() if "loss" in key or "held" in key},
-                    refresh=False,
-                )
+                bar.set_postfix({key: f"{value:.3f}" for key, value in record.items() if value < 1e3}, refresh=False)
                 on_log({"step": step, **record})
         if step % config.checkpoint_every == 0 and step < config.steps:
             save_checkpoint(accelerator, folder, step)

@@ -131,16 +131,22 @@ def build_teacher(config: TeacherConfig, tokenizer) -> BertForMaskedLM:
     return init_local_attention(model)
 
 
-def load_teacher(source: str, lowercase: bool) -> tuple[BertForMaskedLM, BertTokenizer]:
-    """A BERT teacher and its tokenizer from a hub id or a folder; ConfigError if they cannot serve."""
+def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]:
+    """A BERT teacher and its tokenizer from a hub id or a folder; ConfigError if they are not what the parameters say."""
+    source = config.source
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, do_lower_case=lowercase, strip_accents=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, do_lower_case=config.lowercase, strip_accents=False)
         model = AutoModelForMaskedLM.from_pretrained(source)
     except OSError as error:
         raise ConfigError(f"source {source!r}: not a model folder and not to be had from the hub ({error})") from None
     if model.config.model_type != "bert":
         raise ConfigError(f"source {source!r}: is a {model.config.model_type} model; the teacher must be a BERT")
-    check_tokenizer(tokenizer, model, lowercase, source)
+    shape = model.config
+    found = {"num_layers": shape.num_hidden_layers, "hidden_size": shape.hidden_size, "num_heads": shape.num_attention_heads}
+    for key, value in (found | {"vocab_size": shape.vocab_size}).items():
+        if getattr(config, key) != value:
+            raise ConfigError(f"{key}: {getattr(config, key)} in the parameters, but {source} has {value}: correct it")
+    check_tokenizer(tokenizer, model, config.lowercase, source)
     return model.eval(), tokenizer
 
 

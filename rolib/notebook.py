@@ -42,7 +42,6 @@ def run(notebook: Path, output: Path, files: list[str], overrides: dict) -> None
         partial,
         config.to_dict(values),
         cwd=config.ROOT,
-        log_output=True,
         progress_bar=False,
         execution_timeout=HOURS_PER_CELL * 3600,
         stderr_file=sys.stderr,

@@ -43,8 +43,10 @@ def frequency_baseline(blocks: DatasetDict, tokenizer, config: TrainingConfig) -
     It predicts the add-one smoothed unigram distribution of the train blocks at the masked held-out positions: the
     plateau on which a masked language model rests before it starts to use context.
     """
-    pieces = torch.tensor([piece for block in blocks["train"]["input_ids"] for piece in block[1:-1]])
-    counts = torch.bincount(pieces, minlength=len(tokenizer)) + 1.0
+    counts = torch.ones(len(tokenizer))
+    for batch in blocks["train"].select_columns("input_ids").iter(1000):
+        pieces = torch.tensor([piece for block in batch["input_ids"] for piece in block[1:-1]])
+        counts += torch.bincount(pieces, minlength=len(tokenizer))
     collator = MaskingCollator(tokenizer, config.mask_share, config.seed)
     labels = collator(list(blocks["held_out"]))["labels"]
     labels = labels[labels != IGNORE]
@@ -86,7 +88,7 @@ def prepare_teacher(config: TeacherConfig, on_log: Callable[[dict], None] = lamb
     if config.source == "pretrain":
         tokenizer = models.train_tokenizer(texts["train"]["text"], config.vocab_size, config.lowercase, models.MAX_POSITIONS)
     else:
-        teacher, tokenizer = models.load_teacher(config.source, config.lowercase)
+        teacher, tokenizer = models.load_teacher(config)
     blocks = prepare_blocks(config, texts, tokenizer)
     with runs.new_run(folder, config, inputs, device_name(), notes=[]) as working:
         if config.source == "pretrain":

@@ -1,0 +1,91 @@
+"""The tiny study from end to end. `make test` runs it into $ROLIB_RUNS first; these tests read what it left."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from rolib import results
+from rolib.config import ROOT, load_profile
+from rolib.tasks import TASKS
+
+STUDENTS = {"distil-cased": "bert-cased", "distil-uncased": "bert-uncased"}
+
+
+@pytest.fixture(scope="module")
+def study() -> Path:
+    folder = Path(os.environ.get("ROLIB_RUNS", ROOT / "runs")) / "tiny"
+    if not (folder / "report.html").exists():
+        if os.environ.get("CI"):
+            pytest.fail(f"no finished tiny study in {folder}")
+        pytest.skip("no finished tiny study: run `make demo` or `make test`")
+    return folder
+
+
+def test_every_row_of_the_report_is_filled(study):
+    scores = pd.read_csv(study / "results.csv")
+    models = {*STUDENTS, *STUDENTS.values()}
+    models |= {f"{name}-random" for name in models} | {f"{student}-mlm" for student in STUDENTS}
+    assert set(scores["model"]) == models
+    table = results.headline_table(scores)
+    assert set(TASKS) < set(table.columns)
+    assert table[list(TASKS)].notna().all(axis=None) and table["mean"].notna().all()
+    assert table["mean"].to_numpy() == pytest.approx(table[list(TASKS)].mean(axis=1).to_numpy())
+    for student, teacher in STUDENTS.items():
+        roles = table[table["model"].str.startswith(student)].set_index("model")
+        assert set(roles["role"]) == {"student", "mlm control", "random control"} and set(roles["teacher"]) == {teacher}
+
+
+def test_report_page_holds_tables_figures_and_the_warning(study):
+    page = (study / "report.html").read_text(encoding="utf-8")
+    assert results.SAMPLE_WARNING in page and "distil-uncased-random" in page
+    assert page.count("data:image/png;base64,") == 5
+    assert "nan" not in page.lower().replace("finance", "")
+
+
+def test_loyalty_covers_every_measure_of_every_student(study):
+    loyalty = pd.read_csv(study / "loyalty.csv")
+    for student in STUDENTS:
+        own = loyalty[loyalty["model"] == student]
+        assert set(own["task"]) == set(TASKS)
+        labels = own[own["measure"] == "label_loyalty"]
+        assert set(labels["task"]) == set(TASKS) - {"sts"} and labels["value"].between(0, 1).all()
+
+
+def test_scores_follow_from_the_stored_predictions(study):
+    folder = study / "evaluation" / "distil-cased" / "upos" / "seed-1"
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    scores = json.loads((folder / "scores.json").read_text())["test"]
+    assert len(predictions) == 362  # the words of the sample's test split
+    assert scores["accuracy"] == pytest.approx((predictions["gold"] == predictions["predicted"]).mean())
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_a_student_is_a_plain_hugging_face_folder(study, student):
+    folder = study / "students" / student
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(**tokenizer("Știință și viață", return_tensors="pt")).logits
+    assert logits.shape[-1] == len(tokenizer) and torch.isfinite(logits).all()
+    assert (folder / "README.md").exists()
+    assert {"config.yaml", "manifest.json", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
+
+
+def test_manifests_name_what_made_the_result(study):
+    manifest = json.loads((study / "students" / "distil-cased" / "manifest.json").read_text())
+    assert manifest["seed"] == load_profile("tiny")["students"]["distil-cased"].seed
+    assert set(manifest["inputs"]) == {"corpus", "bert-cased"} and all(
+        len(digest) == 64 for digest in manifest["inputs"].values()
+    )
+    assert manifest["packages"]["torch"] and manifest["git_commit"] and manifest["duration_seconds"] > 0
+
+
+def test_a_second_run_has_nothing_to_do(study):
+    command = ["snakemake", "--cores", "2", "--config", "profile=tiny", "--dry-run", "--nolock"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
