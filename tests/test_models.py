@@ -289,65 +289,81 @@ def test_a_saved_folder_loads_without_rolib(kind, lowercase, tmp_path, toy_bert,
     assert (tmp_path / "model" / "README.md").read_text(encoding="utf-8") == "# Știință\n"
 
 
-def test_load_teacher(folder, toy_bert, toy_tokenizer, batch):
-    model, tokenizer = models.load_teacher(str(folder), lowercase=False)
+@pytest.fixture
+def load(teacher_config):
+    """Load a teacher with the parameters that fit the toy BERT; keyword arguments change them."""
+    return lambda source, **changes: models.load_teacher(teacher_config(source=str(source), **({"num_layers": 4} | changes)))
+
+
+@pytest.fixture
+def refused(load):
+    def refused(source, match, **changes):
+        with pytest.raises(ConfigError, match=match) as error:
+            load(source, **changes)
+        assert str(source) in str(error.value)
+        assert "\n" not in str(error.value)
+
+    return refused
+
+
+def test_load_teacher(folder, load, toy_bert, toy_tokenizer, batch):
+    model, tokenizer = load(folder)
     assert not model.training
     assert tokenizer.get_vocab() == toy_tokenizer.get_vocab()
     assert tokenizer.tokenize(PROBE) == toy_tokenizer.tokenize(PROBE)
     assert torch.equal(logits(model, batch).logits, logits(toy_bert(), batch).logits)
 
 
-def test_load_teacher_with_a_bare_vocabulary(folder, toy_tokenizer):
+def test_load_teacher_with_a_bare_vocabulary(folder, load, toy_tokenizer):
     """As the hub teachers come: vocab.txt and no tokenizer.json, where the library's default strips accents."""
     vocabulary = sorted(toy_tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     (folder / "vocab.txt").write_text("".join(piece + "\n" for piece, _ in vocabulary), encoding="utf-8")
-    _, tokenizer = models.load_teacher(str(folder), lowercase=False)
+    _, tokenizer = load(folder)
     assert len(tokenizer) == 200
     assert tokenizer.tokenize(PROBE) == toy_tokenizer.tokenize(PROBE)
 
 
-def refused(source, match, lowercase=False):
-    with pytest.raises(ConfigError, match=match) as error:
-        models.load_teacher(str(source), lowercase)
-    assert str(source) in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_load_teacher_from_a_missing_folder(tmp_path):
+def test_load_teacher_from_a_missing_folder(tmp_path, refused):
     refused(tmp_path / "nowhere", "not a model folder")
 
 
-def test_load_teacher_with_an_unknown_hub_id():
+def test_load_teacher_with_an_unknown_hub_id(refused):
     refused("nobody/nothing", "not to be had from the hub")
 
 
-def test_load_teacher_refuses_a_distilbert(tmp_path, toy_bert, toy_tokenizer):
+def test_load_teacher_refuses_a_distilbert(tmp_path, refused, toy_bert, toy_tokenizer):
     models.save_model(models.init_student(toy_bert(), 2), toy_tokenizer, tmp_path / "student", "")
     refused(tmp_path / "student", "is a distilbert model; the teacher must be a BERT")
 
 
-def test_load_teacher_refuses_a_folder_that_is_no_model(tmp_path, toy_tokenizer):
+def test_load_teacher_refuses_a_folder_that_is_no_model(tmp_path, refused, toy_tokenizer):
     toy_tokenizer.save_pretrained(tmp_path / "words")
     refused(tmp_path / "words", "not a model folder")
 
 
-def test_load_teacher_refuses_a_tokenizer_larger_than_the_model(folder, toy_bert):
+def test_load_teacher_refuses_a_tokenizer_larger_than_the_model(folder, refused, toy_bert):
     toy_bert(vocab_size=150).save_pretrained(folder)
-    refused(folder, "200 pieces and the model 150")
+    refused(folder, "200 pieces and the model 150", vocab_size=150)
 
 
-def test_load_teacher_refuses_a_folder_without_a_tokenizer(tmp_path, toy_bert):
+def test_load_teacher_refuses_a_folder_without_a_tokenizer(tmp_path, refused, toy_bert):
     """The library makes up a tokenizer that reads every word as [UNK]."""
     toy_bert().save_pretrained(tmp_path / "bare")
     refused(tmp_path / "bare", "tokenizer")
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_load_teacher_refuses_the_wrong_case(trained, tmp_path, toy_bert, toy_documents):
+def test_load_teacher_refuses_the_wrong_case(trained, tmp_path, load, refused, toy_bert, toy_documents):
     """A cased vocabulary read in lower case loses its capitals, an uncased one read as cased meets [UNK]."""
     tokenizer = models.train_tokenizer(toy_documents, 150, trained, 32)
     models.save_model(toy_bert(vocab_size=150), tokenizer, tmp_path / "teacher", "")
-    assert len(models.load_teacher(str(tmp_path / "teacher"), trained)[1]) == 150
-    refused(tmp_path / "teacher", "lowercase", lowercase=not trained)
+    assert len(load(tmp_path / "teacher", lowercase=trained, vocab_size=150)[1]) == 150
+    refused(tmp_path / "teacher", "lowercase", lowercase=not trained, vocab_size=150)
+
+
+@pytest.mark.parametrize(("key", "wrong"), [("num_layers", 3), ("hidden_size", 64), ("num_heads", 2), ("vocab_size", 201)])
+def test_load_teacher_refuses_another_shape_than_the_parameters_say(key, wrong, folder, refused):
+    right = {"num_layers": 4, "hidden_size": 32, "num_heads": 4, "vocab_size": 200}[key]
+    refused(folder, f"{key}: {wrong} in the parameters, but .* has {right}: correct it", **{key: wrong})

@@ -1,7 +1,6 @@
 """Speed measurements of a tiny model; figures that say what they show."""
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModel
@@ -21,7 +20,7 @@ def closed_figures():
 # --- speed ----------------------------------------------------------------------------------------
 
 
-class Counter(torch.nn.Module):
+class Recorder(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.calls = []
@@ -30,46 +29,12 @@ class Counter(torch.nn.Module):
         self.calls.append((tuple(input_ids.shape), attention_mask.tolist(), torch.is_grad_enabled()))
 
 
-def test_time_forward_counts_its_runs():
-    model = Counter()
-    seconds = speed.time_forward(model, torch.ones(2, 3, dtype=torch.long), warmup_runs=4, timed_runs=6)
-    assert isinstance(seconds, np.ndarray) and seconds.shape == (6,) and (seconds > 0).all()
-    assert model.calls == [((2, 3), [[1, 1, 1], [1, 1, 1]], False)] * 10
-
-
-def test_time_forward_leaves_the_warm_up_out(monkeypatch):
-    now, costs = [0.0], iter([50, 40, 1, 2])
-
-    class Slow(torch.nn.Module):
-        def forward(self, input_ids, attention_mask):
-            now[0] += next(costs)
-
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
-    assert speed.time_forward(Slow(), torch.ones(1, 1), warmup_runs=2, timed_runs=2).tolist() == [1, 2]
-
-
-@pytest.mark.parametrize("kind", ["bert", "distilbert"])
-def test_measure(kind, tmp_path, toy_bert, toy_tokenizer, monkeypatch):
-    model = toy_bert(layers=2)
-    if kind == "distilbert":
-        model = init_student(model, 1)
-    save_model(model, toy_tokenizer, tmp_path, "")
-    times = {1: [0.001, 0.002, 0.003, 0.004, 0.010], 4: [0.006] * 5}
-    monkeypatch.setattr(speed, "time_forward", lambda model, ids, warmup, timed: np.array(times[len(ids)]))
-    rows = speed.measure(tmp_path, config())
-    layer = 4 * (32 * 32 + 32) + 2 * 32 * 64 + 64 + 32 + 4 * 32
-    by_hand = {
-        "bert": (200 + 32 + 2 + 2) * 32 + 2 * layer + 32 * 32 + 32,  # embeddings, layers, pooler
-        "distilbert": (200 + 32 + 2) * 32 + layer,
-    }[kind]
-    assert [row["parameters"] for row in rows] == [by_hand] * 2
-    assert by_hand == sum(p.numel() for p in AutoModel.from_pretrained(tmp_path).parameters())
-    size = (tmp_path / "model.safetensors").stat().st_size / 1e6
-    assert [row["megabytes"] for row in rows] == [size] * 2
-    assert [(row["batch_size"], row["sequence_length"]) for row in rows] == [(1, 16), (4, 16)]
-    assert (rows[0]["latency_q1_ms"], rows[0]["latency_ms"], rows[0]["latency_q3_ms"]) == pytest.approx((2, 3, 4))
-    assert rows[0]["tokens_per_second"] == pytest.approx(16 / 0.003)
-    assert rows[1]["tokens_per_second"] == pytest.approx(4 * 16 / 0.006)
+def test_time_forward_is_one_pass_without_gradients(monkeypatch):
+    ticks = iter([10.0, 12.5])
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(ticks))
+    model = Recorder()
+    assert speed.time_forward(model, torch.ones(2, 3, dtype=torch.long)) == 2.5
+    assert model.calls == [((2, 3), [[1, 1, 1], [1, 1, 1]], False)]
 
 
 def config():
@@ -77,9 +42,36 @@ def config():
     return SpeedConfig(profile="toy", seed=1, data="sample", **shape)
 
 
+def test_measure_takes_turns_and_leaves_the_warm_up_out(tmp_path, toy_bert, toy_tokenizer, monkeypatch):
+    teacher = toy_bert(layers=2)
+    folders = {"teacher": tmp_path / "teacher", "student": tmp_path / "student"}
+    save_model(teacher, toy_tokenizer, folders["teacher"], "")
+    save_model(init_student(teacher, 1), toy_tokenizer, folders["student"], "")
+    costs = {"bert": iter([9, 0.001, 0.002, 0.003, 0.004, 0.010] + [9] + [0.006] * 5), "distilbert": iter([9] + [0.001] * 11)}
+    turns = []
+
+    def fake(model, pieces):
+        turns.append(model.config.model_type)
+        return next(costs[turns[-1]])
+
+    monkeypatch.setattr(speed, "time_forward", fake)
+    rows = speed.measure(folders, config())
+    assert turns == ["bert", "distilbert"] * 12  # 2 batch sizes, 1 + 5 runs
+    layer = 4 * (32 * 32 + 32) + 2 * 32 * 64 + 64 + 32 + 4 * 32
+    by_hand = {"teacher": (200 + 32 + 2 + 2) * 32 + 2 * layer + 32 * 32 + 32, "student": (200 + 32 + 2) * 32 + layer}
+    for row in rows:
+        assert row["parameters"] == by_hand[row["model"]]
+        assert row["parameters"] == sum(p.numel() for p in AutoModel.from_pretrained(folders[row["model"]]).parameters())
+        assert row["megabytes"] == (folders[row["model"]] / "model.safetensors").stat().st_size / 1e6
+    assert [(row["model"], row["batch_size"]) for row in rows] == [("teacher", 1), ("student", 1), ("teacher", 4), ("student", 4)]
+    assert (rows[0]["latency_q1_ms"], rows[0]["latency_ms"], rows[0]["latency_q3_ms"]) == pytest.approx((2, 3, 4))
+    assert rows[0]["tokens_per_second"] == pytest.approx(16 / 0.003)
+    assert rows[2]["tokens_per_second"] == pytest.approx(4 * 16 / 0.006)
+
+
 def test_measure_really_runs(tmp_path, toy_bert, toy_tokenizer):
     save_model(toy_bert(layers=2), toy_tokenizer, tmp_path, "")
-    for row in speed.measure(tmp_path, config()):
+    for row in speed.measure({"toy": tmp_path}, config()):
         assert 0 < row["latency_q1_ms"] <= row["latency_ms"] <= row["latency_q3_ms"] < 5000
         assert (row["peak_memory_mb"] is None) != torch.cuda.is_available()
 
