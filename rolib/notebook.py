@@ -11,11 +11,14 @@ import os
 import sys
 from pathlib import Path
 
-import nbclient.output_widget
-import papermill
-import yaml
+# jsonschema, which checks the notebook format, would compile a grammar of internationalised addresses for three seconds at every start.
+sys.modules["rfc3987_syntax"] = None
 
-from rolib import config
+import nbclient.output_widget  # noqa: E402
+import papermill  # noqa: E402
+import yaml  # noqa: E402
+
+from rolib import config  # noqa: E402
 
 KINDS = {
     "01-prepare-teachers": config.TeacherConfig,

@@ -12,8 +12,10 @@ import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 SAMPLE = Path(__file__).parent / "sample"
 SPLITS = ("train", "validation", "test")
@@ -87,7 +89,7 @@ _LAYOUTS = {
 # fmt: on
 
 
-def load_task(name, data_root) -> DatasetDict:
+def load_task(name, data_root) -> "DatasetDict":
     """Read one task's train, validation and test splits from a data root in the upstream layout.
 
     Rows: `id, tokens, labels` for tagging; `id, text, text_pair, label` for classification and regression (text_pair
@@ -120,6 +122,9 @@ def task_source(name, data_root) -> Source:
 
 
 def _as_datasets(task, splits):
+    # Imported late: every command reads TASKS to check its parameters, and datasets takes seconds to import.
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
     for split, rows in splits.items():
         ids = Counter(row["id"] for row in rows)
         if not rows:
