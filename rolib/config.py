@@ -194,8 +194,8 @@ def load(kind: type[Config], *files: Path | str, **overrides) -> Config:
             content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         except FileNotFoundError:
             raise ConfigError(f"{file}: no such parameter file; the profiles lie in {ROOT / 'params'}") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{file}: not readable as YAML ({str(error).splitlines()[0]}): correct it") from None
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{file}: not readable as YAML in UTF-8 ({str(error).splitlines()[0]}): correct it") from None
         if not isinstance(content, dict):
             raise ConfigError(f"{file}: expected lines of `key: value`")
         values |= content

@@ -19,10 +19,10 @@ CEDILLA_TO_COMMA = str.maketrans("şţŞŢ", "șțȘȚ")
 
 def normalise(text: str) -> str:
     """NFC, comma-below ș ț instead of cedilla, control and format characters out, white space folded to one space."""
-    text = unicodedata.normalize("NFC", text).translate(CEDILLA_TO_COMMA)
-    # White space is folded before control characters go, or a tab between two words would glue them together.
-    text = " ".join(text.split())
-    return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
+    # A tab is a control character and white space: it must not go, or it would glue two words together.
+    text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
+    # After that, since a character that went may have stood between a letter and its accent, or between two spaces.
+    return " ".join(unicodedata.normalize("NFC", text).translate(CEDILLA_TO_COMMA).split())
 
 
 def split_words(text: str) -> list[str]:
@@ -32,10 +32,13 @@ def split_words(text: str) -> list[str]:
 
 def read_documents(path: Path) -> Iterator[str]:
     """Yield the normalised documents of a UTF-8 file: blocks of lines that blank lines separate."""
-    with open(path, encoding="utf-8") as file:
-        for filled, lines in itertools.groupby(file, key=lambda line: bool(line.strip())):
-            if filled and (text := normalise(" ".join(lines))):
-                yield text
+    try:
+        with open(path, encoding="utf-8") as file:
+            for filled, lines in itertools.groupby(file, key=lambda line: bool(line.strip())):
+                if filled and (text := normalise(" ".join(lines))):
+                    yield text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}): convert the file") from None
 
 
 def source_folder(corpus: str, data_root: Path) -> Path:
@@ -51,6 +54,8 @@ def _sources(corpus: str, data_root: Path) -> list[Path]:
             f"corpus {folder}: no .txt file; set `corpus` to a folder of text files or hub:<id>:<config>, or ROLIB_DATA "
             "to a mirror that has corpus/"
         )
+    if not any(next(read_documents(file), None) for file in files):
+        raise ValueError(f"corpus {folder}: 0 documents, at least 2 are needed; documents are separated by a blank line")
     return files
 
 
@@ -92,7 +97,10 @@ def load_corpus(config: TrainingConfig, data_root: Path) -> datasets.DatasetDict
         generator = _texts
         arguments = {"files": files, "words_per_source": config.words_per_source, "seed": config.seed}
         cache = f"{cache}/{datasets.fingerprint.Hasher.hash(stamp)}"
-    texts = datasets.Dataset.from_generator(generator, gen_kwargs=arguments, cache_dir=cache, split="train")
+    try:
+        texts = datasets.Dataset.from_generator(generator, gen_kwargs=arguments, cache_dir=cache, split="train")
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise error.__cause__ from None
     if len(texts) < 2:
         raise ValueError(
             f"corpus {config.corpus}: {len(texts)} documents, at least 2 are needed; documents are separated by a blank line"

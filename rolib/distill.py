@@ -104,7 +104,7 @@ def held_out_losses(student, teacher, blocks: datasets.Dataset, collator: Maskin
     student.eval()
     batches = length_batches(blocks["length"], config.batch_size, config.seed, epoch=0)
     total, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for batch in DataLoader(blocks, batch_sampler=batches, collate_fn=collator):
+    for batch in DataLoader(blocks, batch_sampler=batches, collate_fn=collator, generator=torch.Generator()):
         here = term_counts(batch, config)
         moved = {key: value.to(device) for key, value in batch.items()}
         total += loss_terms(student, teacher, moved, config).double().cpu() * here
@@ -129,7 +129,7 @@ def step_batches(blocks, collator, config: TrainingConfig, accelerator: Accelera
         wanted = groups[max(0, first - step) : max(0, config.steps - step)]
         mine = [batch for group in wanted for batch in group[accelerator.process_index :: accelerator.num_processes]]
         collator.epoch = epoch
-        loader = iter(DataLoader(blocks, batch_sampler=mine, collate_fn=collator))
+        loader = iter(DataLoader(blocks, batch_sampler=mine, collate_fn=collator, generator=torch.Generator()))
         for _ in wanted:
             # The held-out loss sets the collator to epoch 0, so the epoch is set again before each step.
             collator.epoch = epoch

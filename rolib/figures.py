@@ -1,10 +1,13 @@
 """One theme for every figure, one function that saves it."""
 
+import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
+
+from rolib.runs import write_text
 
 ROLES = {  # colour-blind safe (seaborn's colorblind palette), one colour a role in every figure
     "teacher": sns.color_palette("colorblind")[0],
@@ -30,6 +33,7 @@ def save_figure(figure: Figure, folder: Path, name: str, caption: str) -> Path:
             raise ValueError(f"figure {name}: an axis has no label; name what it shows and its unit")
     folder.mkdir(parents=True, exist_ok=True)
     for ending, options in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):
-        figure.savefig(folder / f"{name}.{ending}", **options)
-    (folder / f"{name}.txt").write_text(caption + "\n", encoding="utf-8")
+        figure.savefig(folder / f".{name}.{ending}", **options)
+        os.replace(folder / f".{name}.{ending}", folder / f"{name}.{ending}")
+    write_text(folder / f"{name}.txt", caption + "\n")
     return folder / f"{name}.png"

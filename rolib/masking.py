@@ -18,7 +18,7 @@ def mask_words(
 
     input_ids, word_ids: (L,); word_ids is -1 at special tokens, which are never masked. plain_ids: the vocabulary
     indices random pieces are drawn from. Returns (masked input ids, labels), labels -100 where no word was chosen.
-    The number of masked words is round(share * words), at least one, drawn without replacement.
+    The number of masked words is share * words on average, at least one, drawn without replacement.
     """
     words = np.unique(word_ids[word_ids >= 0])
     labels = np.full_like(input_ids, IGNORE)

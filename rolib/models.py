@@ -73,6 +73,14 @@ def check_tokenizer(tokenizer, model: PreTrainedModel, lowercase: bool, name: st
             f"{name}: the tokenizer reads {PROBE!r} as {read!r}: set lowercase to what the teacher was trained with, and "
             "strip_accents to false in its tokenizer_config.json"
         )
+    # Without vocabulary files the library makes up a tokenizer of special tokens alone.
+    if tokenizer.unk_token_id in tokenizer(PROBE)["input_ids"]:
+        raise ConfigError(f"{name}: its tokenizer cannot read {PROBE!r}: check its vocabulary files and the setting of lowercase")
+    pieces = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    capitals = sum(piece != piece.lower() for piece in pieces) / len(pieces)
+    if (capitals > 0.01) == lowercase:
+        kind = "cased" if lowercase else "lower-cased"
+        raise ConfigError(f"{name}: its vocabulary is {kind}: set lowercase to {str(not lowercase).lower()}")
 
 
 @torch.no_grad()
@@ -137,12 +145,16 @@ def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, do_lower_case=config.lowercase, strip_accents=False)
         model = AutoModelForMaskedLM.from_pretrained(source)
-    except OSError as error:
-        raise ConfigError(f"source {source!r}: not a model folder and not to be had from the hub ({error})") from None
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"source {source!r}: not a model folder and not to be had from the hub ({reason})") from None
     if model.config.model_type != "bert":
         raise ConfigError(f"source {source!r}: is a {model.config.model_type} model; the teacher must be a BERT")
     shape = model.config
     found = {"num_layers": shape.num_hidden_layers, "hidden_size": shape.hidden_size, "num_heads": shape.num_attention_heads}
+    # DistilBERT's layer norm has this constant built in: another one would make the student a wrong copy without a word.
+    if shape.layer_norm_eps != 1e-12:
+        raise ConfigError(f"source {source!r}: its layer_norm_eps is {shape.layer_norm_eps}, a DistilBERT student needs 1e-12")
     for key, value in (found | {"vocab_size": shape.vocab_size}).items():
         if getattr(config, key) != value:
             raise ConfigError(f"{key}: {getattr(config, key)} in the parameters, but {source} has {value}: correct it")
@@ -151,11 +163,9 @@ def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]
 
 
 def alternate_layers(teacher_layers: int, num_layers: int) -> list[int]:
-    """The teacher layers a student starts from: DistilBERT's 0 2 4 7 9 11 for 6 of 12, evenly spaced otherwise."""
+    """The teacher layers a student starts from, evenly spaced from the first to the last: 0 2 4 7 9 11 for 6 of 12."""
     if not 1 <= num_layers <= teacher_layers:
         raise ValueError(f"num_layers {num_layers} must lie between 1 and the teacher's {teacher_layers}")
-    if (teacher_layers, num_layers) == (12, 6):
-        return [0, 2, 4, 7, 9, 11]
     if num_layers == 1:
         return [0]
     return [round(i * (teacher_layers - 1) / (num_layers - 1)) for i in range(num_layers)]
@@ -243,6 +253,7 @@ def save_model(model: PreTrainedModel, tokenizer, folder: Path, card: str) -> No
     """Save weights, tokenizer and model card as a plain Hugging Face folder."""
     model.save_pretrained(folder)
     if model.config.model_type == "distilbert":
-        tokenizer.model_input_names = ["input_ids", "attention_mask"]  # DistilBERT takes no segments
+        # DistilBERT takes no segments. transformers writes down what a tokenizer was made with, so that is what to change.
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
