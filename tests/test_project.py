@@ -12,12 +12,16 @@ import papermill
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from rolib.config import ROOT, ConfigError, load
 from rolib.notebook import KINDS, run
 
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
-PINS = {name.lower(): version for name, version in (line.split("==") for line in (ROOT / "requirements.txt").read_text().split())}
+PINS = {
+    canonicalize_name(name): version
+    for name, version in (line.split("==") for line in (ROOT / "requirements.txt").read_text().split())
+}
 TINY = ROOT / "params" / "tiny"
 FILES = {  # what the Snakefile gives each notebook
     "01-prepare-teachers": ["common", "training", "pretrain", "teachers/bert-cased"],
@@ -42,7 +46,7 @@ def test_pins_lie_in_the_ranges_of_the_package():
     wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
     assert len(wanted) > 20
     for requirement in wanted:
-        assert requirement.specifier.contains(PINS[requirement.name.lower()]), requirement
+        assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)]), requirement
 
 
 def test_requirements_start_with_torch_and_hold_no_local_version():
