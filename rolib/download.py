@@ -133,6 +133,7 @@ def _folder(path, name):
 
 
 def main(arguments=None):
+    """The command line: fetch and verify; errors are one line."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="Fetch and verify the data sets.", epilog=LICENCES)
     parser.add_argument("--root", type=Path, default=pooch.os_cache("rolib"), help="folder to fill (default: %(default)s)")
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to fetch (default: all)")

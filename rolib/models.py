@@ -91,8 +91,8 @@ def init_local_attention(model: PreTrainedModel, position_scale: float = 0.05, g
     every layer gets the key map K = gain * P, with P the projection onto its share of the fastest sinusoids, and the query
     map Q = gain * P R(d), where the rotation R(d) e(p) = e(p + d) and d = -1, 1, -2, 2 in turn: so Q e(p) meets K e(p + d)
     best. The random weights stay as noise on top. A structured start for attention follows Trockman & Kolter 2023
-    (arXiv 2305.09828); the shifts are ours. A small BERT leaves the frequency plateau after about a million
-    tokens this way, and had not after six millions without (LOG.md).
+    (arXiv 2305.09828); the shifts are ours. A small BERT stands at 5.6 nats
+    after a million tokens this way, and at 6.4 without (LOG.md).
     """
     hidden, heads = model.config.hidden_size, model.config.num_attention_heads
     size = hidden // heads
