@@ -88,10 +88,16 @@ class TeacherConfig(TrainingConfig):
 
 
 class StudentConfig(TrainingConfig):
-    """02-distil-student: one student from one teacher, or its MLM-only control."""
+    """02-distil-student: one student from one or several teachers, or its MLM-only control."""
 
     student: Name
-    teacher: Name  # a teacher of this profile
+    # Teachers of this profile and their weights; the first gives the student its vocabulary and its start.
+    teachers: Annotated[dict[Name, Weight], Field(min_length=1)]
+    weighting: Literal["fixed", "confidence"]  # "confidence": at each position also by exp(-entropy) of the teacher
+    # How a teacher with another vocabulary gives soft targets; see rolib.alignment and rolib.losses.
+    soft_target_strategy: Literal["lift", "intersection", "uld", "none"]
+    # States by piece (by word across vocabularies), all by word, or by piece from the first teacher alone.
+    hidden_states: Literal["pieces", "words", "first"]
     objective: Literal["distill", "mlm"]  # "mlm": random weights and no teacher, the control on the same budget
     num_layers: Count
     alpha_ce: Weight
@@ -100,6 +106,20 @@ class StudentConfig(TrainingConfig):
     temperature: Positive
     soft_targets: Literal["all", "masked"]  # the tokens whose teacher distribution is matched
     freeze_positions: bool
+
+    @field_validator("teachers")
+    @classmethod
+    def _first_counts(cls, teachers):
+        first = next(iter(teachers))
+        if not teachers[first]:
+            raise ValueError(f"{first} has weight 0, but the first teacher gives the student its vocabulary: raise it or reorder")
+        return teachers
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The teachers that count and their weights, scaled to the sum 1."""
+        total = sum(self.teachers.values())
+        return {name: weight / total for name, weight in self.teachers.items() if weight}
 
     @model_validator(mode="after")
     def _some_weight(self):
@@ -248,10 +268,10 @@ def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
                 raise ConfigError(f"{kind[:-1]} ({base / kind / stem}.yaml): is {name!r}, must be the file's name {stem!r}")
     for name, student in study["students"].items():
         file = base / "students" / f"{name}.yaml"
-        teacher = study["teachers"].get(student.teacher)
-        if teacher is None:
-            raise ConfigError(f"teacher ({file}): no teacher {student.teacher!r}; there are {', '.join(study['teachers'])}")
-        check_depth(student.num_layers, teacher.num_layers, str(file))
+        for teacher in student.teachers:
+            if teacher not in study["teachers"]:
+                raise ConfigError(f"teachers ({file}): no teacher {teacher!r}; there are {', '.join(study['teachers'])}")
+        check_depth(student.num_layers, study["teachers"][next(iter(student.teachers))].num_layers, str(file))
     return study
 
 

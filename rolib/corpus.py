@@ -5,11 +5,12 @@ import os
 import random
 import unicodedata
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import datasets
-from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from rolib.alignment import split_words, word_pieces
 from rolib.config import TrainingConfig
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500  # documents kept for the held-out loss
@@ -23,11 +24,6 @@ def normalise(text: str) -> str:
     text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
     # After that, since a character that went may have stood between a letter and its accent, or between two spaces.
     return " ".join(unicodedata.normalize("NFC", text).translate(CEDILLA_TO_COMMA).split())
-
-
-def split_words(text: str) -> list[str]:
-    """Words and punctuation marks of a normalised text, as BERT's pre-tokenizer cuts them."""
-    return [word for word, _ in BertPreTokenizer().pre_tokenize_str(text)]
 
 
 def read_documents(path: Path) -> Iterator[str]:
@@ -110,39 +106,43 @@ def load_corpus(config: TrainingConfig, data_root: Path) -> datasets.DatasetDict
     return datasets.DatasetDict(train=split["train"], held_out=split["test"])
 
 
-def cut_blocks(pieces: list[int], words: list[int], length: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Cut a text's pieces into runs of at most `length` at word boundaries.
+def windows(sizes: list[tuple[int, ...]], room: int) -> list[list[int]]:
+    """Split a text into runs of word indices that hold at most `room` pieces in every view.
 
-    pieces: vocabulary indices; words: the word each piece belongs to. A word of more than `length` pieces is cut.
+    sizes: the number of pieces of each word, for each tokenizer. Every word lies in exactly one run; a word longer than
+    `room` stands alone.
     """
-    start = 0
-    while start < len(pieces):
-        end = min(start + length, len(pieces))
-        if end < len(pieces):
-            while end > start and words[end] == words[end - 1]:
-                end -= 1
-            end = end if end > start else start + length
-        yield pieces[start:end], words[start:end]
-        start = end
+    runs, used = [[]], None
+    for index, size in enumerate(sizes):
+        total = size if used is None else tuple(map(sum, zip(used, size, strict=True)))
+        if runs[-1] and max(total) > room:
+            runs.append([])
+            total = size
+        runs[-1].append(index)
+        used = total
+    return runs
 
 
-def build_blocks(texts: datasets.Dataset, tokenizer, block_length: int) -> datasets.Dataset:
-    """Blocks of at most `block_length` pieces, [CLS] and [SEP] included, cut at word boundaries within a document.
+def build_blocks(texts: datasets.Dataset, tokenizers: list, block_length: int) -> datasets.Dataset:
+    """Blocks of whole words within a document, of at most `block_length` pieces, [CLS] and [SEP] included, in every view.
 
-    Columns: index, input_ids, word_ids (the word of each piece, -1 at [CLS] and [SEP]), length.
-    Raises ValueError when the texts hold no word.
+    A view is the block in the pieces of one tokenizer; all views hold the same words. Columns: index, input_ids and
+    word_ids (a list for each view; the word of each piece, -1 at [CLS] and [SEP]), length (of the first view). The later pieces
+    of a word that alone is too long are cut. Raises ValueError when the texts hold no word.
     """
-    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+    room = block_length - 2
 
     def tokenize(batch):
-        words = [split_words(text) for text in batch["text"]]
-        encoded = tokenizer(words, is_split_into_words=True, add_special_tokens=False, verbose=False)
         rows = {"input_ids": [], "word_ids": [], "length": []}
-        for i, pieces in enumerate(encoded["input_ids"]):
-            for ids, word_ids in cut_blocks(pieces, encoded.word_ids(i), block_length - 2):
-                rows["input_ids"].append([start, *ids, end])
-                rows["word_ids"].append([-1, *(word - word_ids[0] for word in word_ids), -1])
-                rows["length"].append(len(ids) + 2)
+        for text in batch["text"]:
+            views = [word_pieces(split_words(text), tokenizer) for tokenizer in tokenizers]
+            sizes = list(zip(*(map(len, words) for words in views), strict=True))
+            for run in windows(sizes, room) if sizes else []:
+                pieces = [[words[index][:room] for index in run] for words in views]
+                ids = [[t.cls_token_id, *chain(*words), t.sep_token_id] for t, words in zip(tokenizers, pieces, strict=True)]
+                rows["input_ids"].append(ids)
+                rows["word_ids"].append([[-1, *chain(*([i] * len(w) for i, w in enumerate(words))), -1] for words in pieces])
+                rows["length"].append(len(ids[0]))
         return rows
 
     # Starting processes costs more than they save on a small corpus.

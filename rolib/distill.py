@@ -6,25 +6,28 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from rolib.config import StudentConfig, TrainingConfig
-from rolib.losses import IGNORE, cosine_loss, mlm_loss, soft_target_loss
+from rolib.alignment import Projection, pool_words, word_starts
+from rolib.config import TrainingConfig
+from rolib.losses import IGNORE, confidence, cosine_loss, distribution_loss, mix_targets, mlm_loss, uld_loss
 from rolib.masking import MaskingCollator
 from rolib.models import MaskedLM
 from rolib.runs import append_metrics, progress, read_metrics, write_text
 
-TERMS = ("ce", "mlm", "cos")
 # DistilBERT's recipe.
 ADAM_BETAS, ADAM_EPSILON, CLIP_NORM = (0.9, 0.98), 1e-6, 5.0
 
@@ -60,58 +63,151 @@ def length_batches(lengths: list[int], batch_size: int, seed: int, epoch: int) -
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def weights(config: TrainingConfig) -> dict[str, float]:
-    """The weight of each loss term; pre-training and the MLM control have the MLM term alone."""
-    if isinstance(config, StudentConfig) and config.objective == "distill":
-        return {"ce": config.alpha_ce, "mlm": config.alpha_mlm, "cos": config.alpha_cos}
-    return {"ce": 0.0, "mlm": 1.0, "cos": 0.0}
+@dataclass
+class Teacher:
+    """A teacher in the loop: its share of the say, the view it reads, and how its vocabulary is said in the student's."""
+
+    name: str
+    model: MaskedLM
+    weight: float = 1.0  # the weights of a student's teachers sum to 1
+    view: int = 0  # the tokenizer it reads with; 0 is the student's
+    projection: Projection | None = None  # for any other view
 
 
-def term_counts(batch: dict[str, Tensor], config: TrainingConfig) -> Tensor:
-    """(3,) how many tokens each of the terms ce, mlm, cos is a mean over."""
-    tokens, masked = batch["attention_mask"].sum(), (batch["labels"] != IGNORE).sum()
-    soft = masked if getattr(config, "soft_targets", "masked") == "masked" else tokens
-    return torch.stack([soft, masked, tokens]).double()
+def weights(config: TrainingConfig, teachers: Sequence[Teacher]) -> dict[str, float]:
+    """The weight of each loss term, those above 0; without a teacher the MLM term alone.
 
-
-def loss_terms(student: nn.Module, teacher: MaskedLM | None, batch: dict, config: TrainingConfig) -> Tensor:
-    """(3,) the terms ce, mlm, cos of one micro-batch, each a mean over its tokens; a term of weight 0 is not computed.
-
-    batch: input_ids, attention_mask, labels, each (B, L).
+    Terms: ce (soft targets of all teachers), mlm, cos (states of the first teacher), cos_<name> (of each further one).
     """
-    alpha = weights(config)
-    tokens, masked = batch["attention_mask"].bool(), batch["labels"] != IGNORE
-    rows = tokens if alpha["ce"] and config.soft_targets == "all" else masked
-    logits, hidden = student(batch["input_ids"], batch["attention_mask"], rows)
+    if not teachers:
+        return {"mlm": 1.0}
+    alpha = {"ce": config.alpha_ce, "mlm": config.alpha_mlm}
+    compared = teachers[:1] if config.hidden_states == "first" else teachers
+    total = sum(teacher.weight for teacher in compared)
+    for i, teacher in enumerate(compared):
+        alpha[f"cos_{teacher.name}" if i else "cos"] = config.alpha_cos * teacher.weight / total
+    return {term: weight for term, weight in alpha.items() if weight}
+
+
+def soft_rows(view: dict[str, Tensor], config: TrainingConfig) -> Tensor:
+    """(B, L) bool: the positions of a view whose teacher distributions are matched."""
+    every_token = getattr(config, "soft_targets", "masked") == "all"
+    return view["attention_mask"].bool() if every_token else view["labels"] != IGNORE
+
+
+def by_piece(teacher: Teacher, config: TrainingConfig) -> bool:
+    """Are states compared piece by piece? Else word by word."""
+    return teacher.view == 0 and config.hidden_states != "words"
+
+
+def term_counts(batch: list[dict], teachers: Sequence[Teacher], config: TrainingConfig) -> dict[str, int]:
+    """What each value of `loss_terms` is a mean over, in its order: tokens, masked pieces, words, shared positions."""
+    view = batch[0]
+    masked, starts = view["labels"] != IGNORE, word_starts(view["word_ids"])
+    counts = {"ce": soft_rows(view, config), "mlm": masked}
+    for i, teacher in enumerate(teachers):
+        counts[f"cos_{teacher.name}" if i else "cos"] = view["attention_mask"] if by_piece(teacher, config) else starts
+    counts = {term: counts[term] for term in weights(config, teachers)}
+    for teacher in teachers:
+        if teacher.view:
+            counts[f"coverage_{teacher.name}"] = masked & starts
+            counts[f"mass_{teacher.name}"] = batch[teacher.view]["shared_first"] & soft_rows(view, config)
+    return {term: int(selected.sum()) for term, selected in counts.items()}
+
+
+def soft_target_term(logits: Tensor, rows: Tensor, teachers, outputs, batch, config) -> tuple[Tensor, dict[str, Tensor]]:
+    """The soft-target term of one micro-batch, a mean over the student's soft rows, and the mass its projections reached.
+
+    logits: (N, V) at `rows` (B, L); outputs: each teacher's logits at the same places, for a teacher with another vocabulary
+    where a word is one piece in both views. What is projected joins the mixed target; ULD is a term of its own.
+    """
+    members, uld, mass = [], 0.0, {}
+    for teacher, teacher_logits in zip(teachers, outputs, strict=True):
+        probs = F.softmax(teacher_logits.float() / config.temperature, dim=-1)
+        say = torch.full_like(probs[:, 0], teacher.weight)
+        if config.weighting == "confidence":
+            say = say * confidence(probs)
+        if teacher.view == 0:
+            members.append((torch.arange(len(say), device=say.device), probs, say))
+            continue
+        here = batch[teacher.view]["shared_first"][rows].nonzero()[:, 0]
+        if config.soft_target_strategy == "uld":
+            uld = uld + teacher.weight * uld_loss(logits[here], probs, config.temperature) * len(probs) / max(1, len(logits))
+        elif config.soft_target_strategy != "none":
+            probs, covered = getattr(teacher.projection, config.soft_target_strategy)(probs, members[0][1][here])
+            members.append((here, probs, say))
+            mass[f"mass_{teacher.name}"] = covered.sum() / max(1, len(covered))
+    return distribution_loss(logits, mix_targets(members), config.temperature) + uld, mass
+
+
+def state_terms(states: list[Tensor], teachers, outputs, batch, config) -> dict[str, Tensor]:
+    """The cosine term of each teacher. states: the student's (B, L, H) for the first teacher, then each through its map."""
+    terms, view = {}, batch[0]
+    tokens = view["attention_mask"].bool()
+    for i, (state, teacher, output) in enumerate(zip(states, teachers, outputs, strict=False)):
+        if by_piece(teacher, config):
+            pair = state[tokens], output[tokens].float()
+        else:
+            pair = pool_words(state, view["word_ids"]), pool_words(output.float(), batch[teacher.view]["word_ids"])
+        terms[f"cos_{teacher.name}" if i else "cos"] = cosine_loss(*pair)
+    return terms
+
+
+def loss_terms(student: nn.Module, teachers: Sequence[Teacher], batch: list[dict], config: TrainingConfig) -> dict[str, Tensor]:
+    """The terms of `weights` for one micro-batch, each a mean, and the coverage of teachers with another vocabulary.
+
+    batch: the views of `MaskingCollator`. coverage_<name>: the share of masked words where teacher and student predict at one
+    place; mass_<name>: the share of its probability there that has a counterpart in the student's vocabulary.
+    """
+    alpha, view = weights(config, teachers), batch[0]
+    masked = view["labels"] != IGNORE
+    rows = soft_rows(view, config) if "ce" in alpha else masked
+    logits, hidden, mapped = student(view["input_ids"], view["attention_mask"], rows)
+    terms = {}
+    if "mlm" in alpha:
+        terms["mlm"] = mlm_loss(logits, view["labels"][rows])
+    if "ce" in alpha or "cos" in alpha:
+        outputs = [teacher_outputs(teacher, batch, "ce" in alpha, config) for teacher in teachers]
+        if "ce" in alpha:
+            teacher_logits = [output[0] for output in outputs]
+            terms["ce"], mass = soft_target_term(logits, rows, teachers, teacher_logits, batch, config)
+            terms |= mass
+        if "cos" in alpha:
+            terms |= state_terms([hidden, *mapped], teachers, [output[1] for output in outputs], batch, config)
+    for teacher in teachers:
+        if teacher.view:
+            words = (masked & word_starts(view["word_ids"])).sum().clamp(min=1)
+            terms[f"coverage_{teacher.name}"] = (masked & batch[teacher.view]["shared_first"]).sum() / words
     zero = logits.new_zeros(())
-    ce = cos = zero
-    if alpha["ce"] or alpha["cos"]:
-        with torch.no_grad(), autocast(batch["input_ids"].device):
-            wanted = rows if alpha["ce"] else torch.zeros_like(rows)
-            teacher_logits, teacher_hidden = teacher(batch["input_ids"], batch["attention_mask"], wanted)
-        if alpha["ce"]:
-            ce = soft_target_loss(logits, teacher_logits.float(), config.temperature)
-        if alpha["cos"]:
-            cos = cosine_loss(hidden[tokens], teacher_hidden[tokens].float())
-    mlm = mlm_loss(logits, batch["labels"][rows]) if alpha["mlm"] else zero
-    return torch.stack([ce, mlm, cos])
+    return {term: terms.get(term, zero) for term in term_counts(batch, teachers, config)}
 
 
 @torch.no_grad()
-def held_out_losses(student, teacher, blocks: datasets.Dataset, collator: MaskingCollator, config, device) -> dict:
-    """Mean of each loss term over the held-out blocks, always under the masks of epoch 0."""
+def teacher_outputs(teacher: Teacher, batch: list[dict], soft: bool, config) -> tuple[Tensor, Tensor]:
+    """A teacher's logits where its soft targets are wanted (nowhere unless `soft`), and its last hidden states."""
+    view = batch[teacher.view]
+    wanted = soft_rows(view, config) & (view["shared"] if teacher.view else True)
+    if not soft or (teacher.view and config.soft_target_strategy == "none"):
+        wanted = torch.zeros_like(wanted)
+    with autocast(wanted.device):
+        logits, hidden, _ = teacher.model(view["input_ids"], view["attention_mask"], wanted)
+    return logits, hidden
+
+
+@torch.no_grad()
+def held_out_losses(student, teachers, blocks: datasets.Dataset, collator: MaskingCollator, config, device) -> dict[str, float]:
+    """Mean of each value of `loss_terms` over the held-out blocks, always under the masks of epoch 0."""
     training, collator.epoch = student.training, 0
     student.eval()
     batches = length_batches(blocks["length"], config.batch_size, config.seed, epoch=0)
-    total, count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    total, count = Counter(), Counter()
     for batch in DataLoader(blocks, batch_sampler=batches, collate_fn=collator, generator=torch.Generator()):
-        here = term_counts(batch, config)
-        moved = {key: value.to(device) for key, value in batch.items()}
-        total += loss_terms(student, teacher, moved, config).double().cpu() * here
-        count += here
+        here = term_counts(batch, teachers, config)
+        terms = loss_terms(student, teachers, send_to_device(batch, device), config)
+        count.update(here)
+        total.update({term: terms[term].double().item() * here[term] for term in here})
     student.train(training)
-    means = (total / count).tolist()
-    return {f"held_out_{term}": mean for term, mean in zip(TERMS, means, strict=True) if weights(config)[term]}
+    return {f"held_out_{term}": total[term] / max(1, count[term]) for term in count}
 
 
 def step_batches(blocks, collator, config: TrainingConfig, accelerator: Accelerator, first: int) -> Iterator[list[dict]]:
@@ -166,25 +262,26 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
     return step
 
 
-def log_record(means: Tensor, alpha: Tensor, learning_rate: float, tokens: int, seconds: float) -> dict:
-    """What a log window says: its mean loss terms (those with a weight), their weighted sum, learning rate and speed."""
-    record = {term: mean for term, mean, weight in zip(TERMS, means.tolist(), alpha.tolist(), strict=True) if weight}
-    record |= {"loss": float(alpha @ means), "learning_rate": learning_rate}
-    return record | {"tokens": tokens, "tokens_per_second": tokens / seconds}
+def log_record(means: dict[str, float], alpha: dict[str, float], learning_rate: float, tokens: int, seconds: float) -> dict:
+    """What a log window says: its mean terms, the weighted sum of the losses, learning rate and speed."""
+    loss = sum(weight * means[term] for term, weight in alpha.items())
+    return means | {"loss": loss, "learning_rate": learning_rate, "tokens": tokens, "tokens_per_second": tokens / seconds}
 
 
 def train(
     config: TrainingConfig,
     student: PreTrainedModel,
-    tokenizer,
+    tokenizers: list,
     blocks: datasets.DatasetDict,
     folder: Path,
-    teacher: PreTrainedModel | None = None,
+    teachers: Sequence[Teacher] = (),
     on_log: Callable[[dict], None] = lambda record: None,
 ) -> PreTrainedModel:
     """Train `student` on blocks["train"]; log to `folder`/metrics.jsonl, keep checkpoints, go on from the newest one.
 
-    teacher: None pre-trains by MLM. on_log is called with each metrics record (a notebook draws it). Losses are
+    tokenizers: of the views of the blocks, the student's first. teachers: the first gives the student its vocabulary and its
+    start; each further one is compared through a trainable map, since the student does not share its basis; the maps
+    are not saved. Without teachers the student is pre-trained by MLM. on_log is called with each metrics record (a notebook draws it). Losses are
     weighed by tokens over micro-batches and processes, so that 8 x 1 and 2 x 4 accumulation give the same step.
     Returns the trained student on the CPU. Raises FloatingPointError when the loss is no longer finite.
     """
@@ -192,62 +289,68 @@ def train(
     set_seed(config.seed)
     accelerator = make_accelerator()
     device = accelerator.device
-    collator = MaskingCollator(tokenizer, config.mask_share, config.seed)
+    collator = MaskingCollator(tokenizers, config.mask_share, config.seed)
 
     # Step 2: optimizer and schedule. The schedule is not prepared: Accelerate would step it once per process.
     if getattr(config, "freeze_positions", False):
         student.base_model.embeddings.position_embeddings.weight.requires_grad_(False)
+    alpha = weights(config, teachers)
+    compared = [teacher for i, teacher in enumerate(teachers) if i and f"cos_{teacher.name}" in alpha]
+    student = MaskedLM(student, [teacher.model.model.config.hidden_size for teacher in compared])
     groups = parameter_groups(student, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup_share * config.steps), config.steps)
-    model, optimizer = accelerator.prepare(MaskedLM(student), optimizer)
+    model, optimizer = accelerator.prepare(student, optimizer)
     accelerator.register_for_checkpointing(schedule)
-    if teacher is not None:
+    for teacher in teachers:
         # Not prepared: Accelerate would put it into every checkpoint.
-        teacher = MaskedLM(teacher.eval().requires_grad_(False)).to(device)
-    alpha = torch.tensor(list(weights(config).values()), dtype=torch.float32, device=device)
+        teacher.model.eval().requires_grad_(False).to(device)
+        if teacher.projection:
+            teacher.projection.to(device)
 
     # Step 3: go on from a checkpoint.
     done = resume(accelerator, folder)
     model.train()
     steps = step_batches(blocks["train"], collator, config, accelerator, first=done)
     bar = progress(steps, total=config.steps, initial=done, desc=folder.name.strip("."), disable=not accelerator.is_main_process)
-    sums, tokens, logged, clock = torch.zeros(3, device=device), 0, done, time.perf_counter()
+    sums, tokens, logged, clock = 0.0, 0, done, time.perf_counter()
 
     for step, micro_batches in enumerate(bar, start=done + 1):
         # Step 4: the token counts of the whole step, over micro-batches and processes, before any forward pass.
-        counts = torch.stack([term_counts(batch, config) for batch in micro_batches])
+        named = [term_counts(batch, teachers, config) for batch in micro_batches]
+        names, counts = list(named[0]), torch.tensor([list(here.values()) for here in named]).double()
+        factors = torch.tensor([alpha.get(name, 0.0) for name in names], device=device)
         total = counts.sum(0)
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total.to(device)).cpu()
 
         # Step 5: forward and backward; each mean counts by its share of the step's tokens.
         for i, batch in enumerate(micro_batches):
-            moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            moved = send_to_device(batch, device, non_blocking=True)
             last = i == len(micro_batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 share = (counts[i] / total.clamp(min=1)).float().to(device)
-                terms = loss_terms(model, teacher, moved, config) * share
+                terms = torch.stack(list(loss_terms(model, teachers, moved, config).values())) * share
                 # DDP averages gradients over processes; the shares already sum to 1 over them.
-                accelerator.backward((alpha * terms).sum() * accelerator.num_processes)
-            sums += terms.detach()
+                accelerator.backward((factors * terms).sum() * accelerator.num_processes)
+            sums = sums + terms.detach()
 
         # Step 6: update.
         accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        tokens += int(total[2])
+        tokens += sum(int(batch[0]["attention_mask"].sum()) for batch in micro_batches)
 
         # Step 7: log, evaluate, keep. The only points where the device is waited for.
         record = {}
         if step % config.log_every == 0 or step == config.steps:
-            means = accelerator.reduce(sums) / (step - logged)
-            record = log_record(means.cpu(), alpha.cpu(), schedule.get_last_lr()[0], tokens, time.perf_counter() - clock)
-            sums, tokens, logged, clock = torch.zeros_like(sums), 0, step, time.perf_counter()
+            means = dict(zip(names, (accelerator.reduce(sums) / (step - logged)).tolist(), strict=True))
+            record = log_record(means, alpha, schedule.get_last_lr()[0], tokens, time.perf_counter() - clock)
+            sums, tokens, logged, clock = 0.0, 0, step, time.perf_counter()
         if step % config.checkpoint_every == 0 or step == config.steps:
             paused = time.perf_counter()
-            record |= held_out_losses(accelerator.unwrap_model(model), teacher, blocks["held_out"], collator, config, device)
+            record |= held_out_losses(accelerator.unwrap_model(model), teachers, blocks["held_out"], collator, config, device)
             clock += time.perf_counter() - paused
         if record:
             if not math.isfinite(record.get("loss", 0.0)):

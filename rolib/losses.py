@@ -6,6 +6,7 @@
 size of the hard term's whatever the temperature is.)
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,18 +19,25 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
     student_logits, teacher_logits: (N, V) over one vocabulary. Returns a scalar in nats; 0 for N = 0.
     Hinton et al. 2015, section 2. Raises ValueError for unequal shapes or a temperature that is not positive.
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} differ in "
-            "shape: both must be (N, V) over one vocabulary"
-        )
     if not temperature > 0:
         raise ValueError(f"temperature {temperature} must be positive")
+    return distribution_loss(student_logits, F.softmax(teacher_logits / temperature, dim=-1), temperature)
+
+
+def distribution_loss(student_logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(target || softmax(student / T)), mean over rows: `soft_target_loss` for a target already softened by T.
+
+    student_logits, target: (N, V), the rows of target summing to 1. Scalar in nats; 0 for N = 0. ValueError for unequal shapes.
+    """
+    if student_logits.shape != target.shape:
+        raise ValueError(
+            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(target.shape)} differ in "
+            "shape: both must be (N, V) over one vocabulary"
+        )
     if not len(student_logits):
         return student_logits.sum()
     student = F.log_softmax(student_logits / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    return F.kl_div(student, target, reduction="batchmean") * temperature**2
 
 
 def mlm_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
@@ -57,3 +65,40 @@ def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
     if not len(student_hidden):
         return student_hidden.sum()
     return (1 - F.cosine_similarity(student_hidden, teacher_hidden, dim=-1)).mean()
+
+
+def mix_targets(members: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """The weighted mean of several teachers' distributions, row by row, over those that have one there.
+
+    members: for each teacher rows (M,), the row numbers where it has a distribution; probs (M, V) there; weights (M,). The first
+    has every row in order. One member comes back as it is. Returns (N, V), each row summing to 1. Hinton et al. 2015, section 3.
+    """
+    _, mixed, total = members[0]
+    if len(members) > 1:
+        mixed = mixed * total[:, None]
+        for rows, probs, weights in members[1:]:
+            mixed.index_add_(0, rows, probs * weights[:, None])
+            total = total.index_add(0, rows, weights)
+        mixed = mixed / total[:, None]
+    return mixed
+
+
+def confidence(probs: Tensor) -> Tensor:
+    """exp(-entropy) of each row, in (0, 1]: 1 for a certain teacher, 1/V for one that knows nothing. (N, V) -> (N,)."""
+    return torch.special.entr(probs).sum(-1).neg().exp()
+
+
+def uld_loss(student_logits: Tensor, teacher_probs: Tensor, temperature: float) -> Tensor:
+    """Universal logit distillation: the L1 distance of the two sorted distributions, mean over rows.
+
+    student_logits: (N, V), softened by `temperature`; teacher_probs: (N, U) over any other vocabulary, the shorter one filled up
+    with zeros. Scalar in [0, 2]; 0 for N = 0. It compares how sure the models are, not of what. Boizard et al. 2024
+    (arXiv 2402.12030), equation 5.
+    """
+    if not len(student_logits):
+        return student_logits.sum()
+    student = F.softmax(student_logits / temperature, dim=-1).sort(dim=-1, descending=True).values
+    teacher = teacher_probs.sort(dim=-1, descending=True).values
+    width = max(student.shape[-1], teacher.shape[-1])
+    student, teacher = (F.pad(side, (0, width - side.shape[-1])) for side in (student, teacher))
+    return (student - teacher).abs().sum(-1).mean()

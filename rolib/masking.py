@@ -1,63 +1,83 @@
 """Whole-word masking for masked language models (Devlin et al. 2019; whole words: the BERT repository, May 2019)."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 
+from rolib.alignment import shared_positions
 from rolib.losses import IGNORE
 
 
-def mask_words(
+def choose_words(words: int, rng: np.random.Generator, mask_share: float) -> np.ndarray:
+    """Choose the words of a block that are masked: (words,) 0 for untouched, else 1 plus a random number in [0, 1).
+
+    That number decides what becomes of the word. The number of masked words is share * words on average, at least one.
+    """
+    fate = np.zeros(words)
+    if words:
+        # Rounding up or down at random keeps the expected share exact for short blocks.
+        count = max(1, int(mask_share * words + rng.random()))
+        chosen = rng.choice(words, size=min(count, words), replace=False)
+        fate[chosen] = 1 + rng.random(len(chosen))
+    return fate
+
+
+def mask_pieces(
     input_ids: np.ndarray,
     word_ids: np.ndarray,
-    rng: np.random.Generator,
-    mask_share: float,
+    fate: np.ndarray,
     mask_id: int,
-    plain_ids: np.ndarray,
+    draw: Callable[[int], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mask whole words of one block: 80 % become [MASK], 10 % random pieces, 10 % stay (the choice is per word).
+    """Mask one view of a block as `choose_words` decided: 80 % of the words become [MASK], 10 % random, 10 % stay.
 
-    input_ids, word_ids: (L,); word_ids is -1 at special tokens, which are never masked. plain_ids: the vocabulary
-    indices random pieces are drawn from. Returns (masked input ids, labels), labels -100 where no word was chosen.
-    The number of masked words is share * words on average, at least one, drawn without replacement.
+    input_ids, word_ids: (L,); word_ids is -1 at special pieces, which are never masked. draw(n) gives n random
+    pieces; without it the words to be random become [MASK] too. Returns (masked input ids, labels), labels -100 where no word was chosen.
     """
-    words = np.unique(word_ids[word_ids >= 0])
-    labels = np.full_like(input_ids, IGNORE)
-    if not len(words):
-        return input_ids, labels
-    # Rounding up or down at random keeps the expected share exact for short blocks.
-    count = max(1, int(mask_share * len(words) + rng.random()))
-    chosen = rng.choice(words, size=min(count, len(words)), replace=False)
-    fate = np.zeros(word_ids.max() + 1)
-    fate[chosen] = 1 + rng.random(len(chosen))  # 0: untouched, 1-1.8: [MASK], 1.8-1.9: random, 1.9-2: kept
-    fate = np.where(word_ids >= 0, fate[word_ids], 0)
-    labels = np.where(fate >= 1, input_ids, labels)
-    masked = np.where((fate >= 1) & (fate < 1.8), mask_id, input_ids)
-    randomised = (fate >= 1.8) & (fate < 1.9)
-    masked[randomised] = rng.choice(plain_ids, size=int(randomised.sum()))
+    fate = np.append(fate, 0)[word_ids]  # -1 reads the 0 at the end
+    labels = np.where(fate >= 1, input_ids, IGNORE)
+    masked = np.where((fate >= 1) & (fate < (1.8 if draw else 1.9)), mask_id, input_ids)
+    if draw:
+        randomised = (fate >= 1.8) & (fate < 1.9)
+        masked[randomised] = draw(int(randomised.sum()))
     return masked, labels
 
 
 class MaskingCollator:
     """Pad blocks to a batch and mask them; what is masked depends on (seed, epoch, block) and on nothing else.
 
-    So a resumed run, another batch size or another number of processes masks the same words.
+    So a resumed run, another batch size or another number of processes masks the same words, and so does every view of
+    a block (one for each tokenizer). Several views get no random pieces: they would read different words there.
     """
 
-    def __init__(self, tokenizer, mask_share: float, seed: int):
-        self.tokenizer, self.mask_share, self.seed, self.epoch = tokenizer, mask_share, seed, 0
-        self.plain_ids = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+    def __init__(self, tokenizers: list, mask_share: float, seed: int):
+        self.tokenizers, self.mask_share, self.seed, self.epoch = tokenizers, mask_share, seed, 0
+        self.plain_ids = np.setdiff1d(np.arange(len(tokenizers[0])), tokenizers[0].all_special_ids)
 
-    def __call__(self, blocks: list[dict]) -> dict[str, torch.Tensor]:
-        """blocks: dicts with index, input_ids, word_ids. Returns input_ids, attention_mask, labels, each (B, L)."""
-        length = max(len(block["input_ids"]) for block in blocks)
-        shape = (len(blocks), length)
-        input_ids = np.full(shape, self.tokenizer.pad_token_id)
-        attention_mask, labels = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORE)
-        for row, block in enumerate(blocks):
-            rng = np.random.default_rng([self.seed, self.epoch, block["index"]])
-            ids, words = np.asarray(block["input_ids"]), np.asarray(block["word_ids"])
-            masked, target = mask_words(ids, words, rng, self.mask_share, self.tokenizer.mask_token_id, self.plain_ids)
-            input_ids[row, : len(ids)], labels[row, : len(ids)] = masked, target
-            attention_mask[row, : len(ids)] = 1
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-        return {key: torch.from_numpy(value) for key, value in batch.items()}
+    def __call__(self, blocks: list[dict]) -> list[dict[str, torch.Tensor]]:
+        """blocks: dicts with index, and input_ids and word_ids of each view.
+
+        Returns for each view input_ids, attention_mask, labels and word_ids (-1 at special and padding pieces), (B, L);
+        further views also shared_first and shared, the masks of `alignment.shared_positions` in the first view and in their own.
+        """
+        views = []
+        for view, tokenizer in enumerate(self.tokenizers):
+            shape = len(blocks), max(len(block["input_ids"][view]) for block in blocks)
+            batch = {"input_ids": np.full(shape, tokenizer.pad_token_id), "attention_mask": np.zeros(shape, dtype=np.int64)}
+            batch |= {"labels": np.full(shape, IGNORE), "word_ids": np.full(shape, -1)}
+            for row, block in enumerate(blocks):
+                rng = np.random.default_rng([self.seed, self.epoch, block["index"]])
+                ids, words = np.asarray(block["input_ids"][view]), np.asarray(block["word_ids"][view])
+                fate = choose_words(words.max() + 1, rng, self.mask_share)
+                draw = partial(rng.choice, self.plain_ids) if len(self.tokenizers) == 1 else None
+                masked, labels = mask_pieces(ids, words, fate, tokenizer.mask_token_id, draw)
+                values = {"input_ids": masked, "attention_mask": 1, "labels": labels, "word_ids": words}
+                for name, value in values.items():
+                    batch[name][row, : len(ids)] = value
+            views.append({name: torch.from_numpy(value) for name, value in batch.items()})
+            if view:
+                masks = shared_positions(views[0]["word_ids"], views[view]["word_ids"])
+                views[view] |= dict(zip(("shared_first", "shared"), masks, strict=True))
+        return views

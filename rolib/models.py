@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,8 +22,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rolib.alignment import split_words
 from rolib.config import ConfigError, TeacherConfig
-from rolib.corpus import split_words
 
 MAX_POSITIONS = 128  # the longest text, in pieces, of a teacher that is pre-trained on the spot
 PROBE = "Știință și viață"
@@ -231,17 +231,22 @@ class MaskedLM(nn.Module):
     The vocabulary is a third to a half of a step's work, and most of its rows are not needed.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, mapped_to: Sequence[int] = ()):
+        """mapped_to: the widths of teachers whose states are compared through a trainable map; identity at the start."""
         super().__init__()
         self.model = model
+        self.maps = nn.ModuleList(nn.Linear(model.config.hidden_size, width, bias=False) for width in mapped_to)
+        for linear in self.maps:
+            nn.init.eye_(linear.weight)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """input_ids, attention_mask, rows (bool): (B, L). Returns logits (rows.sum(), V) and states (B, L, H)."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """input_ids, attention_mask, rows (bool): (B, L). Returns logits (rows.sum(), V), states (B, L, H) and their maps."""
         hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mapped = [linear(hidden) for linear in self.maps]
         if self.model.config.model_type == "bert":
-            return self.model.cls(hidden[rows]), hidden
+            return self.model.cls(hidden[rows]), hidden, mapped
         states = self.model.activation(self.model.vocab_transform(hidden[rows]))
-        return self.model.vocab_projector(self.model.vocab_layer_norm(states)), hidden
+        return self.model.vocab_projector(self.model.vocab_layer_norm(states)), hidden, mapped
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from rolib import corpus, distill, models, runs
+from rolib.alignment import Projection, same_vocabulary
 from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig, check_depth
 from rolib.download import data_root
 from rolib.finetune import finetune
@@ -32,9 +33,9 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
-def prepare_blocks(config: TrainingConfig, texts: DatasetDict, tokenizer) -> DatasetDict:
-    """Blocks of the train and held-out documents for one tokenizer."""
-    return DatasetDict({name: corpus.build_blocks(split, tokenizer, config.block_length) for name, split in texts.items()})
+def prepare_blocks(config: TrainingConfig, texts: DatasetDict, tokenizers: list) -> DatasetDict:
+    """Blocks of the train and held-out documents, with a view for each tokenizer."""
+    return DatasetDict({name: corpus.build_blocks(split, tokenizers, config.block_length) for name, split in texts.items()})
 
 
 def frequency_baseline(blocks: DatasetDict, tokenizer, config: TrainingConfig) -> float:
@@ -45,10 +46,10 @@ def frequency_baseline(blocks: DatasetDict, tokenizer, config: TrainingConfig) -
     """
     counts = torch.ones(len(tokenizer))
     for batch in blocks["train"].select_columns("input_ids").iter(1000):
-        pieces = torch.tensor([piece for block in batch["input_ids"] for piece in block[1:-1]])
+        pieces = torch.tensor([piece for block in batch["input_ids"] for piece in block[0][1:-1]])
         counts += torch.bincount(pieces, minlength=len(tokenizer))
-    collator = MaskingCollator(tokenizer, config.mask_share, config.seed)
-    labels = collator(list(blocks["held_out"]))["labels"]
+    collator = MaskingCollator([tokenizer], config.mask_share, config.seed)
+    labels = collator(list(blocks["held_out"]))[0]["labels"]
     labels = labels[labels != IGNORE]
     return cross_entropy(counts.log().expand(len(labels), -1), labels).item()
 
@@ -65,7 +66,11 @@ def teacher_card(config: TeacherConfig) -> str:
 
 def student_card(config: StudentConfig) -> str:
     """The model card of a student."""
-    how = f"distilled from {config.teacher}" if config.objective == "distill" else "pre-trained by masked words alone (control)"
+    how = (
+        f"distilled from {' and '.join(config.shares)}"
+        if config.objective == "distill"
+        else "pre-trained by masked words alone (control)"
+    )
     return (
         f"---\nlanguage: ro\npipeline_tag: fill-mask\n---\n# {config.student}\n\nA Romanian DistilBERT of the "
         f"`{config.profile}` profile with {config.num_layers} layers, {how}. Expects comma-below ș ț. See manifest.json and "
@@ -89,12 +94,12 @@ def prepare_teacher(config: TeacherConfig, on_log: Callable[[dict], None] = lamb
         tokenizer = models.train_tokenizer(texts["train"]["text"], config.vocab_size, config.lowercase, models.MAX_POSITIONS)
     else:
         teacher, tokenizer = models.load_teacher(config)
-    blocks = prepare_blocks(config, texts, tokenizer)
+    blocks = prepare_blocks(config, texts, [tokenizer])
     with runs.new_run(folder, config, inputs, device_name(), notes=[]) as working:
         if config.source == "pretrain":
             torch.manual_seed(config.seed)
             teacher = models.build_teacher(config, tokenizer)
-            teacher = distill.train(config, teacher, tokenizer, blocks, working, on_log=on_log)
+            teacher = distill.train(config, teacher, [tokenizer], blocks, working, on_log=on_log)
         models.save_model(teacher, tokenizer, working, teacher_card(config))
         runs.write_json(working / "gate.json", check_gate(config, teacher, tokenizer, blocks, root, working))
     return folder
@@ -106,9 +111,9 @@ def check_gate(config: TeacherConfig, teacher: BertForMaskedLM, tokenizer, block
     Returns held_out_mlm and frequency_baseline (nats), the headline score of each gate measure for both, the verdicts
     `left_plateau` and `beats_random` (None without gate measures).
     """
-    collator = MaskingCollator(tokenizer, config.mask_share, config.seed)
+    collator = MaskingCollator([tokenizer], config.mask_share, config.seed)
     model = models.MaskedLM(teacher).to(distill.make_accelerator().device)
-    held_out = distill.held_out_losses(model, None, blocks["held_out"], collator, config, next(model.parameters()).device)
+    held_out = distill.held_out_losses(model, [], blocks["held_out"], collator, config, next(model.parameters()).device)
     teacher.cpu()
     recipe = EvaluateConfig(
         profile=config.profile,
@@ -147,27 +152,49 @@ def check_gate(config: TeacherConfig, teacher: BertForMaskedLM, tokenizer, block
     }
 
 
-def distil_student(config: StudentConfig, on_log: Callable[[dict], None] = lambda record: None) -> Path:
-    """Distil a student from its teacher (or train its MLM-only control); leave runs/<profile>/students/<student>."""
-    root, folder = data_root(config.data), config.folder / "students" / config.student
-    source = runs.model_folder(config, config.teacher)
-    inputs = {"corpus": corpus_hash(config, root), config.teacher: runs.sha256(source / "model.safetensors")}
+def load_teachers(config: StudentConfig) -> tuple[list[distill.Teacher], list]:
+    """The teachers of a student and the tokenizers they read with, the student's first; teachers may share one.
+
+    Raises ConfigError for tokenizers whose pieces cannot be told in the student's.
+    """
+    teachers, tokenizers = [], []
+    for name, share in config.shares.items():
+        source = runs.model_folder(config, name)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        view = next((i for i, known in enumerate(tokenizers) if same_vocabulary(known, tokenizer)), len(tokenizers))
+        tokenizers += [tokenizer] * (view == len(tokenizers))
+        projection = Projection(tokenizers[0], tokenizer, (next(iter(config.shares)), name)) if view else None
+        model = models.MaskedLM(BertForMaskedLM.from_pretrained(source))
+        teachers.append(distill.Teacher(name, model, share, view, projection))
+    return teachers, tokenizers
+
+
+def distil_student(
+    config: StudentConfig, on_log: Callable[[dict], None] = lambda record: None, folder: Path | None = None
+) -> Path:
+    """Distil a student from its teachers, or train its MLM-only control (the first teacher's vocabulary, no teacher).
+
+    Leaves and returns runs/<profile>/students/<student>, or `folder`.
+    """
+    root, folder = data_root(config.data), folder or config.folder / "students" / config.student
+    inputs = {"corpus": corpus_hash(config, root)}
+    inputs |= {name: runs.sha256(runs.model_folder(config, name) / "model.safetensors") for name in config.shares}
     if runs.is_finished(folder, config, inputs):
         return folder
-    teacher = BertForMaskedLM.from_pretrained(source)
-    check_depth(config.num_layers, teacher.config.num_hidden_layers)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    blocks = prepare_blocks(config, corpus.load_corpus(config, root), tokenizer)
+    teachers, tokenizers = load_teachers(config)
+    first = teachers[0].model.model
+    check_depth(config.num_layers, first.config.num_hidden_layers)
+    if config.objective == "mlm":
+        teachers, tokenizers = [], tokenizers[:1]
+    blocks = prepare_blocks(config, corpus.load_corpus(config, root), tokenizers)
     torch.manual_seed(config.seed)
-    distilled = config.objective == "distill"
-    if distilled:
-        student = models.init_student(teacher, config.num_layers)
+    if teachers:
+        student = models.init_student(first, config.num_layers)
     else:
-        shape = models.student_shape(teacher.config, config.num_layers)
-        student = models.init_local_attention(DistilBertForMaskedLM(shape))
+        student = models.init_local_attention(DistilBertForMaskedLM(models.student_shape(first.config, config.num_layers)))
     with runs.new_run(folder, config, inputs, device_name()) as working:
-        student = distill.train(config, student, tokenizer, blocks, working, teacher if distilled else None, on_log)
-        models.save_model(student, tokenizer, working, student_card(config))
+        student = distill.train(config, student, tokenizers, blocks, working, teachers, on_log)
+        models.save_model(student, tokenizers[0], working, student_card(config))
     return folder
 
 

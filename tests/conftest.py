@@ -57,6 +57,14 @@ def toy_tokenizer(_toy_tokenizer):
 
 
 @pytest.fixture(scope="session")
+def lower_tokenizer(toy_documents):
+    """A lower-casing WordPiece tokenizer of 150 pieces, accents kept, for the same texts."""
+    from rolib.models import train_tokenizer
+
+    return train_tokenizer(toy_documents, vocab_size=150, lowercase=True, max_length=32)
+
+
+@pytest.fixture(scope="session")
 def toy_blocks(_toy_tokenizer, toy_documents):
     """Blocks of at most 24 pieces: 50 documents to train on, 10 held out."""
     from datasets import Dataset, DatasetDict
@@ -65,7 +73,7 @@ def toy_blocks(_toy_tokenizer, toy_documents):
 
     parts = {"train": toy_documents[:50], "held_out": toy_documents[50:]}
     return DatasetDict(
-        {name: build_blocks(Dataset.from_dict({"text": texts}), _toy_tokenizer, 24) for name, texts in parts.items()}
+        {name: build_blocks(Dataset.from_dict({"text": texts}), [_toy_tokenizer], 24) for name, texts in parts.items()}
     )
 
 
@@ -132,5 +140,6 @@ def student_config():
     from rolib.config import StudentConfig
 
     loss = {"alpha_ce": 5.0, "alpha_mlm": 2.0, "alpha_cos": 1.0, "temperature": 2.0, "soft_targets": "all"}
-    shape = {"student": "small", "teacher": "toy", "objective": "distill", "num_layers": 2, "freeze_positions": True}
-    return lambda **changes: StudentConfig(**(RECIPE | loss | shape | changes))
+    ensemble = {"weighting": "fixed", "soft_target_strategy": "lift", "hidden_states": "pieces"}
+    shape = {"student": "small", "teachers": {"toy": 1.0}, "objective": "distill", "num_layers": 2, "freeze_positions": True}
+    return lambda **changes: StudentConfig(**(RECIPE | loss | ensemble | shape | changes))

@@ -56,7 +56,20 @@ def test_every_file_of_a_profile_is_read_and_valid(profile, monkeypatch):
     assert {part.profile for part in (study["evaluate"], study["loyalty"], study["speed"], study["report"])} == {profile}
     assert study["teachers"] and study["students"]
     for student in study["students"].values():
-        assert student.num_layers <= study["teachers"][student.teacher].num_layers
+        for teacher in student.teachers:
+            assert student.num_layers <= study["teachers"][teacher].num_layers
+
+
+def test_shares_of_the_teachers(student_config):
+    assert student_config(teachers={"a": 1.0, "b": 3.0}).shares == {"a": 0.25, "b": 0.75}
+    assert student_config(teachers={"a": 2.0, "b": 0.0}).shares == {"a": 1.0}
+    for teachers, message in [
+        ({"a": 0.0, "b": 1.0}, "a has weight 0"),
+        ({}, "at least 1"),
+        ({"a": -1.0}, "greater than or equal"),
+    ]:
+        with pytest.raises(pydantic.ValidationError, match=message):
+            student_config(teachers=teachers)
 
 
 def test_values_come_from_the_files(params):
@@ -66,6 +79,7 @@ def test_values_come_from_the_files(params):
     study = config.load_profile("tiny", params)
     assert {name: student.temperature for name, student in study["students"].items()} == {
         "distil-cased": 4,
+        "distil-multi": 3.5,
         "distil-uncased": 3.5,
     }
     assert study["speed"].seed == 7 and isinstance(study["students"]["distil-cased"], StudentConfig)
@@ -184,8 +198,8 @@ def test_a_student_deeper_than_its_teacher(params):
 
 def test_a_student_without_its_teacher(params):
     file = params / "tiny" / "students" / "distil-cased.yaml"
-    change(file, teacher="bert-large")
-    refused(params, "teacher", file, "no teacher 'bert-large'; there are bert-cased, bert-uncased")
+    change(file, teachers={"bert-large": 1.0})
+    refused(params, "teachers", file, "no teacher 'bert-large'; there are bert-cased, bert-uncased")
 
 
 def test_a_name_that_is_not_its_files(params):

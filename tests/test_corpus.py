@@ -93,21 +93,18 @@ def test_read_documents_of_an_empty_file(tmp_path):
 
 
 @steady
-@given(st.lists(st.integers(1, 12), max_size=25), st.integers(1, 9))
-def test_cut_blocks(sizes, length):
-    words = [word for word, size in enumerate(sizes) for _ in range(size)]
-    pieces = list(range(100, 100 + len(words)))
-    blocks = list(corpus.cut_blocks(pieces, words, length))
-    assert [piece for block, _ in blocks for piece in block] == pieces
-    assert [word for _, block in blocks for word in block] == words
-    for block, block_words in blocks:
-        assert 1 <= len(block) == len(block_words) <= length
-    start = 0
-    for (block, before), (_, after) in itertools.pairwise(blocks):
-        start += len(block)
-        assert before[-1] != after[0] or sizes[after[0]] > length, "a word that fits into a block was cut"
-        rest_of_word = words[start:].count(after[0])
-        assert len(block) + rest_of_word > length, "the next word had room in this block"
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=25), st.integers(1, 15))
+def test_windows(sizes, room):
+    runs = corpus.windows(sizes, room)
+    assert [word for run in runs for word in run] == list(range(len(sizes)))
+
+    def fits(words):
+        return all(sum(sizes[word][view] for word in words) <= room for view in (0, 1))
+
+    for run in runs:
+        assert len(run) == 1 or fits(run)
+    for run, after in itertools.pairwise(runs):
+        assert not fits([*run, after[0]]), "the next word had room in this run"
 
 
 def texts(*documents):
@@ -121,16 +118,16 @@ def test_build_blocks_gives_back_every_document_word_by_word(toy_tokenizer, toy_
         "nemaipomenitdelungulcuvântînvârtit și gata",
         *toy_documents[4:8],
     ]
-    blocks = corpus.build_blocks(texts(*documents), toy_tokenizer, 16)
+    blocks = corpus.build_blocks(texts(*documents), [toy_tokenizer], 16)
     assert blocks["index"][:] == list(range(len(blocks)))
     rows = iter(blocks)
     for document in documents:
-        # Independent: each word is tokenized alone, and the pieces are counted off against the blocks.
-        wanted = [(n, p) for n, w in enumerate(corpus.split_words(document)) for p in toy_tokenizer.tokenize(w)]
+        # Independent: each word is tokenized alone (and cut to the room), and the pieces are counted off against the blocks.
+        wanted = [(n, p) for n, w in enumerate(corpus.split_words(document)) for p in toy_tokenizer.tokenize(w)[:14]]
         got, number = [], -1
         while len(got) < len(wanted):
             row = next(rows)
-            ids, words = row["input_ids"], row["word_ids"]
+            [ids], [words] = row["input_ids"], row["word_ids"]
             assert len(ids) == len(words) == row["length"] <= 16
             assert (ids[0], ids[-1]) == (toy_tokenizer.cls_token_id, toy_tokenizer.sep_token_id)
             assert words[0] == words[-1] == -1 and min(words[1:-1]) == words[1] == 0
@@ -143,12 +140,12 @@ def test_build_blocks_gives_back_every_document_word_by_word(toy_tokenizer, toy_
 
 def test_build_blocks_without_words(toy_tokenizer):
     with pytest.raises(ValueError, match="no word"):
-        corpus.build_blocks(texts("", " "), toy_tokenizer, 16)
+        corpus.build_blocks(texts("", " "), [toy_tokenizer], 16)
 
 
 def test_empty_documents_before_full_ones_are_harmless(toy_tokenizer):
-    many = corpus.build_blocks(texts(*[""] * 70, "Copilul citește."), toy_tokenizer, 16)
-    assert many.to_list() == corpus.build_blocks(texts("Copilul citește."), toy_tokenizer, 16).to_list()
+    many = corpus.build_blocks(texts(*[""] * 70, "Copilul citește."), [toy_tokenizer], 16)
+    assert many.to_list() == corpus.build_blocks(texts("Copilul citește."), [toy_tokenizer], 16).to_list()
 
 
 # --- corpus ---------------------------------------------------------------------------------------

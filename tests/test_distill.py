@@ -12,6 +12,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from rolib import distill
+from rolib.distill import Teacher
 from rolib.losses import IGNORE
 from rolib.masking import MaskingCollator
 from rolib.models import MaskedLM, init_student
@@ -37,8 +38,8 @@ def run(work, toy_bert, toy_tokenizer, toy_blocks):
 
     def train(config, blocks=toy_blocks, folder=None, dropout=0.0, with_teacher=True, on_log=lambda record: None):
         student = init_student(toy_bert(layers=3, dropout=dropout), config.num_layers)
-        teacher = toy_bert(layers=3, seed=7) if with_teacher else None
-        return distill.train(config, student, toy_tokenizer, blocks, folder or work(), teacher, on_log)
+        teachers = [guide(toy_bert(layers=3, seed=7))] if with_teacher else []
+        return distill.train(config, student, [toy_tokenizer], blocks, folder or work(), teachers, on_log)
 
     return train
 
@@ -46,8 +47,13 @@ def run(work, toy_bert, toy_tokenizer, toy_blocks):
 @pytest.fixture
 def batch(toy_blocks, toy_tokenizer):
     """A padded, masked batch of six blocks, among them a short one."""
-    short = {"index": 900, "input_ids": [2, 60, 61, 3], "word_ids": [-1, 0, 1, -1]}
-    return MaskingCollator(toy_tokenizer, 0.3, seed=1)([toy_blocks["train"][i] for i in range(5)] + [short])
+    short = {"index": 900, "input_ids": [[2, 60, 61, 3]], "word_ids": [[-1, 0, 1, -1]]}
+    return MaskingCollator([toy_tokenizer], 0.3, seed=1)([toy_blocks["train"][i] for i in range(5)] + [short])
+
+
+def guide(model, **options):
+    """The model as a teacher of the loop."""
+    return Teacher(name="toy", model=MaskedLM(model), **options)
 
 
 def same_weights(one, other):
@@ -91,6 +97,7 @@ def test_frozen_parameters_are_in_no_group(toy_bert):
 
 def terms_by_hand(student, teacher, batch, temperature, soft_targets):
     """The three means in float64 by loops, from the full outputs of the plain models."""
+    [batch] = batch
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
         outputs = [model(**inputs, output_hidden_states=True) for model in (student, teacher)]
@@ -114,37 +121,38 @@ def test_loss_terms_are_the_formula(soft_targets, student_config, toy_bert, batc
     teacher, student = toy_bert(layers=3, seed=7), init_student(toy_bert(layers=3), 2).eval()
     config = student_config(soft_targets=soft_targets, temperature=3.0)
     means, counts = terms_by_hand(student, teacher, batch, 3.0, soft_targets)
-    terms = distill.loss_terms(MaskedLM(student), MaskedLM(teacher), batch, config)
-    np.testing.assert_allclose(terms.detach().numpy(), means, rtol=1e-5)
-    assert distill.term_counts(batch, config).tolist() == counts
+    terms = distill.loss_terms(MaskedLM(student), [guide(teacher)], batch, config)
+    np.testing.assert_allclose([terms[term].item() for term in ("ce", "mlm", "cos")], means, rtol=1e-5)
+    assert distill.term_counts(batch, [guide(teacher)], config) == dict(zip(("ce", "mlm", "cos"), counts, strict=True))
     assert len(set(counts)) == (2 if soft_targets == "all" else 2) and min(counts) > 5
 
 
 def test_a_term_of_weight_zero_is_not_computed(student_config, toy_bert, batch):
-    teacher, student = (MaskedLM(model) for model in (toy_bert(seed=7), init_student(toy_bert(), 2).eval()))
-    full = distill.loss_terms(student, teacher, batch, student_config(soft_targets="masked")).tolist()
-    for i, name in enumerate(("alpha_ce", "alpha_mlm", "alpha_cos")):
-        terms = distill.loss_terms(student, teacher, batch, student_config(soft_targets="masked", **{name: 0.0})).tolist()
-        assert terms[i] == 0
-        for j in {0, 1, 2} - {i}:
-            assert terms[j] == pytest.approx(full[j], rel=1e-5)
+    teachers, student = [guide(toy_bert(seed=7))], MaskedLM(init_student(toy_bert(), 2).eval())
+    full = distill.loss_terms(student, teachers, batch, student_config(soft_targets="masked"))
+    for name in ("ce", "mlm", "cos"):
+        config = student_config(soft_targets="masked", **{f"alpha_{name}": 0.0})
+        terms = distill.loss_terms(student, teachers, batch, config)
+        assert list(terms) == list(distill.term_counts(batch, teachers, config)) == [key for key in full if key != name]
+        for other in terms:
+            assert terms[other].item() == pytest.approx(full[other].item(), rel=1e-5)
 
 
 def test_the_teacher_gets_no_gradient(student_config, toy_bert, batch):
-    teacher, student = MaskedLM(toy_bert(seed=7)), MaskedLM(init_student(toy_bert(), 2))
-    distill.loss_terms(student, teacher, batch, student_config()).sum().backward()
-    assert all(parameter.grad is None for parameter in teacher.parameters())
+    teacher, student = guide(toy_bert(seed=7)), MaskedLM(init_student(toy_bert(), 2))
+    sum(distill.loss_terms(student, [teacher], batch, student_config()).values()).backward()
+    assert all(parameter.grad is None for parameter in teacher.model.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())
 
 
 def test_the_mlm_objective_needs_no_teacher(student_config, teacher_config, toy_bert, batch):
     student = init_student(toy_bert(), 2).eval()
     for config in (student_config(objective="mlm"), teacher_config()):
-        assert distill.weights(config) == {"ce": 0.0, "mlm": 1.0, "cos": 0.0}
-        terms = distill.loss_terms(MaskedLM(student), None, batch, config)
+        assert distill.weights(config, []) == {"mlm": 1.0}
+        terms = distill.loss_terms(MaskedLM(student), [], batch, config)
         by_hand = terms_by_hand(student, toy_bert(), batch, 1.0, "all")[0][1]
-        np.testing.assert_allclose(terms.detach().numpy(), [0, by_hand, 0], rtol=1e-5)
-    assert distill.weights(student_config()) == {"ce": 5.0, "mlm": 2.0, "cos": 1.0}
+        assert terms["mlm"].item() == pytest.approx(by_hand, rel=1e-5) and list(terms) == ["mlm"]
+    assert distill.weights(student_config(), [guide(toy_bert())]) == {"ce": 5.0, "mlm": 2.0, "cos": 1.0}
 
 
 # --- batches --------------------------------------------------------------------------------------
@@ -167,10 +175,10 @@ def test_length_batches_hold_every_index_once_and_depend_on_seed_and_epoch():
 
 
 def steps_of(config, blocks, tokenizer, first=0, processes=1, index=0):
-    collator = MaskingCollator(tokenizer, config.mask_share, config.seed)
+    collator = MaskingCollator([tokenizer], config.mask_share, config.seed)
     accelerator = SimpleNamespace(num_processes=processes, process_index=index)
     return [
-        [(batch["input_ids"].tolist(), batch["labels"].tolist()) for batch in step]
+        [(batch["input_ids"].tolist(), batch["labels"].tolist()) for [batch] in step]
         for step in distill.step_batches(blocks, collator, config, accelerator, first)
     ]
 
@@ -259,7 +267,7 @@ def test_the_trained_student_is_ready_to_use(run, student_config):
 
 def test_the_teacher_stays_as_it_was(work, student_config, toy_bert, toy_tokenizer, toy_blocks):
     teacher = toy_bert(seed=7, dropout=0.1)
-    distill.train(student_config(), init_student(toy_bert(), 2), toy_tokenizer, toy_blocks, work(), teacher)
+    distill.train(student_config(), init_student(toy_bert(), 2), [toy_tokenizer], toy_blocks, work(), [guide(teacher)])
     assert not teacher.training and same_weights(teacher, toy_bert(seed=7, dropout=0.1))
 
 
@@ -322,12 +330,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, student_config):
 @pytest.mark.parametrize("training", [True, False])
 def test_the_held_out_loss_uses_fixed_masks(training, student_config, toy_bert, toy_tokenizer, toy_blocks):
     teacher, student = toy_bert(seed=7), init_student(toy_bert(dropout=0.3), 2).train(training)
-    collator = MaskingCollator(toy_tokenizer, 0.3, seed=1)
+    collator = MaskingCollator([toy_tokenizer], 0.3, seed=1)
     blocks, config = toy_blocks["held_out"], student_config(batch_size=4)
 
     def measured(model, epoch, config=config):
         collator.epoch = epoch
-        return distill.held_out_losses(model, MaskedLM(teacher), blocks, collator, config, torch.device("cpu"))
+        return distill.held_out_losses(model, [guide(teacher)], blocks, collator, config, torch.device("cpu"))
 
     model = MaskedLM(student).train(training)
     first = measured(model, 5)
@@ -410,5 +418,5 @@ def test_a_control_trains_from_random_weights(work, student_config, toy_tokenize
     shape = DistilBertConfig(vocab_size=200, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=32)
     student = DistilBertForMaskedLM(shape)
     before = copy.deepcopy(student.state_dict())
-    after = distill.train(student_config(objective="mlm"), student, toy_tokenizer, toy_blocks, work())
+    after = distill.train(student_config(objective="mlm"), student, [toy_tokenizer], toy_blocks, work())
     assert not torch.equal(before["vocab_transform.weight"], after.state_dict()["vocab_transform.weight"])

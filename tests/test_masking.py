@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from rolib.losses import IGNORE
-from rolib.masking import MaskingCollator, mask_words
+from rolib.masking import MaskingCollator, choose_words, mask_pieces
 
 steady = settings(deadline=None, derandomize=True, max_examples=200)
 MASK = 4
@@ -23,7 +23,9 @@ def block(sizes, first_id=100):
 
 def draw(sizes, seed, share=0.3, plain=range(500, 520)):
     ids, words = block(sizes)
-    masked, labels = mask_words(ids, words, np.random.default_rng(seed), share, MASK, np.array(plain))
+    rng = np.random.default_rng(seed)
+    fate = choose_words(len(sizes), rng, share)
+    masked, labels = mask_pieces(ids, words, fate, MASK, lambda count: rng.choice(np.array(plain), size=count))
     return ids, words, masked, labels
 
 
@@ -93,21 +95,21 @@ def test_a_block_without_words_stays_as_it_is():
 
 @pytest.fixture
 def rows(toy_blocks):
-    return [toy_blocks["train"][i] for i in (3, 0, 11, 7)] + [{"index": 99, "input_ids": [2, 50, 3], "word_ids": [-1, 0, -1]}]
+    return [toy_blocks["train"][i] for i in (3, 0, 11, 7)] + [{"index": 99, "input_ids": [[2, 50, 3]], "word_ids": [[-1, 0, -1]]}]
 
 
 def collator(tokenizer, seed=1, epoch=0):
-    made = MaskingCollator(tokenizer, 0.3, seed)
+    made = MaskingCollator([tokenizer], 0.3, seed)
     made.epoch = epoch
     return made
 
 
 def test_a_batch_is_padded(toy_tokenizer, rows):
-    batch = collator(toy_tokenizer)(rows)
-    width = max(len(row["input_ids"]) for row in rows)
+    [batch] = collator(toy_tokenizer)(rows)
+    width = max(len(row["input_ids"][0]) for row in rows)
     assert {key: tuple(value.shape) for key, value in batch.items()} == dict.fromkeys(batch, (5, width))
-    assert set(batch) == {"input_ids", "attention_mask", "labels"}
-    assert batch["attention_mask"].sum(1).tolist() == [len(row["input_ids"]) for row in rows]
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "word_ids"}
+    assert batch["attention_mask"].sum(1).tolist() == [len(row["input_ids"][0]) for row in rows]
     padding = batch["attention_mask"] == 0
     assert padding.any()
     assert (batch["input_ids"][padding] == toy_tokenizer.pad_token_id).all()
@@ -115,9 +117,9 @@ def test_a_batch_is_padded(toy_tokenizer, rows):
 
 
 def test_labels_are_the_true_pieces_and_special_tokens_have_none(toy_tokenizer, rows):
-    batch = collator(toy_tokenizer)(rows)
+    [batch] = collator(toy_tokenizer)(rows)
     for ids, labels, row in zip(batch["input_ids"], batch["labels"], rows, strict=True):
-        true, words = np.array(row["input_ids"]), np.array(row["word_ids"])
+        true, words = np.array(row["input_ids"][0]), np.array(row["word_ids"][0])
         ids, labels = ids[: len(true)].numpy(), labels[: len(true)].numpy()
         assert (labels != IGNORE).any()
         assert set(labels[words < 0]) == {IGNORE}
@@ -129,18 +131,18 @@ def test_random_pieces_are_never_special_tokens(toy_tokenizer):
 
 
 def test_masks_depend_on_seed_epoch_and_block_alone(toy_tokenizer, rows):
-    whole = collator(toy_tokenizer)(rows)
+    [whole] = collator(toy_tokenizer)(rows)
     for chosen in ([0], [4, 2], [3, 1, 0], [4, 3, 2, 1, 0]):
-        part = collator(toy_tokenizer)([rows[i] for i in chosen])
+        [part] = collator(toy_tokenizer)([rows[i] for i in chosen])
         for row, i in enumerate(chosen):
-            length = len(rows[i]["input_ids"])
+            length = len(rows[i]["input_ids"][0])
             for key in ("input_ids", "labels"):
                 assert part[key][row, :length].tolist() == whole[key][i, :length].tolist()
 
 
 def test_another_epoch_seed_or_block_masks_other_words(toy_tokenizer, rows):
     def labels(row, **options):
-        return collator(toy_tokenizer, **options)([row])["labels"].tolist()
+        return collator(toy_tokenizer, **options)([row])[0]["labels"].tolist()
 
     row = rows[0]
     assert labels(row, seed=1, epoch=2) == labels(row, seed=1, epoch=2)
