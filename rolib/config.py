@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from rolib.tasks import TASKS
+from rolib.tasks import PROTOCOLS, TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -133,7 +133,9 @@ class EvaluateConfig(Config):
 
     model: Name  # a teacher or student of this profile, or <name>-random for its shape with random weights
     tasks: Annotated[list[str], Field(min_length=1)]
+    protocols: dict[str, str]  # per measure, one of rolib.tasks.PROTOCOLS: what is read and which score is the headline
     seeds: Annotated[list[Size], Field(min_length=1)]
+    keep_models: bool  # save the fine-tuned model of the first seed
     max_train_examples: Size  # 0 takes all
     max_length: Annotated[int, Field(ge=8, le=512)]  # pieces
     batch_size: Count
@@ -142,18 +144,40 @@ class EvaluateConfig(Config):
     warmup_share: Share
     weight_decay: Weight
 
-    @field_validator("tasks", "epochs", "learning_rates")
+    @field_validator("tasks", "protocols", "epochs", "learning_rates")
     @classmethod
     def _known(cls, tasks):
         return known_tasks(tasks)
 
+    @field_validator("protocols")
+    @classmethod
+    def _known_protocols(cls, protocols):
+        for task, protocol in protocols.items():
+            if protocol not in PROTOCOLS[task]:
+                raise ValueError(f"{task} has no protocol {protocol!r}: use {' or '.join(PROTOCOLS[task])}")
+        return protocols
+
     @model_validator(mode="after")
     def _every_task_has_a_recipe(self):
-        for key in ("epochs", "learning_rates"):
+        for key in ("protocols", "epochs", "learning_rates"):
             missing = [task for task in self.tasks if task not in getattr(self, key)]
             if missing:
                 raise ValueError(f"{key} has no entry for {', '.join(missing)}: add it")
         return self
+
+
+class RobustnessConfig(Config):
+    """Kept fine-tuned models on perturbed test splits (rolib.robustness)."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    max_test_examples: Size  # 0 takes all
+    batch_size: Count
+    max_length: Annotated[int, Field(ge=8, le=512)]  # pieces; as in the fine-tuning, or the model reads other windows
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks):
+        return known_tasks(tasks)
 
 
 class LoyaltyConfig(Config):

@@ -1,6 +1,10 @@
-"""The task loop on Accelerate: fine-tune a model on one measure, keep the best epoch, write every prediction."""
+"""The task loop on Accelerate: fine-tune a model on one measure, keep the best epoch, write every prediction.
+
+What a model reads and which of its scores is the headline is the measure's protocol (rolib.tasks.PROTOCOLS).
+"""
 
 import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,52 +12,42 @@ import pandas as pd
 import torch
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, mse_loss
 from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     get_linear_schedule_with_warmup,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from rolib.config import EvaluateConfig
-from rolib.corpus import normalise
+from rolib.corpus import normalise, windows
 from rolib.distill import length_batches, make_accelerator, parameter_groups
 from rolib.losses import IGNORE
 from rolib.metrics import score_predictions
 from rolib.runs import append_metrics, progress, write_json
-from rolib.tasks import TASKS, Task
+from rolib.tasks import Task, with_protocol
 
 STS_MAX = 5.0  # RO-STS scores lie between 0 and 5; the model learns them divided by this
 
 
-def label_names(task: Task, splits: DatasetDict) -> list[str]:
+def label_names(task: Task, split: Dataset) -> list[str]:
     """The task's label order, the same for every model; empty for a regression."""
     if task.kind == "regression":
         return []
-    feature = splits["train"].features["labels" if task.kind == "tagging" else "label"]
+    feature = split.features["labels" if task.kind == "tagging" else "label"]
     return (feature.feature if task.kind == "tagging" else feature).names
 
 
-def windows(words: list[list[int]], room: int) -> list[list[int]]:
-    """Split a sentence, given as the pieces of each word, into runs of word indices that hold at most `room` pieces.
-
-    Every word lies in exactly one window, so no word is lost to the model's length; a word longer than `room` stands
-    alone and its later pieces are cut.
-    """
-    result, used = [[]], 0
-    for index, pieces in enumerate(words):
-        if result[-1] and used + len(pieces) > room:
-            result.append([])
-            used = 0
-        result[-1].append(index)
-        used += len(pieces)
-    return result
-
-
-def encode_tagging(split: Dataset, tokenizer, max_length: int) -> tuple[list[dict], dict[str, int]]:
+def encode_tagging(
+    split: Dataset, tokenizer, max_length: int, clean: Callable[[str], str] = normalise
+) -> tuple[list[dict], dict[str, int]]:
     """Model inputs of a tagged split: a word's label stands on its first piece, the other pieces have none.
 
     Returns rows (input_ids, labels, example, words: the word index at first pieces and -1 elsewhere) and counts.
@@ -61,10 +55,10 @@ def encode_tagging(split: Dataset, tokenizer, max_length: int) -> tuple[list[dic
     rows, windowed, shortened = [], 0, 0
     room = max_length - 2
     for example, (tokens, labels) in enumerate(zip(split["tokens"], split["labels"], strict=True)):
-        pieces = tokenizer([normalise(token) for token in tokens], add_special_tokens=False)["input_ids"]
+        pieces = tokenizer([clean(token) for token in tokens], add_special_tokens=False)["input_ids"]
         pieces = [word or [tokenizer.unk_token_id] for word in pieces]  # a word of control characters alone
         shortened += sum(len(word) > room for word in pieces)
-        parts = windows(pieces, room)
+        parts = windows([(len(word),) for word in pieces], room)
         windowed += len(parts) > 1
         for part in parts:
             row = {"input_ids": [tokenizer.cls_token_id], "labels": [IGNORE], "words": [-1], "example": example}
@@ -80,11 +74,17 @@ def encode_tagging(split: Dataset, tokenizer, max_length: int) -> tuple[list[dic
     return rows, {"examples": len(split), "windowed": windowed, "words_cut": shortened, "truncated": 0, "skipped": 0}
 
 
-def encode_texts(split: Dataset, tokenizer, max_length: int, scale: float) -> tuple[list[dict], dict[str, int]]:
-    """Model inputs of a text or pair split; labels are divided by `scale`. Returns rows and counts."""
-    first = [normalise(text) for text in split["text"]]
-    second = [normalise(text) for text in split["text_pair"]]
-    pair = second if any(second) else None
+def encode_texts(
+    split: Dataset,
+    tokenizer,
+    max_length: int,
+    scale: float,
+    fields: Sequence[str] = ("text", "text_pair"),
+    clean: Callable[[str], str] = normalise,
+) -> tuple[list[dict], dict[str, int]]:
+    """Model inputs of a text or pair split from its `fields`; labels are divided by `scale`. Returns rows and counts."""
+    first, *others = ([clean(text) for text in split[field]] for field in fields)
+    pair = others[0] if others and any(others[0]) else None
     encoded = tokenizer(first, pair, truncation=True, max_length=max_length)
     whole = tokenizer(first, pair, verbose=False)["input_ids"]
     truncated = sum(len(ids) > max_length for ids in whole)
@@ -95,31 +95,93 @@ def encode_texts(split: Dataset, tokenizer, max_length: int, scale: float) -> tu
     return rows, {"examples": len(split), "windowed": 0, "words_cut": 0, "truncated": truncated, "skipped": 0}
 
 
-def encode(split: Dataset, task: Task, tokenizer, max_length: int) -> tuple[list[dict], dict[str, int]]:
-    """Model inputs of a split and the counts of what was windowed, cut or truncated."""
+def encode_apart(
+    split: Dataset, tokenizer, max_length: int, scale: float, clean: Callable[[str], str] = normalise
+) -> tuple[list[dict], dict[str, int]]:
+    """Model inputs of a bi-encoder: `input_ids` of the first text, `second` of the other, each cut on its own.
+
+    An example counts once as truncated, whether one of its texts or both are.
+    """
+    rows, counts = encode_texts(split, tokenizer, max_length, scale, ["text"], clean)
+    others, _ = encode_texts(split, tokenizer, max_length, scale, ["text_pair"], clean)
+    whole = (tokenizer([clean(text) for text in split[field]], verbose=False)["input_ids"] for field in ("text", "text_pair"))
+    truncated = sum(max(len(one), len(other)) > max_length for one, other in zip(*whole, strict=True))
+    rows = [row | {"second": other["input_ids"]} for row, other in zip(rows, others, strict=True)]
+    return rows, counts | {"truncated": truncated}
+
+
+def encode(
+    split: Dataset, task: Task, tokenizer, max_length: int, clean: Callable[[str], str] = normalise
+) -> tuple[list[dict], dict[str, int]]:
+    """Model inputs of a split as the task's protocol reads it, and counts of what was windowed, cut or truncated.
+
+    `clean` is applied to every text or word; `units` counts the words (examples) that will be scored.
+    """
+    scale = STS_MAX if task.kind == "regression" else 1
     if task.kind == "tagging":
-        return encode_tagging(split, tokenizer, max_length)
-    rows, counts = encode_texts(split, tokenizer, max_length, STS_MAX if task.kind == "regression" else 1)
+        rows, counts = encode_tagging(split, tokenizer, max_length, clean)
+    elif task.protocol == "bi-encoder":
+        rows, counts = encode_apart(split, tokenizer, max_length, scale, clean)
+    else:
+        fields = ["text_pair"] if task.protocol == "content" else ["text", "text_pair"]
+        rows, counts = encode_texts(split, tokenizer, max_length, scale, fields, clean)
     if task.kind == "classification":
         rows = [row | {"labels": int(row["labels"])} for row in rows]
-    return rows, counts
+    return rows, counts | {"units": sum(word >= 0 for row in rows for word in row["words"])}
 
 
-def load_for_task(folder: Path, task: Task, labels: list[str], random_weights: bool) -> PreTrainedModel:
-    """The model of `folder` with a fresh head for the task, or the same shape from random weights."""
-    kind = AutoModelForTokenClassification if task.kind == "tagging" else AutoModelForSequenceClassification
+class BiEncoder(nn.Module):
+    """Similarity of two texts read apart (Reimers & Gurevych 2019, arXiv 1908.10084): the cosine of their mean states.
+
+    The cosine is mapped to (1 + cos) / 2, so that it lies in [0, 1] like the gold score / 5: linear, hence the
+    correlations are those of the cosine itself, and unlike max(0, cos) with a gradient everywhere.
+    """
+
+    def __init__(self, encoder: PreTrainedModel):
+        super().__init__()
+        self.encoder, self.config = encoder, encoder.config
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> SequenceClassifierOutput:
+        """input_ids, attention_mask (2B, T): the B first texts, then their B partners; logits (B, 1); loss: mean squared error."""
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+        weights = attention_mask.unsqueeze(-1).float()
+        first, second = ((states * weights).sum(1) / weights.sum(1)).chunk(2)
+        scores = (1 + cosine_similarity(first, second)) / 2
+        loss = None if labels is None else mse_loss(scores, labels)
+        return SequenceClassifierOutput(loss=loss, logits=scores.unsqueeze(-1))
+
+
+def load_for_task(folder: Path, task: Task, labels: list[str], random_weights: bool) -> PreTrainedModel | BiEncoder:
+    """The model of `folder` with a head for the task (fresh if it has none), or the same shape from random weights."""
     options = {"num_labels": max(1, len(labels))}
-    if task.kind == "regression":
-        options["problem_type"] = "regression"
+    if labels:
+        options |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    if task.protocol == "bi-encoder":
+        kind, options = AutoModel, {}
+    elif task.kind == "tagging":
+        kind = AutoModelForTokenClassification
+    else:
+        kind = AutoModelForSequenceClassification
+        options |= {"problem_type": "regression"} if task.kind == "regression" else {}
     if random_weights:
-        return kind.from_config(AutoConfig.from_pretrained(folder, **options))
-    return kind.from_pretrained(folder, **options)
+        model = kind.from_config(AutoConfig.from_pretrained(folder, **options))
+    else:
+        model = kind.from_pretrained(folder, **options)
+    return BiEncoder(model) if task.protocol == "bi-encoder" else model
+
+
+def keep_model(model: PreTrainedModel | BiEncoder, tokenizer, folder: Path) -> None:
+    """Save a fine-tuned model (of a bi-encoder its encoder) and its tokenizer as a plain Hugging Face folder."""
+    (model.encoder if isinstance(model, BiEncoder) else model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _collate(tokenizer, task: Task):
     def collate(rows):
         names = [name for name in tokenizer.model_input_names if name in rows[0]]
         features = [{name: row[name] for name in names} for row in rows]
+        if task.protocol == "bi-encoder":
+            features = [{"input_ids": row[side]} for side in ("input_ids", "second") for row in rows]
         batch = dict(tokenizer.pad(features, return_tensors="pt"))
         width = batch["input_ids"].shape[1]
         if task.kind == "tagging":
@@ -154,7 +216,10 @@ def predict(model, rows: list[dict], task: Task, tokenizer, batch_size: int, dev
 
 
 def prediction_table(rows, outputs, task: Task, split: Dataset, labels: list[str]) -> pd.DataFrame:
-    """One row per scored unit (a word for taggers, an example otherwise), in the order of the data set."""
+    """One row per scored unit (a word for taggers, an example otherwise), in the order of the data set.
+
+    RuntimeError if a unit of the split has no row or more than one.
+    """
     ids, records = split["id"], []
     for row, output in zip(rows, outputs, strict=True):
         if task.kind == "tagging":
@@ -167,7 +232,20 @@ def prediction_table(rows, outputs, task: Task, split: Dataset, labels: list[str
             predicted = float(value[0]) if regression else labels[int(value.argmax())]
             probabilities = [] if regression else value.tolist()
             records.append((ids[row["example"]], position, gold, predicted, probabilities))
-    return pd.DataFrame(records, columns=["example", "position", "gold", "predicted", "probabilities"])
+    table = pd.DataFrame(records, columns=["example", "position", "gold", "predicted", "probabilities"])
+    check_complete(table, split, task)
+    return table
+
+
+def check_complete(table: pd.DataFrame, split: Dataset, task: Task) -> None:
+    """Raise RuntimeError, which names the first example at fault, unless each unit of the split stands in the table once."""
+    sizes = [len(tokens) for tokens in split["tokens"]] if task.kind == "tagging" else [1] * len(split)
+    found = table.drop_duplicates(["example", "position"])["example"].value_counts()
+    for example, size in zip(split["id"], sizes, strict=True):
+        if found.get(example, 0) != size:
+            raise RuntimeError(f"{task.name}: example {example!r} has {size} units but {found.get(example, 0)} predictions")
+    if len(table) != sum(sizes):
+        raise RuntimeError(f"{task.name}: {len(table)} predictions for {sum(sizes)} units: some are there twice")
 
 
 def sample_examples(split: Dataset, count: int, seed: int) -> Dataset:
@@ -188,12 +266,13 @@ def finetune(
 ) -> dict:
     """Fine-tune on the train split, keep the epoch with the best validation score, predict the test split.
 
-    Writes metrics.jsonl, predictions.parquet and scores.json into `folder`; returns the content of scores.json.
+    Writes metrics.jsonl, predictions.parquet, scores.json and, with config.keep_models, the best model under model/ into
+    `folder`; returns the content of scores.json. RuntimeError if an example were lost on the way.
     """
     # Step 1: model, tokenizer and encoded splits.
     set_seed(seed)
-    task = TASKS[task_name]
-    labels = label_names(task, splits)
+    task = with_protocol(task_name, config.protocols[task_name])
+    labels = label_names(task, splits["train"])
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = load_for_task(model_folder, task, labels, random_weights)
     max_length = min(config.max_length, model.config.max_position_embeddings)
@@ -241,10 +320,14 @@ def finetune(
     accelerator.unwrap_model(model).load_state_dict(best)
     outputs = predict(model, encoded["test"], task, tokenizer, 4 * config.batch_size, accelerator.device)
     table = prediction_table(encoded["test"], outputs, task, splits["test"], labels)
+    if config.keep_models:
+        keep_model(accelerator.unwrap_model(model), tokenizer, folder / "model")
     table.astype({"position": "int32"}).to_parquet(folder / "predictions.parquet", compression="zstd", index=False)
     result = {
         "task": task_name,
         "seed": seed,
+        "protocol": task.protocol,
+        "headline": task.headline,
         "test": score_predictions(task, table),
         "validation": {task.headline: best_score},
         "best_epoch": best_epoch,

@@ -49,19 +49,19 @@ def members(config: Config) -> pd.DataFrame:
 
 
 def read_scores(config: Config) -> pd.DataFrame:
-    """Every score of every run: model, role, teacher, layers, task, seed, score, value."""
+    """Every score of every run: model, role, teacher, layers, task, seed, headline (a score's name), score, value."""
     rows = []
     for path in sorted(config.folder.glob("evaluation/*/*/seed-*/scores.json")):
         result = read_json(path, made_by(config))
         for score, value in result["test"].items():
-            rows.append((path.parts[-4], result["task"], result["seed"], score, value))
-    scores = pd.DataFrame(rows, columns=["model", "task", "seed", "score", "value"])
+            rows.append((path.parts[-4], result["task"], result["seed"], result["headline"], score, value))
+    scores = pd.DataFrame(rows, columns=["model", "task", "seed", "headline", "score", "value"])
     return members(config).merge(scores, on="model")
 
 
 def headline_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Model x measure, in percent: the mean over seeds of each measure's headline score, and the mean of the measures."""
-    headline = scores[scores["score"] == scores["task"].map(lambda task: TASKS[task].headline)]
+    headline = scores[scores["score"] == scores["headline"]]
     index = ["teacher", "role", "model", "layers"]
     table = headline.pivot_table(index=index, columns="task", values="value", aggfunc="mean", sort=False) * 100
     table = table[[task for task in TASKS if task in table]]

@@ -99,8 +99,12 @@ def is_finished(folder: Path, config: Config, inputs: dict[str, str]) -> bool:
     """True if the run in `folder` ended with this very configuration and these very inputs."""
     if not (folder / "manifest.json").exists() or not (folder / "config.yaml").exists():
         return False
-    same_config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) == to_dict(config)
-    return same_config and json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["inputs"] == inputs
+    saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    # As text, since the order of the keys may mean something: the first of the teachers gives the vocabulary.
+    return (
+        json.dumps(saved) == json.dumps(to_dict(config))
+        and json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["inputs"] == inputs
+    )
 
 
 @contextlib.contextmanager

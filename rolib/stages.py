@@ -1,4 +1,4 @@
-"""The stages of a study: what notebooks 01, 02 and 03 run. Each reads finished inputs and leaves one run folder.
+"""The stages of a study: what notebooks 01, 02 and 03 run, and robustness. Each reads finished inputs and leaves run folders.
 
 A stage that already ran with the same configuration and the same inputs returns its folder at once.
 """
@@ -6,6 +6,7 @@ A stage that already ran with the same configuration and the same inputs returns
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import torch
 from datasets import DatasetDict
 from torch.nn.functional import cross_entropy
@@ -14,12 +15,14 @@ from transformers.utils import logging as transformers_logging
 
 from rolib import corpus, distill, models, runs
 from rolib.alignment import Projection, same_vocabulary
-from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig, check_depth
+from rolib.config import EvaluateConfig, RobustnessConfig, StudentConfig, TeacherConfig, TrainingConfig, check_depth
 from rolib.download import data_root
-from rolib.finetune import finetune
+from rolib.finetune import finetune, sample_examples
 from rolib.losses import IGNORE
 from rolib.masking import MaskingCollator
-from rolib.tasks import TASKS, load_task, task_source
+from rolib.metrics import score_predictions
+from rolib.robustness import PERTURBATIONS, predict_perturbed
+from rolib.tasks import TASKS, load_task, task_source, with_protocol
 
 # A fresh task head and unused MLM weights are what fine-tuning means; a report of them for every run buries the progress.
 transformers_logging.set_verbosity_error()
@@ -121,7 +124,9 @@ def check_gate(config: TeacherConfig, teacher: BertForMaskedLM, tokenizer, block
         data=config.data,
         model=config.teacher,
         tasks=config.gate_tasks or list(TASKS)[:1],
+        protocols={name: task.protocol for name, task in TASKS.items()},
         seeds=[config.seed],
+        keep_models=False,
         max_train_examples=config.gate_examples,
         max_length=128,
         batch_size=16,
@@ -212,8 +217,9 @@ def evaluate_model(config: EvaluateConfig, on_result: Callable[[dict], None] = l
         inputs = {"model": weights, **{file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}}
         splits = None
         for seed in config.seeds:
-            recipe = {"tasks": [name], "seeds": [seed]}
-            recipe |= {key: {name: getattr(config, key)[name]} for key in ("epochs", "learning_rates")}
+            # A run is known by what it alone depends on, so that a seed or a task added later leaves the others finished.
+            recipe = {"tasks": [name], "seeds": [seed], "keep_models": config.keep_models and seed == config.seeds[0]}
+            recipe |= {key: {name: getattr(config, key)[name]} for key in ("protocols", "epochs", "learning_rates")}
             one = config.model_copy(update=recipe)
             folder = config.folder / "evaluation" / config.model / name / f"seed-{seed}"
             if not runs.is_finished(folder, one, inputs):
@@ -224,3 +230,51 @@ def evaluate_model(config: EvaluateConfig, on_result: Callable[[dict], None] = l
             results.append(runs.read_json(folder / "scores.json", "`make demo`"))
             on_result(results[-1])
     return results
+
+
+def kept_runs(config: RobustnessConfig) -> list[Path]:
+    """The run folders, one for each evaluated model and task, that hold a fine-tuned model; FileNotFoundError if none does."""
+    found = {}
+    for task in config.tasks:
+        for path in sorted(config.folder.glob(f"evaluation/*/{task}/seed-*/model/model.safetensors")):
+            found.setdefault(path.parents[2], path.parents[1])
+    if not found:
+        place = config.folder / "evaluation"
+        raise FileNotFoundError(f"{place} holds no fine-tuned model: set keep_models to true in evaluate.yaml and evaluate again")
+    return list(found.values())
+
+
+def measure_robustness(config: RobustnessConfig, on_result: Callable[[dict], None] = lambda result: None) -> list[dict]:
+    """Predict perturbed test splits with every kept fine-tuned model; leave runs/<profile>/robustness/<model>/<task>.
+
+    A folder holds <perturbation>.parquet (prediction tables) and scores.json: the scores on the same examples as they
+    are ("original", from the run's own predictions) and of each perturbation. Returns the scores.json of each.
+    """
+    root, results = data_root(config.data), []
+    for run in kept_runs(config):
+        model, name = run.parts[-3:-1]
+        one = config.model_copy(update={"tasks": [name]})
+        folder = config.folder / "robustness" / model / name
+        inputs = {file: runs.sha256(run / file) for file in ("predictions.parquet", "model/model.safetensors")}
+        inputs["perturbations"] = ", ".join(PERTURBATIONS)
+        if not runs.is_finished(folder, one, inputs):
+            with runs.new_run(folder, one, inputs, device_name()) as working:
+                perturb_run(one, run, root, working)
+        results.append({"model": model} | runs.read_json(folder / "scores.json", "robustness"))
+        on_result(results[-1])
+    return results
+
+
+def perturb_run(config: RobustnessConfig, run: Path, root: Path, folder: Path) -> None:
+    """The predictions and scores of one fine-tuning run under every perturbation, written into `folder`."""
+    result = runs.read_json(run / "scores.json", "`make demo`")
+    task = with_protocol(result["task"], result["protocol"])
+    split = sample_examples(load_task(task.name, root)["test"], config.max_test_examples, config.seed)
+    original = pd.read_parquet(run / "predictions.parquet")
+    scores = {"original": score_predictions(task, original[original["example"].isin(split["id"][:])])}
+    for name, function in PERTURBATIONS.items():
+        table = predict_perturbed(run / "model", task, split, function, config.batch_size, config.max_length)
+        table.astype({"position": "int32"}).to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)
+        scores[name] = score_predictions(task, table)
+    kept = {key: result[key] for key in ("task", "seed", "protocol", "headline")}
+    runs.write_json(folder / "scores.json", kept | {"examples": len(split), "scores": scores})

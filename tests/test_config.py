@@ -162,6 +162,9 @@ def test_a_float_inside_a_table_that_yaml_reads_as_text(params):
         ("evaluate", "tasks", ["upos", "sentiment"], "unknown task 'sentiment': use upos, xpos, ner"),
         ("evaluate", "tasks", [], "at least 1 item"),
         ("evaluate", "seeds", 1, "valid list, got 1"),
+        ("evaluate", "protocols", {"upos": "f1"}, "upos has no protocol 'f1': use accuracy or macro_f1"),
+        ("evaluate", "protocols", {"pos": "accuracy"}, "unknown task 'pos': use upos"),
+        ("evaluate", "keep_models", "all", "valid boolean, got 'all'"),
         ("evaluate", "max_length", 4, "got 4"),
         ("speed", "timed_runs", 2, "greater than or equal to 3, got 2"),
     ],
@@ -185,6 +188,12 @@ def test_a_task_without_a_recipe(params):
     refused(params, "epochs has no entry for xpos, ner", "add it", "evaluate.yaml")
     change(params / "tiny" / "evaluate.yaml", epochs={"upos": 1, "pos": 2})
     refused(params, "epochs", "unknown task 'pos'", "evaluate.yaml")
+    change(
+        params / "tiny" / "evaluate.yaml",
+        epochs=dict.fromkeys(["upos", "xpos", "ner"], 1),
+        protocols={"upos": "accuracy", "ner": "strict"},
+    )
+    refused(params, "protocols has no entry for xpos: add it", "evaluate.yaml")
 
 
 def test_a_student_deeper_than_its_teacher(params):

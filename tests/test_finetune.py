@@ -1,21 +1,22 @@
 """The task loop: every word and every example is predicted, the best epoch is kept, the seed decides."""
 
+import functools
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-from hypothesis import given
-from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from rolib import finetune as ft
+from rolib import stages
 from rolib.config import EvaluateConfig
 from rolib.models import init_student, save_model
 from rolib.runs import read_metrics
-from rolib.tasks import SAMPLE, TASKS, load_task
+from rolib.tasks import PROTOCOLS, SAMPLE, TASKS, load_task, with_protocol
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,7 @@ def splits():
 def config(task, **changes):
     recipe = {"profile": "toy", "seed": 1, "data": "sample", "model": "bert", "tasks": [task], "seeds": [1]}
     recipe |= {"max_train_examples": 16, "max_length": 32, "batch_size": 8, "warmup_share": 0.1, "weight_decay": 0.01}
+    recipe |= {"protocols": {task: TASKS[task].protocol}, "keep_models": False}
     return EvaluateConfig(**(recipe | {"epochs": {task: 1}, "learning_rates": {task: 1e-3}} | changes))
 
 
@@ -49,20 +51,6 @@ def tagged(*sentences):
 
 
 # --- windows and encoding -------------------------------------------------------------------------
-
-
-@given(st.lists(st.lists(st.integers(), max_size=12), max_size=30), st.integers(1, 10))
-def test_windows_hold_every_word_once_in_order(words, room):
-    parts = ft.windows(words, room)
-    assert [index for part in parts for index in part] == list(range(len(words)))
-    for part in parts:
-        size = sum(len(words[index]) for index in part)
-        longest = max((len(words[index]) for index in part), default=0)
-        assert size <= room or longest > room
-        if longest > room:
-            assert sum(len(words[index]) > 0 for index in part) == 1  # alone, but for words of no piece
-    for part, after in zip(parts, parts[1:], strict=False):
-        assert sum(len(words[index]) for index in [*part, after[0]]) > room  # no window is closed early
 
 
 LONG = ["Copilul", "citește", "cartea", "la", "școală", ",", "fără", "grabă", "."]
@@ -128,6 +116,40 @@ def test_labels_of_the_three_kinds(toy_tokenizer):
     assert 0 in row["labels"]
 
 
+def test_the_content_of_a_review_is_read_alone(toy_tokenizer):
+    split = texts([("Titlul", "Casa știe"), ("Casa", " ".join(LONG * 3))], 1)
+    rows, counts = ft.encode(split, with_protocol("sar", "content"), toy_tokenizer, 12)
+    assert rows[0]["input_ids"] == toy_tokenizer("Casa știe")["input_ids"]
+    assert (counts["truncated"], counts["units"]) == (1, 2)
+    rows, _ = ft.encode(split, with_protocol("sar", "title+content"), toy_tokenizer, 12)
+    assert rows[0]["input_ids"] == toy_tokenizer("Titlul", "Casa știe", truncation=True, max_length=12)["input_ids"]
+
+
+def test_sentences_read_apart_are_cut_apart(toy_tokenizer):
+    long = " ".join(LONG * 3)
+    split = texts([("Casa", "știrea"), (long, "Casa"), ("Casa", long), (long, long)], 2.5)
+    rows, counts = ft.encode(split, with_protocol("sts", "bi-encoder"), toy_tokenizer, 12)
+    assert counts == {"examples": 4, "windowed": 0, "words_cut": 0, "truncated": 3, "skipped": 0, "units": 4}
+    assert (rows[0]["input_ids"], rows[0]["second"]) == tuple(toy_tokenizer(text)["input_ids"] for text in ("Casa", "știrea"))
+    assert [(len(row["input_ids"]) == 12, len(row["second"]) == 12) for row in rows[1:]] == [
+        (True, False),
+        (False, True),
+        (True, True),
+    ]
+    assert [row["labels"] for row in rows] == [0.5] * 4
+
+
+def test_texts_can_be_read_as_they_are(toy_tokenizer):
+    for task, split in [
+        (TASKS["ner"], tagged(["ştiinţă"])),
+        (TASKS["di"], texts([("ştiinţă", "")], 1)),
+        (TASKS["sts"], texts([("ştiinţă", "ştiinţă")])),
+        (with_protocol("sts", "bi-encoder"), texts([("ştiinţă", "ştiinţă")])),
+    ]:
+        raw, cleaned = (ft.encode(split, task, toy_tokenizer, 30, **how)[0][0]["input_ids"] for how in ({"clean": str}, {}))
+        assert toy_tokenizer.unk_token_id in raw and toy_tokenizer.unk_token_id not in cleaned
+
+
 # --- predictions ----------------------------------------------------------------------------------
 
 
@@ -159,7 +181,7 @@ def test_prediction_table_of_scores_and_classes():
 @pytest.mark.parametrize("name", ["upos", "sapn", "sts"])
 def test_predict_does_not_depend_on_the_batches(name, model_folder, toy_tokenizer, splits):
     task, data = TASKS[name], splits(name)
-    labels = ft.label_names(task, data)
+    labels = ft.label_names(task, data["test"])
     torch.manual_seed(0)
     model = ft.load_for_task(model_folder, task, labels, False)
     rows, _ = ft.encode(data["test"], task, toy_tokenizer, 24)
@@ -183,6 +205,44 @@ def test_examples_are_the_same_for_every_model():
     assert first == again != other
     assert len(set(first)) == 8
     assert ft.sample_examples(data, 0, 1) is data and ft.sample_examples(data, 20, 1) is data
+
+
+def test_a_lost_example_is_an_error(toy_tokenizer):
+    split = tagged(LONG, ["Casa"])
+    rows, counts = ft.encode(split, TASKS["ner"], toy_tokenizer, max_length=8)
+    assert counts["units"] == len(LONG) + 1
+    outputs = [np.array([[0.9, 0.1]] * sum(word >= 0 for word in row["words"])) for row in rows]
+
+    def predicted(chosen):
+        chosen = list(chosen)
+        return ft.prediction_table([rows[i] for i in chosen], [outputs[i] for i in chosen], TASKS["ner"], split, ["O", "B-LOC"])
+
+    assert len(predicted(range(len(rows)))) == counts["units"]
+    with pytest.raises(RuntimeError, match="ner: example 's1' has 1 units but 0 predictions"):
+        predicted(range(len(rows) - 1))
+    with pytest.raises(RuntimeError, match=f"ner: example 's0' has {len(LONG)} units but"):
+        predicted(range(1, len(rows)))
+    with pytest.raises(RuntimeError, match="ner: 11 predictions for 10 units: some are there twice"):
+        predicted([*range(len(rows)), len(rows) - 1])
+
+
+def test_a_bi_encoder_scores_by_the_cosine_of_mean_states(model_folder, toy_tokenizer):
+    task = with_protocol("sts", "bi-encoder")
+    pairs = [("Copilul citește.", "Casa"), ("știrea", "Bunicul cumpără casa la școală."), ("Casa", "Casa")]
+    rows, _ = ft.encode(texts(pairs, 4.0), task, toy_tokenizer, 30)
+    model = ft.load_for_task(model_folder, task, [], False)
+    scores = np.concatenate(ft.predict(model, rows, task, toy_tokenizer, 2, torch.device("cpu")))[:, 0]
+    encoder = AutoModel.from_pretrained(model_folder).eval()
+    for pair, score in zip(pairs, scores, strict=True):
+        with torch.no_grad():  # each text alone, so there is no padding
+            one, other = (
+                encoder(**toy_tokenizer(text, return_tensors="pt")).last_hidden_state[0].double().numpy().mean(0) for text in pair
+            )
+        cosine = one @ other / np.sqrt((one @ one) * (other @ other))
+        assert score == pytest.approx(5 * (1 + cosine) / 2, abs=1e-5)
+    assert scores[2] == pytest.approx(5, abs=1e-5)
+    batch = ft._collate(toy_tokenizer, task)(rows)
+    assert model(**batch).loss.item() == pytest.approx(np.mean((scores / 5 - 0.8) ** 2), abs=1e-6)
 
 
 # --- end to end -----------------------------------------------------------------------------------
@@ -282,3 +342,82 @@ def test_the_models_length_is_respected(model_folder, splits, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     lengths = [len(ids) for ids in tokenizer(splits("di")["test"]["text"][:])["input_ids"]]
     assert result["counts"]["test"]["truncated"] == sum(length > 32 for length in lengths) > 0
+
+
+@pytest.mark.parametrize(("name", "protocol"), [(name, protocol) for name in PROTOCOLS for protocol in list(PROTOCOLS[name])[1:]])
+def test_every_other_protocol_runs(name, protocol, model_folder, splits, tmp_path):
+    result = ft.finetune(config(name, protocols={name: protocol}), name, 1, model_folder, False, splits(name), tmp_path)
+    headline = PROTOCOLS[name][protocol]
+    assert (result["protocol"], result["headline"]) == (protocol, headline)
+    (record,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert result["validation"] == {headline: record[f"validation_{headline}"]} and headline in result["test"]
+    for split, part in splits(name).items():
+        part = ft.sample_examples(part, 16 if split == "train" else 0, 1)
+        assert result["counts"][split]["units"] == (sum(map(len, part["tokens"])) if "tokens" in part.features else len(part))
+    assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == result["counts"]["test"]["units"]
+
+
+@pytest.mark.parametrize(("name", "protocol"), [("upos", "accuracy"), ("sar", "content"), ("sts", "pair"), ("sts", "bi-encoder")])
+def test_a_kept_model_is_a_plain_folder_that_predicts_the_same(name, protocol, tmp_path, toy_bert, _toy_tokenizer, splits):
+    save_model(init_student(toy_bert(), 2), _toy_tokenizer, tmp_path / "student", "")
+    recipe, data = config(name, protocols={name: protocol}, keep_models=True), splits(name)
+    result = ft.finetune(recipe, name, 1, tmp_path / "student", False, data, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    table = pd.read_parquet(tmp_path / "predictions.parquet")
+    kinds = {"upos": AutoModelForTokenClassification, "sar": AutoModelForSequenceClassification}
+    kind = AutoModel if protocol == "bi-encoder" else kinds.get(name, AutoModelForSequenceClassification)
+    model = kind.from_pretrained(tmp_path / "model").eval()
+    if result["labels"]:
+        assert list(model.config.id2label.values()) == result["labels"] and model.config.num_labels == len(result["labels"])
+        assert model.config.label2id == {label: i for i, label in enumerate(result["labels"])}
+    if name == "upos":
+        example = next(row for row in data["test"] if len(tokenizer(row["tokens"], is_split_into_words=True)["input_ids"]) <= 32)
+        inputs = tokenizer(example["tokens"], is_split_into_words=True, return_tensors="pt")
+        words = inputs.word_ids()
+        first = [words.index(word) for word in range(len(example["tokens"]))]
+    else:
+        example = data["test"][0]
+        read = [example["text_pair"]] if protocol == "content" else [example["text"], example["text_pair"]]
+        cut = functools.partial(tokenizer, truncation=True, max_length=32, return_tensors="pt")
+        inputs, first = cut(*read), [0]
+    stored = table[table["example"] == example["id"]]
+    with torch.no_grad():
+        if protocol == "bi-encoder":
+            one, other = (model(**cut(text)).last_hidden_state[0].mean(0) for text in read)
+            expected = 2.5 * (1 + torch.cosine_similarity(one, other, dim=0).item())
+        else:
+            logits = model(**inputs).logits[0]
+            expected = 5 * logits.item() if name == "sts" else logits.reshape(-1, len(result["labels"]))[first].softmax(-1)
+    if name == "sts":
+        assert stored["predicted"].item() == pytest.approx(expected, abs=1e-4)
+    else:
+        np.testing.assert_allclose(np.stack(stored["probabilities"]), expected.numpy(), atol=1e-5)
+
+
+def test_no_model_is_kept_unless_asked_for(model_folder, splits, tmp_path):
+    ft.finetune(config("sapn"), "sapn", 1, model_folder, False, splits("sapn"), tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_seed_added_later_leaves_the_runs_finished(model_folder, splits, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    monkeypatch.setattr(stages, "load_task", lambda name, root: splits(name))
+    target = tmp_path / "toy" / "teachers" / "bert"
+    target.parent.mkdir(parents=True)
+    shutil.copytree(model_folder, target)
+    (target / "manifest.json").write_text("{}", encoding="utf-8")
+    recipe = config("sapn", keep_models=True)
+    stages.evaluate_model(recipe)
+    runs = tmp_path / "toy" / "evaluation" / "bert" / "sapn"
+    before = (runs / "seed-1" / "manifest.json").read_bytes()
+    more = {"seeds": [1, 2], "tasks": ["sapn", "sar"]}
+    more |= {key: getattr(recipe, key) | {"sar": getattr(config("sar"), key)["sar"]} for key in ("protocols", "epochs")}
+    more["learning_rates"] = {"sapn": 1e-3, "sar": 1e-3}
+    results = stages.evaluate_model(recipe.model_copy(update=more))
+    assert [(result["task"], result["seed"]) for result in results] == [("sapn", 1), ("sapn", 2), ("sar", 1), ("sar", 2)]
+    assert (runs / "seed-1" / "manifest.json").read_bytes() == before
+    kept = [path.parent.name for path in sorted(runs.parent.glob("*/seed-*/model"))]
+    assert kept == ["seed-1", "seed-1"]
+    # Another protocol is another run.
+    (other,) = stages.evaluate_model(config("sapn", protocols={"sapn": "content"}))
+    assert other["protocol"] == "content" and (runs / "seed-1" / "manifest.json").read_bytes() != before

@@ -1,0 +1,176 @@
+"""Robustness: what each perturbation does to a text, and that predictions on perturbed texts are made and kept."""
+
+import json
+import shutil
+import unicodedata
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import DatasetDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rolib import stages
+from rolib.config import EvaluateConfig, RobustnessConfig
+from rolib.corpus import normalise
+from rolib.models import init_student, save_model
+from rolib.robustness import PERTURBATIONS, cedilla, perturb, predict_perturbed, strip_diacritics
+from rolib.tasks import PROTOCOLS, SAMPLE, TASKS, load_task, with_protocol
+
+ROMANIAN = st.text("abcxyzăâîșțşţABCXYZĂÂÎȘȚŞŢ éÖ.,-0123456789")
+MARKED = st.text(st.sampled_from("aAiIsStTăâîșțşţĂÂÎȘȚŞŢ \u0302\u0306\u0326\u0327\u0301"))
+
+# --- the perturbations ----------------------------------------------------------------------------
+
+
+def test_examples_of_every_perturbation():
+    text = "Știința și ȚARA în pâine, ăsta-i ŞİŢ cafè"
+    expected = {
+        "strip_diacritics": "Stiinta si TARA in paine, asta-i SİT cafè",
+        "cedilla": "Ştiinţa şi ŢARA în pâine, ăsta-i ŞİŢ cafè",
+        "lower": "știința și țara în pâine",
+        "upper": "ȘTIINȚA ȘI ȚARA ÎN PÂINE",
+    }
+    assert set(PERTURBATIONS) == set(expected)
+    for name in ("strip_diacritics", "cedilla"):
+        assert PERTURBATIONS[name](text) == expected[name]
+    for name in ("lower", "upper"):
+        assert PERTURBATIONS[name](text.split(",")[0]) == expected[name]
+
+
+@given(st.one_of(st.text(), ROMANIAN, MARKED))
+def test_stripped_text_is_nfc_and_stays_so(text):
+    once = strip_diacritics(text)
+    assert strip_diacritics(once) == once == unicodedata.normalize("NFC", once)
+    assert not set(once) & set("ăâîșțşţĂÂÎȘȚŞŢ")
+
+
+@given(st.one_of(st.text(), ROMANIAN, MARKED))
+def test_normalising_undoes_the_cedilla(text):
+    assert normalise(cedilla(text)) == normalise(text)
+    assert not set(cedilla(text)) & set("șțȘȚ")
+
+
+@given(ROMANIAN)
+def test_no_perturbation_changes_the_length_of_romanian_text(text):
+    for function in PERTURBATIONS.values():
+        assert len(function(text)) == len(text)
+        assert function(unicodedata.normalize("NFD", text)) or not text
+
+
+@given(ROMANIAN)
+def test_decomposed_letters_are_letters(text):
+    for name in ("strip_diacritics", "cedilla"):
+        assert PERTURBATIONS[name](unicodedata.normalize("NFD", text)) == PERTURBATIONS[name](text)
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ner", "sapn", "di", "sts"])
+def test_perturb_changes_texts_alone(name):
+    split = load_task(name, SAMPLE)["test"].select([3, 1, 2])
+    changed = perturb(split, TASKS[name], str.upper)
+    assert changed.features == split.features and changed["id"][:] == split["id"][:]
+    if name == "ner":
+        assert changed["labels"][:] == split["labels"][:]
+        assert changed["tokens"][:] == [[token.upper() for token in tokens] for tokens in split["tokens"]]
+    else:
+        assert changed["label"][:] == split["label"][:]
+        for field in ("text", "text_pair"):
+            assert changed[field][:] == [normalise(text).upper() for text in split[field]]
+
+
+def test_the_placeholder_of_named_entities_stays():
+    split = load_task("di", SAMPLE)["test"].select([0]).map(lambda row: {"text": "A  spus $NE$ , $NE$"}, keep_in_memory=True)
+    assert perturb(split, TASKS["di"], str.lower)["text"][:] == ["a spus $NE$ , $NE$"]
+
+
+# --- end to end -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def few():
+    def load(name, root=SAMPLE):
+        return DatasetDict({split: data.select(range(20)) for split, data in load_task(name, SAMPLE).items()})
+
+    return load
+
+
+PROTOCOL = {"ner": "strict", "sar": "content", "sts": "bi-encoder"}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, toy_bert, _toy_tokenizer, few):
+    """A student fine-tuned on three measures, its models kept."""
+    root = tmp_path_factory.mktemp("runs")
+    model = root / "toy" / "students" / "small"
+    save_model(init_student(toy_bert(), 2), _toy_tokenizer, model, "")
+    (model / "manifest.json").write_text("{}", encoding="utf-8")
+    tasks = list(PROTOCOL)
+    config = EvaluateConfig(
+        **{"profile": "toy", "seed": 1, "data": "sample", "model": "small", "tasks": tasks, "protocols": PROTOCOL, "seeds": [1]},
+        **{"keep_models": True, "max_train_examples": 16, "max_length": 32, "batch_size": 8, "warmup_share": 0.1},
+        **{"weight_decay": 0.01, "epochs": dict.fromkeys(tasks, 1), "learning_rates": dict.fromkeys(tasks, 1e-3)},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROLIB_RUNS", str(root))
+        patch.setattr(stages, "load_task", few)
+        stages.evaluate_model(config)
+        yield root / "toy"
+
+
+def config(**changes):
+    recipe = {"profile": "toy", "seed": 1, "data": "sample", "tasks": list(PROTOCOL), "max_test_examples": 0}
+    return RobustnessConfig(**(recipe | {"batch_size": 8, "max_length": 32} | changes))
+
+
+@pytest.mark.parametrize("name", PROTOCOL)
+def test_without_a_perturbation_the_predictions_are_the_runs_own(name, study, few):
+    run = study / "evaluation" / "small" / name / "seed-1"
+    task = with_protocol(name, PROTOCOL[name])
+    table = predict_perturbed(run / "model", task, few(name)["test"], str, 4, 32)
+    stored = pd.read_parquet(run / "predictions.parquet")
+    columns = ["example", "position", "gold"]
+    pd.testing.assert_frame_equal(table[columns], stored[columns], check_dtype=False)
+    if name == "sts":
+        np.testing.assert_allclose(table["predicted"], stored["predicted"], atol=1e-5)
+    else:
+        np.testing.assert_allclose(np.stack(table["probabilities"]), np.stack(stored["probabilities"]), atol=1e-5)
+
+
+def test_every_kept_model_is_measured_once(study):
+    results = stages.measure_robustness(config())
+    assert [(result["model"], result["task"], result["examples"]) for result in results] == [("small", n, 20) for n in PROTOCOL]
+    for result in results:
+        folder = study / "robustness" / "small" / result["task"]
+        own = study / "evaluation" / "small" / result["task"] / "seed-1"
+        stored = pd.read_parquet(own / "predictions.parquet")
+        assert result["scores"]["original"] == json.loads((own / "scores.json").read_text(encoding="utf-8"))["test"]
+        assert set(result["scores"]) == {"original", *PERTURBATIONS}
+        assert result["headline"] == PROTOCOLS[result["task"]][result["protocol"]]
+        tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in PERTURBATIONS}
+        for table in tables.values():
+            assert table["gold"].tolist() == stored["gold"].tolist() and table["example"].tolist() == stored["example"].tolist()
+        column = "predicted" if result["task"] == "sts" else "probabilities"
+        # The cedilla reaches the model: it is not repaired on the way.
+        assert not np.allclose(np.stack(tables["cedilla"][column]), np.stack(stored[column]))
+    manifests = sorted(study.glob("robustness/*/*/manifest.json"))
+    before = [path.read_bytes() for path in manifests]
+    assert len(before) == 3 and stages.measure_robustness(config()) == results
+    assert stages.measure_robustness(config(tasks=["sar"])) == [results[1]]
+    assert [path.read_bytes() for path in manifests] == before
+
+
+def test_a_cap_scores_the_same_examples_with_and_without(study):
+    (result,) = stages.measure_robustness(config(tasks=["ner"], max_test_examples=5))
+    table = pd.read_parquet(study / "robustness" / "small" / "ner" / "lower.parquet")
+    assert result["examples"] == 5 == table["example"].nunique()
+
+
+def test_no_kept_model_is_an_error_with_its_mend(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    shutil.copytree(study / "evaluation", tmp_path / "toy" / "evaluation", ignore=shutil.ignore_patterns("model"))
+    with pytest.raises(FileNotFoundError, match="no fine-tuned model: set keep_models to true in evaluate.yaml"):
+        stages.measure_robustness(config())
