@@ -16,8 +16,11 @@ RUNS = Path(os.environ.get("ROLIB_RUNS") or ROOT / "runs") / PROFILE
 DONE = f"{RUNS}/notebooks"
 
 TEACHERS, STUDENTS = list(STUDY["teachers"]), list(STUDY["students"])
-CONTROLS = [f"{student}-mlm" for student in STUDENTS]  # same architecture and budget, masked words alone
-EVALUATED = TEACHERS + STUDENTS + CONTROLS + [f"{name}-random" for name in TEACHERS + STUDENTS]
+# Controls: the same architecture and budget with masked words alone, and from random weights. A student of several teachers
+# has the shape and the vocabulary of its first teacher's own student, and so its controls.
+CONTROLLED = [name for name in STUDENTS if len(STUDY["students"][name].shares) == 1]
+CONTROLS = [f"{student}-mlm" for student in CONTROLLED]
+EVALUATED = TEACHERS + STUDENTS + CONTROLS + [f"{name}-random" for name in TEACHERS + CONTROLLED]
 
 # A job is single-threaded unless it has the machine for itself; two-thread jobs side by side are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // workflow.cores)))
@@ -45,8 +48,8 @@ rule teacher:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 
 
-def teacher_of(wildcards):
-    return f"{DONE}/01-{STUDY['students'][wildcards.student].teacher}.ipynb"
+def teachers_of(wildcards):
+    return [f"{DONE}/01-{teacher}.ipynb" for teacher in STUDY["students"][wildcards.student].shares]
 
 
 STUDENT_PARAMETERS = [f"{PARAMS}/common.yaml", f"{PARAMS}/training.yaml", f"{PARAMS}/distill.yaml", PARAMS + "/students/{student}.yaml"]
@@ -54,7 +57,7 @@ STUDENT_PARAMETERS = [f"{PARAMS}/common.yaml", f"{PARAMS}/training.yaml", f"{PAR
 
 rule student:
     input:
-        teacher_of,
+        teachers_of,
         notebook="notebooks/02-distil-student.ipynb",
         parameters=STUDENT_PARAMETERS,
     output:
@@ -65,7 +68,7 @@ rule student:
 
 rule mlm_control:
     input:
-        teacher_of,
+        teachers_of,
         notebook="notebooks/02-distil-student.ipynb",
         parameters=STUDENT_PARAMETERS,
     output:

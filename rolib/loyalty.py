@@ -121,6 +121,21 @@ def compare_predictions(task, teacher: pd.DataFrame, student: pd.DataFrame) -> d
     return loyalty
 
 
+def ensemble_predictions(task, tables: Sequence[pd.DataFrame], labels: Sequence[str]) -> pd.DataFrame:
+    """The prediction table of the ensemble of several models: the mean of their probabilities, or of their STS scores.
+
+    labels: the task's label order, as in scores.json; of equally probable labels the first counts. Models must have predicted the
+    same units (ValueError otherwise). Teachers of different vocabularies meet here, since task labels are common to all.
+    """
+    tables = [table.sort_values(UNIT).reset_index(drop=True) for table in tables]
+    if any(not tables[0][UNIT].equals(table[UNIT]) for table in tables[1:]):
+        raise ValueError("the models of an ensemble must have predicted the same units")
+    if task.kind == "regression":
+        return tables[0].assign(predicted=sum(table["predicted"] for table in tables) / len(tables))
+    mean = sum(np.array(table["probabilities"].tolist(), dtype=np.float64) for table in tables) / len(tables)
+    return tables[0].assign(predicted=[labels[i] for i in mean.argmax(1)], probabilities=list(mean))
+
+
 def _distributions(side: str, probabilities: Sequence) -> np.ndarray:
     """Rows of probabilities as a float64 array (N, C), refused with a ValueError if they are none."""
     rows = np.asarray(probabilities, dtype=np.float64)

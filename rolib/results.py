@@ -9,11 +9,12 @@ import pandas as pd
 import yaml
 
 from rolib.config import Config, load_profile
-from rolib.loyalty import compare_predictions
+from rolib.loyalty import compare_predictions, ensemble_predictions
 from rolib.runs import read_json, require, write_text
 from rolib.tasks import TASKS
 
 ROLES = ("teacher", "student", "mlm control", "random control")
+ENSEMBLE = "ensemble"  # of all teachers of a profile
 SAMPLE_WARNING = (
     "These results come from the built-in sample: they show that the machine runs and prove nothing about the models."
 )
@@ -25,9 +26,10 @@ def made_by(config: Config) -> str:
 
 
 def members(config: Config) -> pd.DataFrame:
-    """The evaluated models of a profile: model, role, teacher (of a teacher: itself), in reading order.
+    """The evaluated models of a profile: model, role, teacher, teachers, layers, in reading order.
 
-    Raises FileNotFoundError when nothing is evaluated yet.
+    teachers: those it learned from, of a teacher itself; teacher: the first of them, in whose group it stands. A control
+    has the teachers of the student it belongs to. Raises FileNotFoundError when nothing is evaluated yet.
     """
     rows = []
     for folder in sorted(config.folder.glob("evaluation/*")):
@@ -35,12 +37,13 @@ def members(config: Config) -> pd.DataFrame:
         is_teacher = (config.folder / "teachers" / name).exists()
         kind = "teachers" if is_teacher else "students"
         settings = yaml.safe_load((config.folder / kind / name / "config.yaml").read_text(encoding="utf-8"))
-        teacher = name if is_teacher else settings["teacher"]
+        teachers = [name] if is_teacher else [teacher for teacher, weight in settings["teachers"].items() if weight]
         if folder.name.endswith("-random"):
             role = "random control"
         else:
             role = "teacher" if is_teacher else "mlm control" if settings["objective"] == "mlm" else "student"
-        rows.append({"model": folder.name, "role": role, "teacher": teacher, "layers": settings["num_layers"]})
+        member = {"model": folder.name, "role": role, "teacher": teachers[0], "teachers": teachers}
+        rows.append(member | {"layers": settings["num_layers"]})
     if not rows:
         raise FileNotFoundError(f"{config.folder / 'evaluation'} holds no evaluated model: run {made_by(config)} first")
     table = pd.DataFrame(rows)
@@ -68,24 +71,36 @@ def headline_table(scores: pd.DataFrame) -> pd.DataFrame:
     return table.assign(mean=table.mean(axis=1, skipna=False)).reset_index()
 
 
-def compare_with_teachers(config: Config) -> pd.DataFrame:
-    """Loyalty of every model to its teacher, from stored predictions: model, role, teacher, task, seed, measure, value.
+def read_predictions(config: Config, model: str, task: str, seed: int) -> pd.DataFrame:
+    """The stored predictions of one run; of the model `ensemble`, the combination of all teachers of the profile."""
+    if model != ENSEMBLE:
+        path = config.folder / "evaluation" / model / task / f"seed-{seed}" / "predictions.parquet"
+        return pd.read_parquet(require(path, made_by(config)))
+    teachers = members(config).query("role == 'teacher'")["model"]
+    tables = [read_predictions(config, teacher, task, seed) for teacher in teachers]
+    scores = config.folder / "evaluation" / teachers.iloc[0] / task / f"seed-{seed}" / "scores.json"
+    return ensemble_predictions(TASKS[task], tables, read_json(scores, made_by(config))["labels"])
 
-    A model and its teacher are compared at the same fine-tuning seed. Raises FileNotFoundError for a missing run.
+
+def compare_with_teachers(config: Config) -> pd.DataFrame:
+    """Loyalty of every student and control, from stored predictions: model, role, teacher, task, seed, measure, value.
+
+    To each of its teachers and, in a study of several, to the `ensemble` of all teachers, at the same fine-tuning seed; `own` is
+    True for its teachers (for the controls, those of the student they belong to). FileNotFoundError for a missing run.
     """
-    rows = []
-    for member in members(config).itertuples():
-        if member.model.removesuffix("-random") == member.teacher:
-            continue
-        for path in sorted((config.folder / "evaluation" / member.model).glob("*/seed-*/predictions.parquet")):
-            task, seed = path.parts[-3], path.parts[-2]
-            other = config.folder / "evaluation" / member.teacher / task / seed / "predictions.parquet"
-            if not other.exists():
-                raise FileNotFoundError(f"{other} is missing: run {made_by(config)} first")
-            loyalty = compare_predictions(TASKS[task], pd.read_parquet(other), pd.read_parquet(path))
-            number = int(seed.removeprefix("seed-"))
-            rows += [(member.model, member.role, member.teacher, task, number, name, v) for name, v in loyalty.items()]
-    return pd.DataFrame(rows, columns=["model", "role", "teacher", "task", "seed", "measure", "value"])
+    everyone, rows = members(config), []
+    ensemble = [ENSEMBLE] if (everyone["role"] == "teacher").sum() > 1 else []
+    for path in sorted(config.folder.glob("evaluation/*/*/seed-*/predictions.parquet")):
+        name, task, seed = path.parts[-4], path.parts[-3], int(path.parts[-2].removeprefix("seed-"))
+        member = everyone.set_index("model").loc[name]
+        for teacher in [*member["teachers"], *ensemble]:
+            if name.removesuffix("-random") == teacher or (teacher == ENSEMBLE and member["role"] == "teacher"):
+                continue
+            reference = read_predictions(config, teacher, task, seed)
+            loyalty = compare_predictions(TASKS[task], reference, pd.read_parquet(path))
+            start = (name, member["role"], teacher, teacher != ENSEMBLE, task, seed)
+            rows += [(*start, measure, value) for measure, value in loyalty.items()]
+    return pd.DataFrame(rows, columns=["model", "role", "teacher", "own", "task", "seed", "measure", "value"])
 
 
 def gate_table(scores: pd.DataFrame) -> pd.DataFrame:
@@ -147,7 +162,8 @@ def main(profile: str) -> None:
     loyalty = pd.read_csv(require(study.folder / "loyalty.csv", made_by(study)))
     loyalty = loyalty[loyalty["measure"].isin(["label_loyalty", "probability_loyalty", "regression_loyalty"])]
     print("\nLoyalty to the teacher, mean over the measures\n")
-    print(loyalty.pivot_table(index=["model", "role"], columns="measure", values="value", sort=False).to_string())
+    index = ["model", "role", "teacher"]
+    print(loyalty.pivot_table(index=index, columns="measure", values="value", sort=False).to_string())
     for note in data_notes(study):
         print("\nNote:", note)
     print(f"\nReport:  {study.folder / 'report.html'}\nFigures: {study.folder / 'figures'}")
