@@ -18,6 +18,8 @@ from rolib.loyalty import STS_RANGE, row_probability_loyalty
 from rolib.metrics import UNIT
 
 CHUNK = 200  # resamples at a time, so that their weights and ranks stay in the processor's cache
+SPAN_SCORES = ["strict_f1_micro", "strict_f1_macro", "boundary_f1_micro", "boundary_f1_macro"]
+SPAN_SCORES += ["strict_precision_micro", "strict_recall_micro"]
 Tables = Mapping[int, pd.DataFrame]  # fine-tuning seed -> prediction table
 Scores = dict[str, np.ndarray]  # score name -> (resamples,)
 Scorer = Callable[[np.ndarray], Scores]  # of weights (examples in sorted order, resamples), whole numbers as float64
@@ -26,9 +28,10 @@ Scorer = Callable[[np.ndarray], Scores]  # of weights (examples in sorted order,
 def bootstrap_scores(task, tables: Tables, resamples: int = 10_000, seed: int = 0) -> Scores:
     """Every score of `metrics.score_predictions` in every resample, as the mean over fine-tuning seeds.
 
-    A resample draws seeds and, the same for all seeds, examples, both with replacement. The bootstrap shows only
-    (S - 1) / S of the variance between S seeds, and none of it for one seed. A score that is degenerate in a resample
-    has the value that rolib.metrics defines. ValueError for bad tables or tables with unequal units or gold.
+    A resample draws seeds and, the same for all seeds, examples, both with replacement (the pigeonhole bootstrap, Owen
+    2007). It is cautious where runs differ little, as it counts what is peculiar to one run's example up to three times,
+    and bold where they differ much, as S seeds show (S - 1) / S of their variance, and one seed none. A score that is
+    degenerate in a resample is what rolib.metrics defines. ValueError for bad tables, unequal units or unequal gold.
     """
     return _bootstrap([scorer(task, table) for table in _aligned(tables)], tables, resamples, seed)
 
@@ -51,7 +54,11 @@ def bootstrap_loyalty(task, teacher: Tables, student: Tables, resamples: int = 1
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap values (R,): the middle `level` of them. ValueError for none, or a NaN."""
+    """Percentile interval of bootstrap values (R,): the middle `level` of them. ValueError for none, or a NaN.
+
+    BCa intervals covered no better in simulations (Pearson, 300 pairs: 94 % both). A macro-F1 over many rare classes falls
+    in resamples, which lose classes: its interval lies low.
+    """
     low, high = np.quantile(_checked(values), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -91,12 +98,11 @@ def reliability(probabilities: Sequence, correct: Sequence[bool], bins: int = 10
     if not ((-1e-6 <= rows) & (rows <= 1 + 1e-3)).all() or not np.isin(correct, (0, 1)).all() or bins < 1:
         raise ValueError("expected probabilities from 0 to 1, correct as true or false, and at least one bin")
     edges, confidence = np.linspace(0, 1, bins + 1), rows.max(axis=1)
-    table = pd.DataFrame({"bin": np.digitize(confidence, edges[1:-1], right=True), "confidence": confidence, "accuracy": correct})
-    bins_found = table.groupby("bin").agg(
-        confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), count=("accuracy", "size")
-    )
-    found = bins_found.reindex(range(bins)).assign(low=edges[:-1], high=edges[1:])
-    return found.assign(count=found["count"].fillna(0).astype(int))[["low", "high", "confidence", "accuracy", "count"]]
+    units = pd.DataFrame({"confidence": confidence, "accuracy": correct})
+    groups = units.groupby(np.digitize(confidence, edges[1:-1], right=True))
+    means = groups[["confidence", "accuracy"]].mean().reindex(range(bins))
+    count = groups.size().reindex(range(bins), fill_value=0)
+    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], **means, "count": count})
 
 
 def expected_calibration_error(probabilities: Sequence, correct: Sequence[bool], bins: int = 10) -> float:
@@ -127,8 +133,10 @@ def scorer(task, table: pd.DataFrame) -> Scorer:
 
 
 def loyalty_scorer(task, teacher: pd.DataFrame, student: pd.DataFrame) -> Scorer:
-    """Loyalty (rolib.loyalty) as a function of example weights (examples, R): regression_loyalty for regression, else
-    label_loyalty and probability_loyalty, for ner also span_loyalty. ValueError for bad tables or unequal units."""
+    """Loyalty (see rolib.loyalty) as a function of example weights (examples, R); ValueError as `bootstrap_difference`.
+
+    regression_loyalty for regression; otherwise label_loyalty, probability_loyalty and for ner also span_loyalty.
+    """
     teacher, student = _aligned({0: teacher}, {0: student})
     labels = teacher["predicted"].to_numpy(), student["predicted"].to_numpy()
     if task.kind == "regression":
@@ -179,23 +187,18 @@ def span_scorer(gold_sentences: Sequence[Sequence[str]], predicted_sentences: Se
 
     def scores(weights):
         sums = (counts @ weights).reshape(len(names), 6, weights.shape[1])
-        (_, _, *macro), (precision, recall, *micro) = map(_span_shares, (np.moveaxis(sums, 1, 0), sums.sum(axis=0)))
-        macro = [_class_mean(f1, sums[:, 0] + sums[:, 3]) for f1 in macro]
-        return {
-            "strict_f1_micro": micro[0],
-            "strict_f1_macro": macro[0],
-            "boundary_f1_micro": micro[1],
-            "boundary_f1_macro": macro[1],
-            "strict_precision_micro": precision,
-            "strict_recall_micro": recall,
-        }
+        by_class, total = np.moveaxis(sums, 1, 0), sums.sum(axis=0)
+        macro = [_class_mean(f1, by_class[0] + by_class[3]) for f1 in _span_f1(by_class)]
+        shares = _ratio(total[5], total[3]), _ratio(total[2], total[0])  # precision, recall
+        strict, boundary = zip(_span_f1(total), macro, strict=True)
+        return dict(zip(SPAN_SCORES, [*strict, *boundary, *shares], strict=True))
 
     return scores
 
 
 def correlation_scorer(examples: np.ndarray, gold: np.ndarray, predicted: np.ndarray) -> Scorer:
     """Pearson and Spearman correlation of units (N,) that belong to examples numbered from 0."""
-    sides = [np.asarray(side, dtype=np.float64) for side in metrics.finite_pair(gold, predicted)]
+    sides = metrics.finite_pair(gold, predicted)
     groups = [np.unique(side, return_inverse=True)[1] for side in sides]  # equal scores, in rising order
     members = [_counts(group, np.arange(len(group)), (group.max() + 1, len(group))) for group in groups]
 
@@ -204,10 +207,8 @@ def correlation_scorer(examples: np.ndarray, gold: np.ndarray, predicted: np.nda
         for group, member in zip(groups, members, strict=True):
             held = member @ weights
             ranks.append((np.cumsum(held, axis=0) - (held - 1) / 2)[group])  # the mean rank of `held` equal scores
-        return {
-            "pearson": _correlation(weights, sides[0][:, None], sides[1][:, None]),
-            "spearman": _correlation(weights, *ranks),
-        }
+        pearson = _correlation(weights, *(side[:, None] for side in sides))
+        return {"pearson": pearson, "spearman": _correlation(weights, *ranks)}
 
     return scores
 
@@ -260,11 +261,11 @@ def _class_mean(values: np.ndarray, occurrences: np.ndarray) -> np.ndarray:
     return _ratio(values.sum(axis=0), (occurrences > 0).sum(axis=0))  # classes that do not occur have the value 0
 
 
-def _span_shares(counts: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Precision, recall, F1 and boundary F1 of the six counts (6, ..., R) of `span_scorer`."""
+def _span_f1(counts: np.ndarray) -> list[np.ndarray]:
+    """Strict and boundary F1 of the six counts (6, ..., R) of `span_scorer`."""
     gold, borders_found, found, predicted, borders_right, right = counts
     pairs = [(_ratio(right, predicted), _ratio(found, gold)), (_ratio(borders_right, predicted), _ratio(borders_found, gold))]
-    return *pairs[0], *(_ratio(2 * precision * recall, precision + recall) for precision, recall in pairs)
+    return [_ratio(2 * precision * recall, precision + recall) for precision, recall in pairs]
 
 
 def _correlation(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -297,7 +297,7 @@ def test_calibration_by_hand():
 
 # --- simulations: a 95 % interval holds the true value in 93 to 97 % of the repetitions -----------
 
-REPETITIONS, RESAMPLES = 1600, 400
+REPETITIONS, RESAMPLES = 1500, 400
 
 
 def right(probability, rng):
@@ -309,7 +309,7 @@ def simulate_accuracy(rng, n=300):
     return uncertainty.label_scorer(np.arange(n), *right(np.full(n, 0.85), rng)), n, {"accuracy": 0.85}
 
 
-def simulate_correlations(rng, n=200, rho=0.7):
+def simulate_correlations(rng, n=250, rho=0.5):
     gold, noise = rng.normal(size=(2, n))
     scorer = uncertainty.correlation_scorer(np.arange(n), gold, rho * gold + math.sqrt(1 - rho**2) * noise)
     return scorer, n, {"pearson": rho, "spearman": 6 / math.pi * math.asin(rho / 2)}
@@ -340,4 +340,3 @@ def test_coverage(simulate):
             covered[score] = covered.get(score, 0) + (low <= true <= high)
     for score, count in covered.items():
         assert 0.93 <= count / REPETITIONS <= 0.97, f"{score}: {count / REPETITIONS:.1%}"
-        print(f"{simulate.__name__} {score}: {count / REPETITIONS:.2%}")
