@@ -40,6 +40,11 @@ def probability_loyalty(teacher_probs: Sequence, student_probs: Sequence, base: 
     1 - sqrt(ln 2) = 0.167 for the natural logarithm and 0 for base 2. Both sides share one label order. Rows are scaled
     to the sum 1. ValueError for N = 0, unequal shapes, NaN, negative values, row sums off 1 by over 1e-3, or base <= 1.
     """
+    return float(np.mean(row_probability_loyalty(teacher_probs, student_probs, base)))
+
+
+def row_probability_loyalty(teacher_probs: Sequence, student_probs: Sequence, base: float = math.e) -> np.ndarray:
+    """Each row's share (N,) of the mean that is `probability_loyalty`, whose errors it has."""
     check_lengths(teacher_probs, student_probs)
     teacher, student = _distributions("teacher", teacher_probs), _distributions("student", student_probs)
     if teacher.shape != student.shape:
@@ -51,7 +56,7 @@ def probability_loyalty(teacher_probs: Sequence, student_probs: Sequence, base: 
         distance = jensenshannon(teacher, student, axis=1, base=base)
     # a divergence that rounding pushed below 0 has no root (NaN): its distance is 0
     distance = np.clip(np.nan_to_num(distance, nan=0.0), 0.0, math.sqrt(math.log(2) / math.log(base)))
-    return float(np.mean(1.0 - distance))
+    return 1.0 - distance
 
 
 def regression_loyalty(teacher_scores: Sequence, student_scores: Sequence, low: float, high: float) -> float:

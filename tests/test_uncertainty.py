@@ -1,0 +1,342 @@
+"""Uncertainty against resampled tables written out in full, scikit-learn, SciPy, plain loops and simulations."""
+
+import itertools
+import math
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import accuracy_score, f1_score
+
+from rolib import loyalty, metrics, uncertainty
+
+steady = settings(deadline=None, derandomize=True)  # the same examples on every machine, however slow
+KINDS = {"upos": "tagging", "ner": "tagging", "sar": "classification", "sts": "regression"}
+LABELS = {
+    "upos": ["ADJ", "NOUN", "VERB", "X"],
+    "ner": ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"],
+    "sar": ["1", "2", "4", "5"],
+    "sts": [0.0, 0.5, 1.1, 3.3, 5.0],
+}
+
+
+def task(name):
+    return SimpleNamespace(name=name, kind=KINDS[name])
+
+
+def make_tables(name, seeds=(0, 1), examples=9, labels=None, noise=0.4, start=0):
+    """Prediction tables by fine-tuning seed, rows shuffled; the ids are not in order of their numbers (s10 < s9)."""
+    rng, labels = np.random.default_rng(start), labels or LABELS[name]
+    words = rng.integers(1, 7, examples) if KINDS[name] == "tagging" else np.ones(examples, dtype=int)
+    units = [(f"s{number}", position) for number, length in enumerate(words) for position in range(length)]
+    gold, tables = rng.choice(labels, len(units)), {}
+    for seed in seeds:
+        predicted = np.where(rng.random(len(units)) < noise, rng.choice(labels, len(units)), gold)
+        table = pd.DataFrame(units, columns=["example", "position"]).assign(gold=gold, predicted=predicted)
+        probabilities = list(rng.dirichlet(np.ones(3), len(units)).astype(np.float32))
+        tables[seed] = table.assign(probabilities=probabilities).sample(frac=1, random_state=seed)
+    return tables
+
+
+def written_out(table, weights):
+    """The resampled table in full: each example (in sorted order) as often as its weight says, under new ids."""
+    rows = []
+    for (name, example), weight in zip(table.groupby("example"), weights, strict=True):
+        rows += [example.assign(example=f"{name}-copy-{copy}") for copy in range(int(weight))]
+    return pd.concat(rows)
+
+
+def column(weights):
+    return np.array(weights, dtype=float)[:, None]
+
+
+# --- scores in resamples --------------------------------------------------------------------------
+
+DEGENERATE = [
+    ("upos", ["NOUN"]),
+    ("sar", ["1"]),
+    ("ner", ["O"]),  # no span at all
+    ("ner", ["O", "I-LOC"]),
+    ("sts", [2.5]),
+    ("sts", [0.1 + 0.2, 0.3]),  # constant up to rounding: Pearson is 0, the ranks are not constant
+]
+
+
+@pytest.mark.parametrize("name, labels", [*((name, None) for name in KINDS), *DEGENERATE])
+@pytest.mark.parametrize("examples", [1, 2, 40])
+def test_equal_weights_give_the_score_itself(name, labels, examples):
+    for start in range(3):
+        for table in make_tables(name, examples=examples, labels=labels, start=start).values():
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                scores = uncertainty.scorer(task(name), table)(np.ones((examples, 2)))
+            expected = metrics.score_predictions(task(name), table)
+            assert list(scores) == list(expected)
+            for score, values in scores.items():
+                assert values == pytest.approx([expected[score]] * 2, abs=1e-9), score
+
+
+@pytest.mark.parametrize("name, labels", [*((name, None) for name in KINDS), *DEGENERATE])
+def test_scores_of_resamples_against_tables_written_out(name, labels):
+    [table] = make_tables(name, seeds=[0], examples=12, labels=labels).values()
+    weights = np.random.default_rng(1).multinomial(12, np.ones(12) / 12, 25).T
+    weights[:, 0], weights[:, 1] = 12 * np.eye(12)[:2]  # one example only: degenerate for the correlations
+    scores = uncertainty.scorer(task(name), table)(weights.astype(float))
+    for number, drawn in enumerate(weights.T):
+        resampled = written_out(table, drawn)
+        sides = resampled["gold"].tolist(), resampled["predicted"].tolist()
+        if name == "ner":
+            expected = metrics.span_f1(*(metrics.sentences(resampled, side) for side in ("gold", "predicted")))
+        elif name == "sts":
+            constant = min(map(np.ptp, sides)) < 1e-12, min(map(np.ptp, sides)) == 0
+            expected = {
+                "pearson": 0.0 if constant[0] else stats.pearsonr(*sides).statistic,
+                "spearman": 0.0 if constant[1] else stats.spearmanr(*sides).statistic,
+            }
+        else:
+            expected = {"accuracy": accuracy_score(*sides), "macro_f1": f1_score(*sides, average="macro")}
+        assert {score: values[number] for score, values in scores.items()} == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bootstrap_draws_seeds_and_examples(name, monkeypatch):
+    monkeypatch.setattr(uncertainty, "CHUNK", 7)  # the last chunk is not full
+    tables = make_tables(name, seeds=[30, 4, 12])
+    values = uncertainty.bootstrap_scores(task(name), tables, resamples=20, seed=5)
+    examples = uncertainty.resample_weights(9, 20, (5, 9, 0))
+    seeds = uncertainty.resample_weights(3, 20, (5, 9, 1))
+    for draw in range(20):
+        runs = [metrics.score_predictions(task(name), written_out(tables[seed], examples[draw])) for seed in (4, 12, 30)]
+        for score in runs[0]:
+            expected = np.average([run[score] for run in runs], weights=seeds[draw])
+            assert values[score][draw] == pytest.approx(expected, abs=1e-9), score
+
+
+def test_one_run_and_mean_of_many_draws():
+    tables = make_tables("sar", examples=200)
+    point = {seed: metrics.score_predictions(task("sar"), table)["accuracy"] for seed, table in tables.items()}
+    [one] = uncertainty.bootstrap_scores(task("sar"), {0: tables[0]}, 4000)["accuracy"][None]
+    assert one.mean() == pytest.approx(point[0], abs=4 * one.std() / math.sqrt(4000))
+    assert one.std() == pytest.approx(math.sqrt(point[0] * (1 - point[0]) / 200), rel=0.06)
+    both = uncertainty.bootstrap_scores(task("sar"), tables, 4000)["accuracy"]
+    assert both.mean() == pytest.approx(np.mean(list(point.values())), abs=4 * both.std() / math.sqrt(4000))
+
+
+def test_variance_between_seeds_is_shown():
+    # every example right under seed 1, wrong under seed 0: only the draw of the seeds moves the mean
+    gold = make_tables("sar", noise=0.0, examples=30)
+    tables = {0: gold[0].assign(predicted="9"), 1: gold[1]}
+    values = uncertainty.bootstrap_scores(task("sar"), tables, 2000)["accuracy"]
+    assert set(values) == {0.0, 0.5, 1.0}
+    assert np.mean(values == 0.5) == pytest.approx(0.5, abs=0.05)
+
+
+def test_weights():
+    weights = uncertainty.resample_weights(50, 4000, (0, 50))
+    assert weights.shape == (4000, 50) and (weights.sum(axis=1) == 50).all()
+    # multinomial: mean 1, variance 1 - 1/50, correlation between units -1/49
+    assert weights.mean(axis=0) == pytest.approx(np.ones(50), abs=5 / math.sqrt(4000))
+    assert weights.var(axis=0) == pytest.approx(np.full(50, 0.98), abs=0.25)
+    assert np.corrcoef(weights.T)[~np.eye(50, dtype=bool)].mean() == pytest.approx(-1 / 49, abs=1e-3)
+    assert (weights == uncertainty.resample_weights.__wrapped__(50, 4000, (0, 50))).all()
+    assert (weights != uncertainty.resample_weights(50, 4000, (1, 50))).any()
+    with pytest.raises(ValueError, match="read-only"):
+        weights[0, 0] = 7
+
+
+# --- pairs of models ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_difference_is_paired(name):
+    student, teacher = make_tables(name, noise=0.6), make_tables(name, noise=0.3)
+    teacher = {seed: table.assign(gold=student[seed]["gold"]) for seed, table in teacher.items()}
+    differences = uncertainty.bootstrap_difference(task(name), student, teacher, 50, seed=3)
+    apart = [uncertainty.bootstrap_scores(task(name), tables, 50, seed=3) for tables in (student, teacher)]
+    for score, values in differences.items():
+        assert values == pytest.approx(apart[0][score] - apart[1][score], abs=1e-12)
+    assert not any(values.any() for values in uncertainty.bootstrap_difference(task(name), student, student, 50).values())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_loyalty_of_resamples(name):
+    teacher, student = make_tables(name, start=1), make_tables(name, start=1, noise=0.7)
+    if name == "sts":  # out of the scale, as raw outputs may be
+        student = {seed: table.assign(predicted=table["predicted"] * 1.5 - 0.5) for seed, table in student.items()}
+    same = uncertainty.loyalty_scorer(task(name), teacher[0], student[0])(np.ones((9, 1)))
+    expected = loyalty.compare_predictions(task(name), teacher[0], student[0])
+    assert {name: value.item() for name, value in same.items()} == pytest.approx({key: expected[key] for key in same}, abs=1e-9)
+    values = uncertainty.bootstrap_loyalty(task(name), teacher, student, 15)
+    weights = uncertainty.resample_weights(9, 15, (0, 9, 0)), uncertainty.resample_weights(2, 15, (0, 9, 1))
+    for draw in range(15):
+        pairs = [[written_out(side[seed], weights[0][draw]) for side in (teacher, student)] for seed in (0, 1)]
+        runs = [loyalty.compare_predictions(task(name), *pair) for pair in pairs]
+        for measure in values:
+            expected = np.average([run[measure] for run in runs], weights=weights[1][draw])
+            assert values[measure][draw] == pytest.approx(expected, abs=1e-9), measure
+    assert list(values) == {
+        "upos": ["label_loyalty", "probability_loyalty"],
+        "sar": ["label_loyalty", "probability_loyalty"],
+        "ner": ["label_loyalty", "probability_loyalty", "span_loyalty"],
+        "sts": ["regression_loyalty"],
+    }[name]  # fmt: skip
+
+
+def test_tables_that_do_not_match_are_refused():
+    tables = make_tables("sar")
+    scores = lambda other: uncertainty.bootstrap_scores(task("sar"), {0: tables[0], 1: other}, 5)  # noqa: E731
+    with pytest.raises(ValueError, match="seed 1.* differ in their column example"):
+        scores(tables[1].assign(example=tables[1]["example"] + "x"))
+    with pytest.raises(ValueError, match="differ in their column example"):
+        scores(tables[1][1:])
+    with pytest.raises(ValueError, match="differ in their column gold"):
+        scores(tables[1].assign(gold="5"))
+    with pytest.raises(ValueError, match="table of seed 1: missing columns predicted"):
+        scores(tables[1].drop(columns="predicted"))
+    with pytest.raises(ValueError, match="same fine-tuning seeds"):
+        uncertainty.bootstrap_difference(task("sar"), tables, {0: tables[0]}, 5)
+    with pytest.raises(ValueError, match="same fine-tuning seeds"):
+        uncertainty.bootstrap_loyalty(task("sar"), {0: tables[0]}, {1: tables[0]}, 5)
+    with pytest.raises(ValueError, match="same fine-tuning seeds"):
+        uncertainty.bootstrap_scores(task("sar"), {}, 5)
+
+
+# --- intervals and p-values -----------------------------------------------------------------------
+
+
+def test_interval_and_p_value_by_hand():
+    assert uncertainty.interval(np.arange(101), 0.9) == pytest.approx((5, 95))
+    assert uncertainty.p_value([-1, *[1] * 98]) == pytest.approx(2 * 2 / 100)
+    assert uncertainty.p_value([1.0] * 999) == pytest.approx(0.002)
+    assert uncertainty.p_value([0.0] * 9) == 1.0
+    for call, bad in itertools.product([uncertainty.interval, uncertainty.p_value], [[], [math.nan, 1.0], [[1.0]]]):
+        with pytest.raises(ValueError, match="at least one number without NaN"):
+            call(bad)
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.05, 0.1, 0.15])
+def test_p_value_against_a_sign_flip_test(effect):
+    rng, n = np.random.default_rng(7), 400
+    gaps = effect + rng.normal(size=n)  # student minus teacher, example by example
+    draws = uncertainty.resample_weights(n, 5000, (0, n)) @ gaps / n
+    flips = stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=5000, rng=1)
+    assert uncertainty.p_value(draws) == pytest.approx(flips.pvalue, abs=0.03)
+    low, high = uncertainty.interval(draws)
+    assert (uncertainty.p_value(draws) < 0.05) == (low > 0 or high < 0)
+
+
+def test_holm_by_hand():
+    # sorted .01 .02 .03 .04 times 4 3 2 1 is .04 .06 .06 .04, and never falls: .04 .06 .06 .06
+    assert uncertainty.holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert uncertainty.holm([0.6, 0.5]) == pytest.approx([1.0, 1.0])
+    assert uncertainty.holm([0.2]) == pytest.approx([0.2])
+    assert len(uncertainty.holm([])) == 0
+    for bad in ([0.1, math.nan], [-0.1], [1.1], [[0.1]]):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            uncertainty.holm(bad)
+
+
+@steady
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms(use_true_random=False), st.floats(0.001, 0.999))
+def test_holm_properties(p, random, alpha):
+    adjusted, m = uncertainty.holm(p), len(p)
+    assert all(a <= b or x > y for (x, a), (y, b) in itertools.permutations(zip(p, adjusted, strict=True), 2))
+    assert ((np.array(p) <= adjusted) & (adjusted <= np.minimum(1, m * np.array(p)))).all()
+    order = random.sample(range(m), m)
+    assert uncertainty.holm([p[i] for i in order]) == pytest.approx(adjusted[order], abs=0)
+    rejected = 0  # the textbook's step-down: stop at the first p above alpha / (tests left)
+    for value in sorted(p):
+        if value * (m - rejected) > alpha:
+            break
+        rejected += 1
+    assert (adjusted <= alpha).sum() == rejected
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bins, sharpness", [(10, 1.0), (15, 0.1), (3, 30.0), (1, 1.0)])
+def test_reliability_against_a_plain_loop(bins, sharpness):
+    rng = np.random.default_rng(bins)
+    probabilities = rng.dirichlet(np.full(4, sharpness), 300).astype(np.float32)
+    correct = rng.random(300) < probabilities.max(axis=1) * 0.9
+    table, error = uncertainty.reliability(probabilities, correct, bins), 0.0
+    assert list(table) == ["low", "high", "confidence", "accuracy", "count"] and len(table) == bins
+    for number, row in enumerate(table.itertuples()):
+        low, high = number / bins, (number + 1) / bins
+        inside = [(max(p), c) for p, c in zip(probabilities.tolist(), correct, strict=True) if low < max(p) <= high]
+        assert (row.low, row.high, row.count) == (pytest.approx(low), pytest.approx(high), len(inside))
+        if inside:
+            confidence, accuracy = (sum(side) / len(inside) for side in zip(*inside, strict=True))
+            assert (row.confidence, row.accuracy) == pytest.approx((confidence, accuracy), abs=1e-9)
+            error += len(inside) / 300 * abs(confidence - accuracy)
+        else:
+            assert math.isnan(row.confidence) and math.isnan(row.accuracy)
+    assert uncertainty.expected_calibration_error(probabilities, correct, bins) == pytest.approx(error, abs=1e-9)
+
+
+def test_calibration_by_hand():
+    # certain and right; certain and wrong; 0.75 and right: gaps |1/2 - 1| of two units and |1 - 3/4| of one
+    probabilities, correct = [[1, 0], [0, 1], [0.75, 0.25]], [True, False, True]
+    assert uncertainty.expected_calibration_error(probabilities, correct) == pytest.approx((2 * 0.5 + 0.25) / 3)
+    assert uncertainty.reliability(probabilities, correct)["count"].tolist() == [0] * 7 + [1, 0, 2]
+    # a confidence on an edge belongs to the bin below it
+    assert uncertainty.reliability([[0.5, 0.5]], [True], bins=2)["count"].tolist() == [1, 0]
+    for bad in (([], []), ([[0.5, 0.5]], [True, False]), ([0.5], [True])):
+        with pytest.raises(ValueError, match="shapes"):
+            uncertainty.reliability(*bad)
+    for bad in (([[1.5, 0.0]], [True]), ([[math.nan, 0.5]], [True]), ([[0.5, 0.5]], [2]), ([[0.5, 0.5]], [True], 0)):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            uncertainty.reliability(*bad)
+
+
+# --- simulations: a 95 % interval holds the true value in 93 to 97 % of the repetitions -----------
+
+REPETITIONS, RESAMPLES = 1500, 400
+
+
+def right(probability, rng):
+    """Gold labels and predictions that are right with the given probabilities."""
+    return np.ones(len(probability)), rng.random(len(probability)) < probability
+
+
+def simulate_accuracy(rng, n=300):
+    return uncertainty.label_scorer(np.arange(n), *right(np.full(n, 0.85), rng)), n, {"accuracy": 0.85}
+
+
+def simulate_correlations(rng, n=250, rho=0.5):
+    gold, noise = rng.normal(size=(2, n))
+    scorer = uncertainty.correlation_scorer(np.arange(n), gold, rho * gold + math.sqrt(1 - rho**2) * noise)
+    return scorer, n, {"pearson": rho, "spearman": 6 / math.pi * math.asin(rho / 2)}
+
+
+def simulate_words(rng, n=250):
+    """Sentences of 5 to 19 words that are easy or hard as a whole: right with 0.95 or 0.75, whatever their length."""
+    examples = np.repeat(np.arange(n), rng.integers(5, 20, n))
+    return uncertainty.label_scorer(examples, *right(rng.choice([0.95, 0.75], n)[examples], rng)), n, {"accuracy": 0.85}
+
+
+def simulate_pair(rng, n=300):
+    """Two models on the same examples, which are easy or hard for both: 0.97 and 0.6 right, the second 0.03 less."""
+    ease = rng.choice([0.97, 0.6], n)
+    better, worse = (uncertainty.label_scorer(np.arange(n), *right(ease - less, rng)) for less in (0, 0.03))
+    return lambda weights: {"accuracy": better(weights)["accuracy"] - worse(weights)["accuracy"]}, n, {"accuracy": 0.03}
+
+
+@pytest.mark.parametrize("simulate", [simulate_accuracy, simulate_correlations, simulate_words, simulate_pair])
+def test_coverage(simulate):
+    rng, covered = np.random.default_rng(2), {}
+    for _ in range(REPETITIONS):
+        scorer, examples, truth = simulate(rng)
+        weights = np.ascontiguousarray(uncertainty.resample_weights(examples, RESAMPLES, (1,)).T, dtype=float)
+        values = scorer(weights)
+        for score, true in truth.items():
+            low, high = uncertainty.interval(values[score])
+            covered[score] = covered.get(score, 0) + (low <= true <= high)
+    for score, count in covered.items():
+        assert 0.93 <= count / REPETITIONS <= 0.97, f"{score}: {count / REPETITIONS:.1%}"
