@@ -5,11 +5,12 @@ CORES ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo mini study publish lab test lint clean
+.PHONY: help demo mini study ablation publish lab test lint clean
 help:
 	@echo "make demo                    the whole study on the built-in sample (minutes)"
 	@echo "make mini                    the study on real data (ROLIB_DATA, or python -m rolib.download first; hours)"
 	@echo "make study PROFILE=NAME      the study of params/NAME, on CORES=$(CORES) cores"
+	@echo "make ablation PROFILE=NAME   strategies and weights of the two-teacher student (after the study's teachers)"
 	@echo "make publish PROFILE=NAME    copy a finished study's figures and tables to figures/NAME"
 	@echo "make lab                     JupyterLab on notebooks/00-start-here.ipynb"
 	@echo "make test                    every check of the project"
@@ -30,6 +31,9 @@ demo:
 
 mini:
 	$(MAKE) study PROFILE=mini
+
+ablation: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake ablation --cores $(CORES) --config profile=$(PROFILE) --quiet rules
 
 publish:
 	mkdir -p figures/$(PROFILE)

@@ -129,3 +129,14 @@ rule report:
         f"{DONE}/06-report-results.ipynb",
     shell:
         RUN + " -f {input.parameters}"
+
+
+rule ablation:  # on demand: make ablation PROFILE=...
+    input:
+        [f"{DONE}/01-{teacher}.ipynb" for teacher in TEACHERS],
+        notebook="notebooks/09-ablate-ensemble.ipynb",
+        parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/ablation.yaml"],
+    output:
+        f"{DONE}/09-ablate-ensemble.ipynb",
+    shell:
+        RUN + " $(printf -- '-f %s ' {input.parameters})"

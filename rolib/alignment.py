@@ -157,11 +157,13 @@ class Projection:
         if not self.teacher_reads_less:
             lifted, covered = self._collect(self.join, teacher_probs, own_probs)
             return lifted + (1 - covered).clamp(min=0)[:, None] * own_probs, covered
-        forms = own_probs.new_zeros(len(own_probs), teacher_probs.shape[1] + 1).index_add_(1, self.join, own_probs)[:, :-1]
-        ratio = torch.where(forms > torch.finfo(forms.dtype).tiny, teacher_probs / forms, 0)
-        covered = (ratio * forms).sum(-1)
-        ratio = torch.nn.functional.pad(ratio, (0, 1))
-        return own_probs * (ratio[:, self.join] + (1 - covered).clamp(min=0)[:, None]), covered
+        size = len(own_probs), teacher_probs.shape[1] + 1  # the last column is for pieces without counterpart
+        forms = own_probs.new_zeros(size).index_add_(1, self.join, own_probs)[:, :-1]
+        ratio = own_probs.new_zeros(size)
+        torch.div(teacher_probs, forms.clamp(min=torch.finfo(forms.dtype).tiny), out=ratio[:, :-1])
+        covered = torch.linalg.vecdot(ratio[:, :-1], forms)
+        # In place: on a CPU the pages of new tensors of this size cost as much as the arithmetic.
+        return ratio[:, self.join].add_((1 - covered).clamp(min=0)[:, None]).mul_(own_probs), covered
 
     def intersection(self, teacher_probs: Tensor, own_probs: Tensor) -> tuple[Tensor, Tensor]:
         """(N, U), (N, C) -> (N, C), (N,): the mass of equally spelled pieces, renormalised; p_C where there is none.

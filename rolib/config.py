@@ -6,8 +6,9 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Annotated, Literal
 
 import yaml
@@ -180,6 +181,21 @@ class RobustnessConfig(Config):
         return known_tasks(tasks)
 
 
+class AblationConfig(Config):
+    """09-ablate-ensemble: one student distilled in several ways, on one corpus and budget."""
+
+    student: Name  # of this profile
+    variants: Annotated[dict[Name, dict], Field(min_length=1)]  # name: the parameters of the student that it changes
+    seeds: Annotated[list[Size], Field(min_length=1)]  # of the distillation and of the fine-tuning
+    steps: Count  # optimizer steps of each distillation
+    tasks: Annotated[list[str], Field(min_length=1)]
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks):
+        return known_tasks(tasks)
+
+
 class LoyaltyConfig(Config):
     """04-analyse-loyalty: every student against its teacher, from stored predictions."""
 
@@ -219,7 +235,8 @@ def one_line(error: ValidationError, where: str) -> str:
     return f"{key} ({where}): {mend or message + got}"
 
 
-def _validate(kind: type[Config], values: dict, where: dict[str, str], default: str):
+def validate(kind: type[Config], values: dict, default: str, where: Mapping[str, str] = MappingProxyType({})):
+    """Build a config; ConfigError names the first key at fault and where it stands (`where` by key, else `default`)."""
     try:
         return kind(**values)
     except ValidationError as error:
@@ -246,7 +263,7 @@ def load(kind: type[Config], *files: Path | str, **overrides) -> Config:
         where |= dict.fromkeys(content, str(file))
     values |= overrides
     where |= dict.fromkeys(overrides, "override")
-    return _validate(kind, values, where, " + ".join(map(str, files)) or "override")
+    return validate(kind, values, " + ".join(map(str, files)) or "override", where)
 
 
 def from_notebook(kind: type[Config], namespace: dict) -> Config:
@@ -260,7 +277,7 @@ def from_notebook(kind: type[Config], namespace: dict) -> Config:
         for key, value in namespace.items()
         if not key.startswith("_") and key not in shell and not isinstance(value, ModuleType) and not callable(value)
     }
-    return _validate(kind, values, {}, "notebook parameters")
+    return validate(kind, values, "notebook parameters")
 
 
 def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
@@ -283,6 +300,7 @@ def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
         "evaluate": load(EvaluateConfig, common, base / "evaluate.yaml", model="any"),
         "loyalty": load(LoyaltyConfig, common),
         "speed": load(SpeedConfig, common, base / "speed.yaml"),
+        "ablation": load(AblationConfig, common, base / "ablation.yaml"),
         "report": load(ReportConfig, common),
     }
     for kind in ("teachers", "students"):

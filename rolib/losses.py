@@ -75,11 +75,12 @@ def mix_targets(members: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """
     _, mixed, total = members[0]
     if len(members) > 1:
-        mixed = mixed * total[:, None]
+        total = total.clone()
+        for rows, _, weights in members[1:]:
+            total.index_add_(0, rows, weights)
+        mixed = mixed * (members[0][2] / total)[:, None]
         for rows, probs, weights in members[1:]:
-            mixed.index_add_(0, rows, probs * weights[:, None])
-            total = total.index_add(0, rows, weights)
-        mixed = mixed / total[:, None]
+            mixed.index_add_(0, rows, probs * (weights / total[rows])[:, None])
     return mixed
 
 

@@ -15,7 +15,18 @@ from transformers.utils import logging as transformers_logging
 
 from rolib import corpus, distill, models, runs
 from rolib.alignment import Projection, same_vocabulary
-from rolib.config import EvaluateConfig, RobustnessConfig, StudentConfig, TeacherConfig, TrainingConfig, check_depth
+from rolib.config import (
+    AblationConfig,
+    EvaluateConfig,
+    RobustnessConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainingConfig,
+    check_depth,
+    load_profile,
+    to_dict,
+    validate,
+)
 from rolib.download import data_root
 from rolib.finetune import finetune, sample_examples
 from rolib.losses import IGNORE
@@ -203,13 +214,19 @@ def distil_student(
     return folder
 
 
-def evaluate_model(config: EvaluateConfig, on_result: Callable[[dict], None] = lambda result: None) -> list[dict]:
+def evaluate_model(
+    config: EvaluateConfig,
+    on_result: Callable[[dict], None] = lambda result: None,
+    source: Path | None = None,
+    folder: Path | None = None,
+) -> list[dict]:
     """Fine-tune a model on every task with every seed; leave runs/<profile>/evaluation/<model>/<task>/seed-<k>.
 
-    Returns the scores.json of each run; on_result is called with each as it comes.
+    source: the model's folder, if it is none of the profile's own; folder: where the results go instead. Returns the scores.json of each run; on_result is called with each as it comes.
     """
     root, random_weights = data_root(config.data), config.model.endswith("-random")
-    source = runs.model_folder(config, config.model.removesuffix("-random"))
+    source = source or runs.model_folder(config, config.model.removesuffix("-random"))
+    place = folder or config.folder / "evaluation" / config.model
     weights = runs.sha256(source / "model.safetensors")
     results = []
     for name in config.tasks:
@@ -221,7 +238,7 @@ def evaluate_model(config: EvaluateConfig, on_result: Callable[[dict], None] = l
             recipe = {"tasks": [name], "seeds": [seed], "keep_models": config.keep_models and seed == config.seeds[0]}
             recipe |= {key: {name: getattr(config, key)[name]} for key in ("protocols", "epochs", "learning_rates")}
             one = config.model_copy(update=recipe)
-            folder = config.folder / "evaluation" / config.model / name / f"seed-{seed}"
+            folder = place / name / f"seed-{seed}"
             if not runs.is_finished(folder, one, inputs):
                 splits = splits or load_task(name, root)
                 with runs.new_run(folder, one, inputs, device_name(), notes=[files.note] if files.note else []) as working:
@@ -230,6 +247,32 @@ def evaluate_model(config: EvaluateConfig, on_result: Callable[[dict], None] = l
             results.append(runs.read_json(folder / "scores.json", "`make demo`"))
             on_result(results[-1])
     return results
+
+
+def ablate(config: AblationConfig, on_result: Callable[[dict], None] = lambda result: None) -> list[dict]:
+    """Distil and evaluate every variant of a student with every seed; leave runs/<profile>/ablation/<variant>/seed-<k>.
+
+    The seed decides the masks, the order and the fine-tuning; all variants of a seed see the same blocks. Returns one row
+    each: variant, seed, the last held-out losses and coverage, and the headline score of each task. ConfigError for a variant
+    that cannot be, before the first one is trained.
+    """
+    study, rows = load_profile(config.profile), []
+    base = to_dict(study["students"][config.student]) | {"steps": config.steps}
+    variants = {name: validate(StudentConfig, base | changes, f"variants.{name}") for name, changes in config.variants.items()}
+    recipe = study["evaluate"].model_copy(update={"model": config.student, "tasks": config.tasks, "keep_models": False})
+    for seed in config.seeds:
+        for name, variant in variants.items():
+            folder = config.folder / "ablation" / name / f"seed-{seed}"
+            student = distil_student(variant.model_copy(update={"seed": seed}), folder=folder / "student")
+            last = runs.read_metrics(student / "metrics.jsonl")[-1]
+            row = {"variant": name, "seed": seed} | {key: last[key] for key in last if key.startswith("held_out")}
+            for result in evaluate_model(
+                recipe.model_copy(update={"seeds": [seed]}), source=student, folder=folder / "evaluation"
+            ):
+                row[result["task"]] = result["test"][result["headline"]]
+            rows.append(row)
+            on_result(row)
+    return rows
 
 
 def kept_runs(config: RobustnessConfig) -> list[Path]:
