@@ -79,6 +79,12 @@ def shared_positions(word_ids: Tensor, other_word_ids: Tensor) -> tuple[Tensor, 
     return shared[numbers], shared[other_numbers]
 
 
+def check_wordpiece(tokenizer, name: str) -> None:
+    """Raise ConfigError for a tokenizer that is not a fast WordPiece one, which everything here relies on."""
+    if not tokenizer.is_fast or tokenizer.backend_tokenizer.model.__class__.__name__ != "WordPiece":
+        raise ConfigError(f"{name}: its tokenizer is not a fast WordPiece one; use a BERT model")
+
+
 def check_normalisers(tokenizer, other, names: tuple[str, str]) -> None:
     """Raise ConfigError unless one tokenizer reads all that the other keeps, for Romanian letters (`PROBES`).
 
@@ -86,8 +92,7 @@ def check_normalisers(tokenizer, other, names: tuple[str, str]) -> None:
     keeps case and drops accents and one that does the reverse do not: neither's pieces can be said in the other's.
     """
     for name, each in zip(names, (tokenizer, other), strict=True):
-        if not each.is_fast or each.backend_tokenizer.model.__class__.__name__ != "WordPiece":
-            raise ConfigError(f"{name}: its tokenizer is not a fast WordPiece one; use a BERT model")
+        check_wordpiece(each, name)
     read, read_other = normaliser(tokenizer), normaliser(other)
     for probe in PROBES.split():
         if read_other(read(probe)) != read_other(probe) and read(read_other(probe)) != read(probe):

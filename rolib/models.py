@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rolib.alignment import split_words
+from rolib.alignment import check_wordpiece, split_words
 from rolib.config import ConfigError, TeacherConfig
 
 MAX_POSITIONS = 128  # the longest text, in pieces, of a teacher that is pre-trained on the spot
@@ -60,8 +60,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool, max_
 
 def check_tokenizer(tokenizer, model: PreTrainedModel, lowercase: bool, name: str) -> None:
     """Raise ConfigError for a tokenizer that does not fit its model or that damages Romanian letters."""
-    if not tokenizer.is_fast or tokenizer.backend_tokenizer.model.__class__.__name__ != "WordPiece":
-        raise ConfigError(f"{name}: its tokenizer is not a fast WordPiece one; use a BERT model")
+    check_wordpiece(tokenizer, name)
     if len(tokenizer) > model.config.vocab_size:
         raise ConfigError(
             f"{name}: the tokenizer has {len(tokenizer)} pieces and the model {model.config.vocab_size}: they do not "

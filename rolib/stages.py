@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from rolib import corpus, distill, models, runs
-from rolib.alignment import Projection, same_vocabulary
+from rolib.alignment import Projection, check_wordpiece, same_vocabulary
 from rolib.config import (
     AblationConfig,
     EvaluateConfig,
@@ -177,6 +177,7 @@ def load_teachers(config: StudentConfig) -> tuple[list[distill.Teacher], list]:
     for name, share in config.shares.items():
         source = runs.model_folder(config, name)
         tokenizer = AutoTokenizer.from_pretrained(source)
+        check_wordpiece(tokenizer, name)
         view = next((i for i, known in enumerate(tokenizers) if same_vocabulary(known, tokenizer)), len(tokenizers))
         tokenizers += [tokenizer] * (view == len(tokenizers))
         projection = Projection(tokenizers[0], tokenizer, (next(iter(config.shares)), name)) if view else None
