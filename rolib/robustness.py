@@ -13,10 +13,14 @@ import pandas as pd
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+from rolib.config import RobustnessConfig
 from rolib.corpus import normalise
 from rolib.distill import autocast, make_accelerator
 from rolib.finetune import encode, label_names, load_for_task, predict, prediction_table
-from rolib.tasks import Task
+from rolib.loyalty import compare_predictions
+from rolib.results import members
+from rolib.runs import read_json
+from rolib.tasks import TASKS, Task
 
 PLAIN = str.maketrans("ăâîșțşţĂÂÎȘȚŞŢ", "aaiststAAISTST")
 COMMA_TO_CEDILLA = str.maketrans("șțȘȚ", "şţŞŢ")
@@ -75,3 +79,30 @@ def predict_perturbed(
     with autocast(device):
         outputs = predict(model, rows, task, tokenizer, batch_size, device)
     return prediction_table(rows, outputs, task, perturbed, labels)
+
+
+def compare_perturbed(config: RobustnessConfig) -> pd.DataFrame:
+    """Scores and loyalty under each perturbation, from what stages.measure_robustness left.
+
+    Columns: model, role, teacher, task, seed, headline (a score's name), perturbation ("original" is none), score, value,
+    change (value less that of the original). Loyalty is to the first teacher under the same perturbation; there is none
+    for teachers and where the teacher was not measured. Only models and tasks of the config; a missing one is left out.
+    """
+    everyone, rows = members(config), []
+    for member in everyone[everyone["model"].isin(config.models or everyone["model"])].itertuples():
+        for task in config.tasks:
+            folder, reference = (config.folder / "robustness" / name / task for name in (member.model, member.teacher))
+            if not (folder / "scores.json").exists():
+                continue
+            result = read_json(folder / "scores.json", "07-measure-robustness")
+            follows = member.model.removesuffix("-random") != member.teacher and (reference / "scores.json").exists()
+            for perturbation, values in result["scores"].items():
+                if follows:
+                    tables = (pd.read_parquet(place / f"{perturbation}.parquet") for place in (reference, folder))
+                    values = values | compare_predictions(TASKS[task], *tables)
+                start = (member.model, member.role, member.teacher, task, result["seed"], result["headline"], perturbation)
+                rows += [(*start, score, value) for score, value in values.items()]
+    columns = ["model", "role", "teacher", "task", "seed", "headline", "perturbation", "score", "value"]
+    table = pd.DataFrame(rows, columns=columns)
+    original = table["value"].where(table["perturbation"] == "original").groupby([table[c] for c in ("model", "task", "score")])
+    return table.assign(change=table["value"] - original.transform("max"))
