@@ -88,7 +88,7 @@ def predict_text(run: Path, text: str, other: str = "") -> pd.DataFrame:
         label = ClassLabel(names=labels) if labels else Value("float64")
         features = {"text": Value("string"), "text_pair": Value("string"), "label": label}
     split = Dataset.from_list([{"id": "typed"} | row], features=Features({"id": Value("string")} | features))
-    table = predict_perturbed(run / "model", task, split, str, 1, max_length)
+    table = predict_perturbed(run / "model", task, split, {"typed": str}, 1, max_length)["typed"]
     values = np.stack(table["probabilities"]) if labels else table[["predicted"]].to_numpy()
     index = pd.MultiIndex.from_arrays([range(len(words)), words], names=["position", "text"])
     return pd.DataFrame(values, index=index, columns=labels or ["score"])

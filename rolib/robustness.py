@@ -64,9 +64,9 @@ def perturb(split: Dataset, task: Task, function: Callable[[str], str]) -> Datas
 
 
 def predict_perturbed(
-    model_folder: Path, task: Task, split: Dataset, function: Callable[[str], str], batch_size: int, max_length: int
-) -> pd.DataFrame:
-    """The prediction table (see rolib.metrics) of a kept fine-tuned model on a perturbed split.
+    model_folder: Path, task: Task, split: Dataset, functions: dict[str, Callable[[str], str]], batch_size: int, max_length: int
+) -> dict[str, pd.DataFrame]:
+    """The prediction table (see rolib.metrics) of a kept fine-tuned model on a split under each of the perturbations.
 
     With `str` as the function, which changes nothing, these are the predictions of the fine-tuning run.
     """
@@ -74,11 +74,14 @@ def predict_perturbed(
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     device = make_accelerator().device
     model = load_for_task(model_folder, task, labels, random_weights=False).to(device)
-    perturbed = perturb(split, task, function)
-    rows, _ = encode(perturbed, task, tokenizer, min(max_length, model.config.max_position_embeddings), clean=str)
-    with autocast(device):
-        outputs = predict(model, rows, task, tokenizer, batch_size, device)
-    return prediction_table(rows, outputs, task, perturbed, labels)
+    tables = {}
+    for name, function in functions.items():
+        perturbed = perturb(split, task, function)
+        rows, _ = encode(perturbed, task, tokenizer, min(max_length, model.config.max_position_embeddings), clean=str)
+        with autocast(device):
+            outputs = predict(model, rows, task, tokenizer, batch_size, device)
+        tables[name] = prediction_table(rows, outputs, task, perturbed, labels)
+    return tables
 
 
 def compare_perturbed(config: RobustnessConfig) -> pd.DataFrame:

@@ -280,8 +280,7 @@ def perturb_run(config: RobustnessConfig, run: Path, split: Dataset, folder: Pat
     task = with_protocol(result["task"], result["protocol"])
     original = pd.read_parquet(run / "predictions.parquet")
     tables = {"original": original[original["example"].isin(split["id"][:])]}
-    for name, function in PERTURBATIONS.items():
-        tables[name] = predict_perturbed(run / "model", task, split, function, config.batch_size, config.max_length)
+    tables |= predict_perturbed(run / "model", task, split, PERTURBATIONS, config.batch_size, config.max_length)
     scores = {}
     for name, table in tables.items():
         table.astype({"position": "int32"}).to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)

@@ -132,7 +132,7 @@ def config(**changes):
 def test_without_a_perturbation_the_predictions_are_the_runs_own(name, study, few):
     run = study / "evaluation" / "small" / name / "seed-1"
     task = with_protocol(name, PROTOCOL[name])
-    table = predict_perturbed(run / "model", task, few(name)["test"], str, 4, 32)
+    table = predict_perturbed(run / "model", task, few(name)["test"], {"none": str}, 4, 32)["none"]
     stored = pd.read_parquet(run / "predictions.parquet")
     columns = ["example", "position", "gold"]
     pd.testing.assert_frame_equal(table[columns], stored[columns], check_dtype=False)
