@@ -36,6 +36,7 @@ wildcard_constraints:
 rule all:
     input:
         f"{DONE}/06-report-results.ipynb",
+        [f"{DONE}/07-measure-robustness.ipynb"] if STUDY["evaluate"].keep_models else [],  # it reads the fine-tuned models
 
 
 rule teacher:
@@ -140,3 +141,25 @@ rule ablation:  # on demand: make ablation PROFILE=...
         f"{DONE}/09-ablate-ensemble.ipynb",
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
+
+
+rule robustness:
+    input:
+        [f"{DONE}/03-{model}.ipynb" for model in STUDY["robustness"].models or EVALUATED],
+        notebook="notebooks/07-measure-robustness.ipynb",
+        parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/robustness.yaml"],
+    output:
+        f"{DONE}/07-measure-robustness.ipynb",
+    shell:
+        RUN + " $(printf -- '-f %s ' {input.parameters})"
+
+
+rule explore:  # not part of `all`: it leaves nothing but its page
+    input:
+        EVALUATIONS,
+        notebook="notebooks/08-explore-predictions.ipynb",
+        parameters=f"{PARAMS}/common.yaml",
+    output:
+        f"{DONE}/08-explore-predictions.ipynb",
+    shell:
+        RUN + " -f {input.parameters}"

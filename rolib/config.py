@@ -168,9 +168,10 @@ class EvaluateConfig(Config):
 
 
 class RobustnessConfig(Config):
-    """Kept fine-tuned models on perturbed test splits (rolib.robustness)."""
+    """07-measure-robustness: kept fine-tuned models on perturbed test splits."""
 
     tasks: Annotated[list[str], Field(min_length=1)]
+    models: list[Name]  # [] takes every evaluated model
     max_test_examples: Size  # 0 takes all
     batch_size: Count
     max_length: Annotated[int, Field(ge=8, le=512)]  # pieces; as in the fine-tuning, or the model reads other windows
@@ -211,6 +212,10 @@ class SpeedConfig(Config):
 
 class ReportConfig(Config):
     """06-report-results: the tables and the figures of the study."""
+
+
+class ExploreConfig(Config):
+    """08-explore-predictions: stored predictions and kept fine-tuned models to look at."""
 
 
 def known_tasks(tasks):
@@ -302,6 +307,8 @@ def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
         "speed": load(SpeedConfig, common, base / "speed.yaml"),
         "ablation": load(AblationConfig, common, base / "ablation.yaml"),
         "report": load(ReportConfig, common),
+        "robustness": load(RobustnessConfig, common, base / "robustness.yaml"),
+        "explore": load(ExploreConfig, common),
     }
     for kind in ("teachers", "students"):
         for stem, config in study[kind].items():
@@ -314,7 +321,21 @@ def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
             if teacher not in study["teachers"]:
                 raise ConfigError(f"teachers ({file}): no teacher {teacher!r}; there are {', '.join(study['teachers'])}")
         check_depth(student.num_layers, study["teachers"][next(iter(student.teachers))].num_layers, str(file))
+    check_robustness(study["robustness"], study, str(base / "robustness.yaml"))
     return study
+
+
+def check_robustness(config: RobustnessConfig, study: dict, where: str) -> None:
+    """Raise ConfigError for a model or measure that the study does not evaluate, or for windows other than its own."""
+    known = [*study["teachers"], *study["students"]]
+    for name in config.models:
+        if name.removesuffix("-random").removesuffix("-mlm") not in known:
+            raise ConfigError(f"models ({where}): no model {name!r}; there are {', '.join(known)} and their controls")
+    for task in config.tasks:
+        if task not in study["evaluate"].tasks:
+            raise ConfigError(f"tasks ({where}): {task} is not in evaluate.yaml: add it there or remove it here")
+    if config.max_length != (length := study["evaluate"].max_length):
+        raise ConfigError(f"max_length ({where}): is {config.max_length}, must be {length} as in evaluate.yaml: correct it")
 
 
 def check_depth(student_layers: int, teacher_layers: int, where: str = "notebook parameters") -> None:

@@ -27,6 +27,8 @@ KINDS = {
     "04-analyse-loyalty": config.LoyaltyConfig,
     "05-measure-speed": config.SpeedConfig,
     "06-report-results": config.ReportConfig,
+    "07-measure-robustness": config.RobustnessConfig,
+    "08-explore-predictions": config.ExploreConfig,
     "09-ablate-ensemble": config.AblationConfig,
 }
 HOURS_PER_CELL = 72  # a cell that takes longer hangs

@@ -13,10 +13,14 @@ import pandas as pd
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+from rolib.config import RobustnessConfig
 from rolib.corpus import normalise
 from rolib.distill import autocast, make_accelerator
 from rolib.finetune import encode, label_names, load_for_task, predict, prediction_table
-from rolib.tasks import Task
+from rolib.loyalty import compare_predictions
+from rolib.results import members
+from rolib.runs import read_json
+from rolib.tasks import TASKS, Task
 
 PLAIN = str.maketrans("ăâîșțşţĂÂÎȘȚŞŢ", "aaiststAAISTST")
 COMMA_TO_CEDILLA = str.maketrans("șțȘȚ", "şţŞŢ")
@@ -60,9 +64,9 @@ def perturb(split: Dataset, task: Task, function: Callable[[str], str]) -> Datas
 
 
 def predict_perturbed(
-    model_folder: Path, task: Task, split: Dataset, function: Callable[[str], str], batch_size: int, max_length: int
-) -> pd.DataFrame:
-    """The prediction table (see rolib.metrics) of a kept fine-tuned model on a perturbed split.
+    model_folder: Path, task: Task, split: Dataset, functions: dict[str, Callable[[str], str]], batch_size: int, max_length: int
+) -> dict[str, pd.DataFrame]:
+    """The prediction table (see rolib.metrics) of a kept fine-tuned model on a split under each of the perturbations.
 
     With `str` as the function, which changes nothing, these are the predictions of the fine-tuning run.
     """
@@ -70,8 +74,38 @@ def predict_perturbed(
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     device = make_accelerator().device
     model = load_for_task(model_folder, task, labels, random_weights=False).to(device)
-    perturbed = perturb(split, task, function)
-    rows, _ = encode(perturbed, task, tokenizer, min(max_length, model.config.max_position_embeddings), clean=str)
-    with autocast(device):
-        outputs = predict(model, rows, task, tokenizer, batch_size, device)
-    return prediction_table(rows, outputs, task, perturbed, labels)
+    tables = {}
+    for name, function in functions.items():
+        perturbed = perturb(split, task, function)
+        rows, _ = encode(perturbed, task, tokenizer, min(max_length, model.config.max_position_embeddings), clean=str)
+        with autocast(device):
+            outputs = predict(model, rows, task, tokenizer, batch_size, device)
+        tables[name] = prediction_table(rows, outputs, task, perturbed, labels)
+    return tables
+
+
+def compare_perturbed(config: RobustnessConfig) -> pd.DataFrame:
+    """Scores and loyalty under each perturbation, from what stages.measure_robustness left.
+
+    Columns: model, role, teacher, task, seed, headline (a score's name), perturbation ("original" is none), score, value,
+    change (value less that of the original). Loyalty is to the first teacher under the same perturbation; there is none
+    for teachers and where the teacher was not measured. Only models and tasks of the config; a missing one is left out.
+    """
+    everyone, rows = members(config), []
+    for member in everyone[everyone["model"].isin(config.models or everyone["model"])].itertuples():
+        for task in config.tasks:
+            folder, reference = (config.folder / "robustness" / name / task for name in (member.model, member.teacher))
+            if not (folder / "scores.json").exists():
+                continue
+            result = read_json(folder / "scores.json", "07-measure-robustness")
+            follows = member.model.removesuffix("-random") != member.teacher and (reference / "scores.json").exists()
+            for perturbation, values in result["scores"].items():
+                if follows:
+                    tables = (pd.read_parquet(place / f"{perturbation}.parquet") for place in (reference, folder))
+                    values = values | compare_predictions(TASKS[task], *tables)
+                start = (member.model, member.role, member.teacher, task, result["seed"], result["headline"], perturbation)
+                rows += [(*start, score, value) for score, value in values.items()]
+    columns = ["model", "role", "teacher", "task", "seed", "headline", "perturbation", "score", "value"]
+    table = pd.DataFrame(rows, columns=columns)
+    original = table["value"].where(table["perturbation"] == "original").groupby([table[c] for c in ("model", "task", "score")])
+    return table.assign(change=table["value"] - original.transform("max"))

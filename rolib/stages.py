@@ -3,12 +3,12 @@
 A stage that already ran with the same configuration and the same inputs returns its folder at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
 from transformers.utils import logging as transformers_logging
@@ -17,6 +17,7 @@ from rolib import corpus, distill, models, runs
 from rolib.alignment import Projection, check_wordpiece, same_vocabulary
 from rolib.config import (
     AblationConfig,
+    Config,
     EvaluateConfig,
     RobustnessConfig,
     StudentConfig,
@@ -32,6 +33,7 @@ from rolib.finetune import finetune, sample_examples
 from rolib.losses import IGNORE
 from rolib.masking import MaskingCollator
 from rolib.metrics import score_predictions
+from rolib.results import made_by
 from rolib.robustness import PERTURBATIONS, predict_perturbed
 from rolib.tasks import TASKS, load_task, task_source, with_protocol
 
@@ -276,14 +278,20 @@ def ablate(config: AblationConfig, on_result: Callable[[dict], None] = lambda re
     return rows
 
 
-def kept_runs(config: RobustnessConfig) -> list[Path]:
-    """The run folders, one for each evaluated model and task, that hold a fine-tuned model; FileNotFoundError if none does."""
+def kept_runs(config: Config, tasks: Iterable[str], models: Sequence[str] = ()) -> list[Path]:
+    """The run folders, one for each task and evaluated model, that hold a fine-tuned model; FileNotFoundError if none does.
+
+    models: those wanted; none named, every one.
+    """
     found = {}
-    for task in config.tasks:
+    for task in tasks:
         for path in sorted(config.folder.glob(f"evaluation/*/{task}/seed-*/model/model.safetensors")):
-            found.setdefault(path.parents[2], path.parents[1])
+            if not models or path.parts[-5] in models:
+                found.setdefault(path.parents[2], path.parents[1])
+    place = config.folder / "evaluation"
+    if not place.exists():
+        raise FileNotFoundError(f"{place} is missing: run {made_by(config)} first")
     if not found:
-        place = config.folder / "evaluation"
         raise FileNotFoundError(f"{place} holds no fine-tuned model: set keep_models to true in evaluate.yaml and evaluate again")
     return list(found.values())
 
@@ -292,32 +300,34 @@ def measure_robustness(config: RobustnessConfig, on_result: Callable[[dict], Non
     """Predict perturbed test splits with every kept fine-tuned model; leave runs/<profile>/robustness/<model>/<task>.
 
     A folder holds <perturbation>.parquet (prediction tables) and scores.json: the scores on the same examples as they
-    are ("original", from the run's own predictions) and of each perturbation. Returns the scores.json of each.
+    are ("original", the run's own predictions) and of each perturbation. Returns the scores.json of each.
     """
-    root, results = data_root(config.data), []
-    for run in kept_runs(config):
+    root, splits, results = data_root(config.data), {}, []
+    for run in kept_runs(config, config.tasks, config.models):
         model, name = run.parts[-3:-1]
-        one = config.model_copy(update={"tasks": [name]})
+        one = config.model_copy(update={"tasks": [name], "models": [model]})
         folder = config.folder / "robustness" / model / name
         inputs = {file: runs.sha256(run / file) for file in ("predictions.parquet", "model/model.safetensors")}
         inputs["perturbations"] = ", ".join(PERTURBATIONS)
         if not runs.is_finished(folder, one, inputs):
+            if name not in splits:
+                splits[name] = sample_examples(load_task(name, root)["test"], config.max_test_examples, config.seed)
             with runs.new_run(folder, one, inputs, device_name()) as working:
-                perturb_run(one, run, root, working)
+                perturb_run(one, run, splits[name], working)
         results.append({"model": model} | runs.read_json(folder / "scores.json", "robustness"))
         on_result(results[-1])
     return results
 
 
-def perturb_run(config: RobustnessConfig, run: Path, root: Path, folder: Path) -> None:
-    """The predictions and scores of one fine-tuning run under every perturbation, written into `folder`."""
+def perturb_run(config: RobustnessConfig, run: Path, split: Dataset, folder: Path) -> None:
+    """The predictions and scores of one fine-tuning run on a split under every perturbation, written into `folder`."""
     result = runs.read_json(run / "scores.json", "`make demo`")
     task = with_protocol(result["task"], result["protocol"])
-    split = sample_examples(load_task(task.name, root)["test"], config.max_test_examples, config.seed)
     original = pd.read_parquet(run / "predictions.parquet")
-    scores = {"original": score_predictions(task, original[original["example"].isin(split["id"][:])])}
-    for name, function in PERTURBATIONS.items():
-        table = predict_perturbed(run / "model", task, split, function, config.batch_size, config.max_length)
+    tables = {"original": original[original["example"].isin(split["id"][:])]}
+    tables |= predict_perturbed(run / "model", task, split, PERTURBATIONS, config.batch_size, config.max_length)
+    scores = {}
+    for name, table in tables.items():
         table.astype({"position": "int32"}).to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)
         scores[name] = score_predictions(task, table)
     kept = {key: result[key] for key in ("task", "seed", "protocol", "headline")}

@@ -211,6 +211,26 @@ def test_a_student_without_its_teacher(params):
     refused(params, "teachers", file, "no teacher 'bert-large'; there are bert-cased, bert-uncased")
 
 
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"max_length": 64}, ["max_length", "is 64, must be 128 as in evaluate.yaml: correct it"]),
+        ({"models": ["bert-cased", "bert-large-random"]}, ["models", "no model 'bert-large-random'; there are bert-cased"]),
+        ({"tasks": []}, ["tasks", "at least 1 item"]),
+    ],
+)
+def test_robustness_that_does_not_fit_the_study(params, changes, parts):
+    file = params / "tiny" / "robustness.yaml"
+    change(file, **changes)
+    refused(params, file, *parts)
+
+
+def test_robustness_of_a_measure_that_nobody_learned(params):
+    change(params / "tiny" / "evaluate.yaml", tasks=["upos", "ner"])
+    change(params / "tiny" / "robustness.yaml", tasks=["upos", "sts"], models=["distil-cased-mlm", "bert-cased-random"])
+    refused(params, "tasks", "robustness.yaml", "sts is not in evaluate.yaml: add it there or remove it here")
+
+
 def test_a_name_that_is_not_its_files(params):
     file = params / "tiny" / "teachers" / "bert-cased.yaml"
     change(file, teacher="bert")

@@ -30,6 +30,8 @@ FILES = {  # what the Snakefile gives each notebook
     "04-analyse-loyalty": ["common"],
     "05-measure-speed": ["common", "speed"],
     "06-report-results": ["common"],
+    "07-measure-robustness": ["common", "robustness"],
+    "08-explore-predictions": ["common"],
 }
 
 
@@ -102,9 +104,10 @@ def test_unknown_parameter_stops_before_a_kernel_starts(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_input_is_one_clear_line(tmp_path):
-    command = [sys.executable, "-m", "rolib.notebook", "notebooks/06-report-results.ipynb", str(tmp_path / "out.ipynb")]
-    command += ["-f", "params/tiny/common.yaml", "-p", "profile", "empty"]
+@pytest.mark.parametrize("stem", ["06-report-results", "08-explore-predictions"])
+def test_a_missing_input_is_one_clear_line(stem, tmp_path):
+    command = [sys.executable, "-m", "rolib.notebook", f"notebooks/{stem}.ipynb", str(tmp_path / "out.ipynb")]
+    command += [word for name in FILES[stem] for word in ("-f", f"params/tiny/{name}.yaml")] + ["-p", "profile", "empty"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "ROLIB_RUNS": str(tmp_path)})
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith("error: FileNotFoundError: ") and "make study PROFILE=empty" in last

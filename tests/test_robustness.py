@@ -7,6 +7,7 @@ import unicodedata
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from datasets import DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from rolib import stages
 from rolib.config import EvaluateConfig, RobustnessConfig
 from rolib.corpus import normalise
+from rolib.loyalty import compare_predictions
 from rolib.models import init_student, save_model
-from rolib.robustness import PERTURBATIONS, cedilla, perturb, predict_perturbed, strip_diacritics
+from rolib.robustness import PERTURBATIONS, cedilla, compare_perturbed, perturb, predict_perturbed, strip_diacritics
 from rolib.tasks import PROTOCOLS, SAMPLE, TASKS, load_task, with_protocol
 
 ROMANIAN = st.text("abcxyzăâîșțşţABCXYZĂÂÎȘȚŞŢ éÖ.,-0123456789")
@@ -122,7 +124,7 @@ def study(tmp_path_factory, toy_bert, _toy_tokenizer, few):
 
 
 def config(**changes):
-    recipe = {"profile": "toy", "seed": 1, "data": "sample", "tasks": list(PROTOCOL), "max_test_examples": 0}
+    recipe = {"profile": "toy", "seed": 1, "data": "sample", "tasks": list(PROTOCOL), "models": [], "max_test_examples": 0}
     return RobustnessConfig(**(recipe | {"batch_size": 8, "max_length": 32} | changes))
 
 
@@ -130,7 +132,7 @@ def config(**changes):
 def test_without_a_perturbation_the_predictions_are_the_runs_own(name, study, few):
     run = study / "evaluation" / "small" / name / "seed-1"
     task = with_protocol(name, PROTOCOL[name])
-    table = predict_perturbed(run / "model", task, few(name)["test"], str, 4, 32)
+    table = predict_perturbed(run / "model", task, few(name)["test"], {"none": str}, 4, 32)["none"]
     stored = pd.read_parquet(run / "predictions.parquet")
     columns = ["example", "position", "gold"]
     pd.testing.assert_frame_equal(table[columns], stored[columns], check_dtype=False)
@@ -160,13 +162,18 @@ def test_every_kept_model_is_measured_once(study):
     before = [path.read_bytes() for path in manifests]
     assert len(before) == 3 and stages.measure_robustness(config()) == results
     assert stages.measure_robustness(config(tasks=["sar"])) == [results[1]]
+    assert stages.measure_robustness(config(models=["small", "large"])) == results  # who else is measured changes nothing
     assert [path.read_bytes() for path in manifests] == before
+    with pytest.raises(FileNotFoundError, match="no fine-tuned model: set keep_models"):
+        stages.measure_robustness(config(models=["large"]))
 
 
 def test_a_cap_scores_the_same_examples_with_and_without(study):
     (result,) = stages.measure_robustness(config(tasks=["ner"], max_test_examples=5))
     table = pd.read_parquet(study / "robustness" / "small" / "ner" / "lower.parquet")
     assert result["examples"] == 5 == table["example"].nunique()
+    original = pd.read_parquet(study / "robustness" / "small" / "ner" / "original.parquet")
+    assert sorted(original["example"]) == sorted(table["example"])
 
 
 def test_no_kept_model_is_an_error_with_its_mend(study, tmp_path, monkeypatch):
@@ -174,3 +181,78 @@ def test_no_kept_model_is_an_error_with_its_mend(study, tmp_path, monkeypatch):
     shutil.copytree(study / "evaluation", tmp_path / "toy" / "evaluation", ignore=shutil.ignore_patterns("model"))
     with pytest.raises(FileNotFoundError, match="no fine-tuned model: set keep_models to true in evaluate.yaml"):
         stages.measure_robustness(config())
+
+
+# --- the table of a study --------------------------------------------------------------------------
+
+LABELS = {"sapn": [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]], "sts": [[1.0], [2.5], [4.0], [0.5]]}
+ROLES = {
+    "big": {},
+    "small": {"teachers": {"big": 1.0}},
+    "small-mlm": {"teachers": {"big": 1.0}, "objective": "mlm"},
+    "big-random": {},
+}
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A measured study written by hand: a teacher, its student and two controls on two measures."""
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    root, rng = tmp_path / "toy", np.random.default_rng(0)
+    for model, settings in ROLES.items():
+        (root / "evaluation" / model).mkdir(parents=True)
+        place = root / ("students" if settings else "teachers") / model
+        place.mkdir(parents=True)
+        text = yaml.safe_dump({"objective": "distill", "num_layers": 2} | settings)
+        (place / "config.yaml").write_text(text, encoding="utf-8")
+        for task, rows in LABELS.items():
+            folder = root / "robustness" / model / task
+            folder.mkdir(parents=True)
+            scores = {}
+            for name in ("original", *PERTURBATIONS):
+                values = rng.permutation(rows)
+                table = pd.DataFrame({"example": ["a", "b", "c", "d"], "position": 0, "gold": "x"})
+                table["predicted"] = values[:, 0] if task == "sts" else [["no", "yes"][row.argmax()] for row in values]
+                table["probabilities"] = [[]] * 4 if task == "sts" else list(values)
+                table.to_parquet(folder / f"{name}.parquet")
+                scores[name] = {"accuracy": rng.random()}
+            result = {"task": task, "seed": 3, "headline": "accuracy", "examples": 4, "scores": scores}
+            (folder / "scores.json").write_text(json.dumps(result), encoding="utf-8")
+    shutil.rmtree(root / "teachers" / "big-random")  # a control has no folder of its own
+    return root
+
+
+def test_the_table_of_scores_and_loyalty(measured):
+    table = compare_perturbed(config(tasks=["sapn", "sts"]))
+    loyalties = {"sapn": {"label_loyalty", "probability_loyalty", "probability_loyalty_base2"}}
+    loyalties["sts"] = {"regression_loyalty", "regression_loyalty_pearson", "regression_loyalty_rmse"}
+    expected = {}
+    for model in ROLES:
+        for task in LABELS:
+            folder, own = measured / "robustness" / model / task, {}
+            for name, scores in json.loads((folder / "scores.json").read_text())["scores"].items():
+                for score, value in scores.items():
+                    own[name, score] = value
+                if model.startswith("small"):
+                    tables = (pd.read_parquet(measured / "robustness" / who / task / f"{name}.parquet") for who in ("big", model))
+                    loyalty = compare_predictions(TASKS[task], *tables)
+                    assert set(loyalty) == loyalties[task]
+                    own |= {(name, score): value for score, value in loyalty.items()}
+            for (name, score), value in own.items():
+                expected[model, task, name, score] = (value, value - own["original", score])
+    keys = ["model", "task", "perturbation", "score"]
+    found = {tuple(getattr(row, key) for key in keys): (row.value, row.change) for row in table.itertuples()}
+    assert len(table) == len(expected) and set(found) == set(expected)
+    for key, pair in expected.items():
+        assert found[key] == pytest.approx(pair)
+    assert dict(zip(table["model"], table["role"])) == {
+        **{"big": "teacher", "small": "student", "small-mlm": "mlm control", "big-random": "random control"}
+    }
+    assert set(table["teacher"]) == {"big"} and set(table["seed"]) == {3} and set(table["headline"]) == {"accuracy"}
+
+
+def test_the_table_holds_the_chosen_models_alone(measured):
+    table = compare_perturbed(config(tasks=["sapn"], models=["small"]))
+    assert set(table["model"]) == {"small"} and "label_loyalty" in set(table["score"])
+    shutil.rmtree(measured / "robustness" / "big")  # a teacher that was not measured: scores, but no loyalty
+    assert set(compare_perturbed(config(tasks=["sapn"], models=["small"]))["score"]) == {"accuracy"}

@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from rolib import results
 from rolib.config import ROOT, load_profile
+from rolib.robustness import PERTURBATIONS
 from rolib.tasks import TASKS
 
 STUDENTS = {"distil-cased": "bert-cased", "distil-uncased": "bert-uncased"}
@@ -55,6 +56,18 @@ def test_loyalty_covers_every_measure_of_every_student(study):
         assert set(own["task"]) == set(TASKS)
         labels = own[own["measure"] == "label_loyalty"]
         assert set(labels["task"]) == set(TASKS) - {"sts"} and labels["value"].between(0, 1).all()
+
+
+def test_robustness_covers_every_measure_and_perturbation(study):
+    config, table = load_profile("tiny")["robustness"], pd.read_csv(study / "robustness.csv")
+    scores = table[table["score"] == table["headline"]]
+    units = {(model, task, name) for model in config.models for task in config.tasks for name in ("original", *PERTURBATIONS)}
+    assert sorted(scores[["model", "task", "perturbation"]].itertuples(index=False, name=None)) == sorted(units)
+    folded = scores[(scores["teacher"] == "bert-uncased") & scores["perturbation"].isin(["lower", "upper"])]
+    assert len(folded) and folded["change"].abs().max() < 1e-6  # a lower-casing vocabulary reads the same pieces
+    loyal = table[table["score"].isin(["label_loyalty", "regression_loyalty"])]
+    students = [model for model in config.models if not (study / "teachers" / model).exists()]
+    assert len(loyal) == len(students) * len(config.tasks) * (1 + len(PERTURBATIONS)) and loyal["value"].between(0, 1).all()
 
 
 def test_scores_follow_from_the_stored_predictions(study):

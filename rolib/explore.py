@@ -1,0 +1,94 @@
+"""What the explorer shows: two models' predictions side by side, and a fine-tuned model's answer to a typed text."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from datasets import ClassLabel, Dataset, Features, List, Value
+
+from rolib.alignment import split_words
+from rolib.corpus import normalise
+from rolib.metrics import UNIT, check_predictions, unit_name
+from rolib.robustness import predict_perturbed
+from rolib.runs import read_json
+from rolib.tasks import Task, with_protocol
+
+STS_TOLERANCE = 0.5  # similarity scores that lie closer count as equal
+
+FILTERS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
+    "all": lambda table: table["agree"] | True,
+    "agree": lambda table: table["agree"],
+    "disagree": lambda table: ~table["agree"],
+    "both wrong": lambda table: ~table["teacher_right"] & ~table["student_right"],
+    "student right, teacher wrong": lambda table: ~table["teacher_right"] & table["student_right"],
+    "teacher right, student wrong": lambda table: table["teacher_right"] & ~table["student_right"],
+}
+
+
+def side_by_side(task: Task, split: Dataset, teacher: pd.DataFrame, student: pd.DataFrame) -> pd.DataFrame:
+    """Two prediction tables (see rolib.metrics) beside the texts of their split, a row a word (taggers) or an example.
+
+    Columns: example, position, text, gold, teacher, teacher_probability, student, student_probability (of the label given;
+    none for STS), agree, teacher_right, student_right. Rows as in the teacher's table; ValueError for a unit of it that the
+    student or the split lacks.
+    """
+    if task.kind == "tagging":
+        fields = zip(split["id"], split["tokens"], strict=True)
+        texts = {(example, i): token for example, tokens in fields for i, token in enumerate(tokens)}
+    else:
+        fields = zip(split["id"], split["text"], split["text_pair"], strict=True)
+        texts = {(example, 0): " ‖ ".join(filter(None, pair)) for example, *pair in fields}
+    columns = [*UNIT, "gold", "predicted", "probabilities"]
+    for table, name in ((teacher, "teacher's table"), (student, "student's table")):
+        check_predictions(table, columns, name)
+    student = student.set_index(UNIT)
+    units = list(teacher[UNIT].itertuples(index=False, name=None))
+    if missing := [unit for unit in units if unit not in texts or unit not in student.index]:
+        raise ValueError(f"{unit_name(missing[0])} is missing from the split or from the student's table")
+    student = student.loc[units].reset_index()
+    table = teacher[UNIT].reset_index(drop=True).assign(text=[texts[unit] for unit in units], gold=list(teacher["gold"]))
+    for name, predictions in (("teacher", teacher), ("student", student)):
+        table[name] = list(predictions["predicted"])
+        if task.kind != "regression":
+            table[f"{name}_probability"] = [max(row) for row in predictions["probabilities"]]
+    return table.assign(
+        agree=_same(task, table["teacher"], table["student"]),
+        teacher_right=_same(task, table["teacher"], table["gold"]),
+        student_right=_same(task, table["student"], table["gold"]),
+    )
+
+
+def _same(task: Task, one: pd.Series, other: pd.Series) -> pd.Series:
+    return (one - other).abs() < STS_TOLERANCE if task.kind == "regression" else one == other
+
+
+def predict_text(run: Path, text: str, other: str = "") -> pd.DataFrame:
+    """What the kept model of a fine-tuning run says about a text (STS: about `text` and `other`).
+
+    Index (position, text): one row a word for taggers, cut like the corpus, and one for the text otherwise; columns:
+    the probability of each label, or the STS `score`. A LaRoSeDa model reads the text as a review without a title.
+    ValueError for an empty text.
+    """
+    result = read_json(run / "scores.json", "03-evaluate-model")
+    max_length = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["max_length"]
+    task, labels = with_protocol(result["task"], result["protocol"]), result["labels"]
+    text, other = normalise(text), normalise(other)
+    if not text or (task.kind == "regression" and not other):
+        raise ValueError(f"{task.name}: no text to read" + " in one of the two boxes" * (task.kind == "regression"))
+    if task.kind == "tagging":
+        words = split_words(text)
+        row = {"tokens": words, "labels": [0] * len(words)}
+        features = {"tokens": List(Value("string")), "labels": List(ClassLabel(names=labels))}
+    else:
+        words = [f"{text} ‖ {other}" if task.kind == "regression" else text]
+        pair = ("", text) if task.dataset == "LaRoSeDa" else (text, other if task.kind == "regression" else "")
+        row = {"text": pair[0], "text_pair": pair[1], "label": 0}
+        label = ClassLabel(names=labels) if labels else Value("float64")
+        features = {"text": Value("string"), "text_pair": Value("string"), "label": label}
+    split = Dataset.from_list([{"id": "typed"} | row], features=Features({"id": Value("string")} | features))
+    table = predict_perturbed(run / "model", task, split, {"typed": str}, 1, max_length)["typed"]
+    values = np.stack(table["probabilities"]) if labels else table[["predicted"]].to_numpy()
+    index = pd.MultiIndex.from_arrays([range(len(words)), words], names=["position", "text"])
+    return pd.DataFrame(values, index=index, columns=labels or ["score"])
