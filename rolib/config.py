@@ -94,11 +94,12 @@ class StudentConfig(TrainingConfig):
     student: Name
     # Teachers of this profile and their weights; the first gives the student its vocabulary and its start.
     teachers: Annotated[dict[Name, Weight], Field(min_length=1)]
-    weighting: Literal["fixed", "confidence"]  # "confidence": at each position also by exp(-entropy) of the teacher
+    # The next three have defaults, since they mean nothing for a single teacher.
+    weighting: Literal["fixed", "confidence"] = "fixed"  # "confidence": at each position also by exp(-entropy) of the teacher
     # How a teacher with another vocabulary gives soft targets; see rolib.alignment and rolib.losses.
-    soft_target_strategy: Literal["lift", "intersection", "uld", "none"]
+    soft_target_strategy: Literal["lift", "intersection", "uld", "none"] = "lift"
     # States by piece (by word across vocabularies), all by word, or by piece from the first teacher alone.
-    hidden_states: Literal["pieces", "words", "first"]
+    hidden_states: Literal["pieces", "words", "first"] = "pieces"
     objective: Literal["distill", "mlm"]  # "mlm": random weights and no teacher, the control on the same budget
     num_layers: Count
     alpha_ce: Weight

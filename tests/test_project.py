@@ -30,6 +30,7 @@ FILES = {  # what the Snakefile gives each notebook
     "04-analyse-loyalty": ["common"],
     "05-measure-speed": ["common", "speed"],
     "06-report-results": ["common"],
+    "09-ablate-ensemble": ["common", "ablation"],
     "07-measure-robustness": ["common", "robustness"],
     "08-explore-predictions": ["common"],
 }
