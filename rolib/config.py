@@ -181,7 +181,9 @@ class RobustnessConfig(Config):
 
 
 class LoyaltyConfig(Config):
-    """04-analyse-loyalty: every student against its teacher, from stored predictions."""
+    """04-analyse-loyalty: every student against its teachers, from stored predictions."""
+
+    resamples: Count  # of the bootstrap
 
 
 class SpeedConfig(Config):
@@ -195,6 +197,8 @@ class SpeedConfig(Config):
 
 class ReportConfig(Config):
     """06-report-results: the tables and the figures of the study."""
+
+    resamples: Count  # of the bootstrap
 
 
 def known_tasks(tasks):
@@ -281,9 +285,9 @@ def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
         "teachers": each(TeacherConfig, "teachers", "pretrain.yaml"),
         "students": each(StudentConfig, "students", "distill.yaml"),
         "evaluate": load(EvaluateConfig, common, base / "evaluate.yaml", model="any"),
-        "loyalty": load(LoyaltyConfig, common),
+        "loyalty": load(LoyaltyConfig, common, base / "analyse.yaml"),
         "speed": load(SpeedConfig, common, base / "speed.yaml"),
-        "report": load(ReportConfig, common),
+        "report": load(ReportConfig, common, base / "analyse.yaml"),
     }
     for kind in ("teachers", "students"):
         for stem, config in study[kind].items():

@@ -126,6 +126,29 @@ def compare_predictions(task, teacher: pd.DataFrame, student: pd.DataFrame) -> d
     return loyalty
 
 
+def chance_loyalty(task, teacher: pd.DataFrame, student: pd.DataFrame, seed: int = 0, pairs: int = 2000) -> dict[str, float]:
+    """What `compare_predictions` would give if the student answered as often as it does with each answer, but blindly.
+
+    label_loyalty: the expected agreement sum_c p_teacher(c) p_student(c) of Cohen's kappa. regression: the mean over all N^2
+    pairs of a teacher's and a student's score (rmse: one minus its root mean square; Pearson: 0). Probabilities: the mean over
+    at most `pairs` units, the student's rows shuffled by `seed`. Spans have none, since a blind tagger has no borders.
+    """
+    labels = teacher["predicted"], student["predicted"]
+    if task.kind == "regression":
+        low, high = STS_RANGE
+        ours, theirs = ((np.clip(side.to_numpy(dtype=np.float64), low, high) - low) / (high - low) for side in labels)
+        gaps = np.abs(ours[:, None] - theirs)
+        rmse = float(1 - np.sqrt((gaps**2).mean()))
+        return {"regression_loyalty": float(1 - gaps.mean()), "regression_loyalty_pearson": 0.0, "regression_loyalty_rmse": rmse}
+    shares = [side.value_counts(normalize=True) for side in labels]
+    rng, size = np.random.default_rng(seed), min(len(teacher), pairs)
+    sides = [np.stack(list(table["probabilities"].iloc[rng.permutation(len(table))[:size]])) for table in (teacher, student)]
+    natural = probability_loyalty(*sides)
+    base2 = 1 - (1 - natural) / math.sqrt(math.log(2))
+    by_label = float(shares[0].mul(shares[1], fill_value=0).sum())
+    return {"label_loyalty": by_label, "probability_loyalty": natural, "probability_loyalty_base2": base2}
+
+
 def ensemble_predictions(task, tables: Sequence[pd.DataFrame], labels: Sequence[str]) -> pd.DataFrame:
     """The prediction table of the ensemble of several models: the mean of their probabilities, or of their STS scores.
 
