@@ -4,6 +4,7 @@ No model is loaded. Every table is computed measure by measure, so that the pred
 """
 
 import itertools
+import os
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from rolib.config import Config
 from rolib.loyalty import chance_loyalty
 from rolib.metrics import UNIT
 from rolib.results import ENSEMBLE, made_by, members, read_predictions
-from rolib.runs import read_json
+from rolib.runs import read_json, write_text
 from rolib.tasks import TASKS
 
 ENSEMBLE_ROLE = "teacher ensemble"
@@ -71,7 +72,9 @@ def score_tables(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
         examples = tables.popitem()[1]["example"].nunique()
         draws = uncertainty.bootstrap(scorers, examples, config.resamples, config.seed)
         for name, by_seed in scorers.items():
-            runs = pd.DataFrame([{score: value.item() for score, value in run(np.ones((examples, 1))).items()} for run in by_seed])
+            runs = pd.DataFrame(
+                [{score: value.item() for score, value in run(np.ones((examples, 1))).items()} for run in by_seed]
+            )
             facts = {"model": name, "task": task, "seeds": len(seeds), "examples": examples}
             rows += [facts | _score(score, score == headline, runs[score], draws[name][score]) for score in runs]
             headlines[name, task], points[name, task] = draws[name][headline], runs[headline].mean()
@@ -96,7 +99,13 @@ def _compare(pairs, headlines: dict, points: dict) -> pd.DataFrame:
     for (model, other, role), task in itertools.product(pairs, tasks):
         gaps = headlines[model, task] - headlines[other, task]
         low, high = uncertainty.interval(gaps)
-        row = {"model": model, "against": other, "role": role, "task": task, "difference": points[model, task] - points[other, task]}
+        row = {
+            "model": model,
+            "against": other,
+            "role": role,
+            "task": task,
+            "difference": points[model, task] - points[other, task],
+        }
         rows.append(row | {"low": low, "high": high, "p": uncertainty.p_value(gaps)})
     table = pd.DataFrame(rows)
     family = [table["model"], table["against"], table["task"] == "mean"]
@@ -110,7 +119,8 @@ def score_table(scores: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame
     marked = set(zip(to_teacher["model"], to_teacher["task"], strict=True))
     rows = scores[scores["headline"]]
     text = [
-        f"{100 * row.value:.1f} ± {50 * (row.high - row.low):.1f}" + "*" * ((row.model, row.task) in marked) for row in rows.itertuples()
+        f"{100 * row.value:.1f} ± {50 * (row.high - row.low):.1f}" + "*" * ((row.model, row.task) in marked)
+        for row in rows.itertuples()
     ]
     return _wide(rows.assign(text=text), ["role", "model"])
 
@@ -145,6 +155,17 @@ def loyalty_tables(config: Config) -> dict[str, pd.DataFrame]:
     return {name: pd.concat([part[name] for part in parts if len(part[name])], ignore_index=True) for name in parts[0]}
 
 
+def write_tables(config: Config, tables: dict[str, pd.DataFrame]) -> None:
+    """Write tables by name into the profile's folder: name.csv, but the long one of disagreements as Parquet."""
+    for name, table in tables.items():
+        if name == "disagreements":
+            path = config.folder / f".{name}.parquet"
+            table.to_parquet(path, compression="zstd", index=False)
+            os.replace(path, config.folder / f"{name}.parquet")
+        else:
+            write_text(config.folder / f"{name}.csv", table.to_csv(index=False))
+
+
 def task_tables(config: Config, task: str, seeds: list[int]) -> dict[str, pd.DataFrame]:
     """The tables of `loyalty_tables` for one measure."""
     everyone, pairs = with_ensemble(members(config)), {}
@@ -160,9 +181,10 @@ def task_tables(config: Config, task: str, seeds: list[int]) -> dict[str, pd.Dat
             pair = teachers[name], runs
             own = name != ENSEMBLE
             key = (member.model, member.role, name, own, task)
-            pairs[key] = [uncertainty.loyalty_scorer(TASKS[task], *sides) for sides in _by_seed(*pair)], [
-                chance_loyalty(TASKS[task], *sides, seed=config.seed) for sides in _by_seed(*pair)
-            ]
+            pairs[key] = (
+                [uncertainty.loyalty_scorer(TASKS[task], *sides) for sides in _by_seed(*pair)],
+                [chance_loyalty(TASKS[task], *sides, seed=config.seed) for sides in _by_seed(*pair)],
+            )
             if member.role == "student" and own:
                 facts = {"model": member.model, "teacher": name, "task": task}
                 tables["disagreements"].append(disagreements(TASKS[task], *next(_by_seed(*pair))).assign(seed=seeds[0], **facts))
@@ -220,7 +242,10 @@ def class_loyalty(teacher: dict[int, pd.DataFrame], student: dict[int, pd.DataFr
     the resamples that hold the label, so that a label of one sentence has a narrow one: mind `units`.
     """
     labels = sorted({label for table in teacher.values() for label in table["predicted"]})
-    sides = [(pd.factorize(t["example"])[0], t["predicted"].to_numpy(), s["predicted"].to_numpy()) for t, s in _by_seed(teacher, student)]
+    sides = [
+        (pd.factorize(t["example"])[0], t["predicted"].to_numpy(), s["predicted"].to_numpy())
+        for t, s in _by_seed(teacher, student)
+    ]
     scorers = [uncertainty.class_scorer(*side, labels) for side in sides]
     examples = sides[0][0].max() + 1
     points = [scorer(np.ones((examples, 1))) for scorer in scorers]
@@ -233,7 +258,9 @@ def class_loyalty(teacher: dict[int, pd.DataFrame], student: dict[int, pd.DataFr
 
 def confusion(teacher: dict[int, pd.DataFrame], student: dict[int, pd.DataFrame]) -> pd.DataFrame:
     """How often, over all seeds, the student gives a label where the teacher gives another: teacher_label, student_label, count."""
-    sides = [pd.DataFrame({"teacher_label": t["predicted"], "student_label": s["predicted"]}) for t, s in _by_seed(teacher, student)]
+    sides = [
+        pd.DataFrame({"teacher_label": t["predicted"], "student_label": s["predicted"]}) for t, s in _by_seed(teacher, student)
+    ]
     return pd.concat(sides).value_counts().rename("count").reset_index()
 
 
@@ -248,7 +275,9 @@ def disagreements(task, teacher: pd.DataFrame, student: pd.DataFrame) -> pd.Data
         gaps = (teacher["predicted"] - student["predicted"]).abs() >= 1
     teacher, student = teacher[gaps], student[gaps]
     table = teacher[[*UNIT, "gold"]].assign(teacher_label=teacher["predicted"], student_label=student["predicted"])
-    probabilities = dict.fromkeys(("teacher_probability", "student_probability", "teacher_on_student", "student_on_teacher"), np.nan)
+    probabilities = dict.fromkeys(
+        ("teacher_probability", "student_probability", "teacher_on_student", "student_on_teacher"), np.nan
+    )
     if task.kind != "regression" and len(table):
         sides = [np.stack(list(side["probabilities"])) for side in (teacher, student)]
         theirs, ours = (side.argmax(axis=1)[:, None] for side in sides)

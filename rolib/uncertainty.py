@@ -54,7 +54,9 @@ def bootstrap_loyalty(task, teacher: Tables, student: Tables, resamples: int = 1
     return _bootstrap([loyalty_scorer(task, *pair) for pair in pairs], teacher, resamples, seed)
 
 
-def bootstrap(models: Mapping[Hashable, list[Scorer]], examples: int, resamples: int = 10_000, seed: int = 0) -> dict[Hashable, Scores]:
+def bootstrap(
+    models: Mapping[Hashable, list[Scorer]], examples: int, resamples: int = 10_000, seed: int = 0
+) -> dict[Hashable, Scores]:
     """The scores of several models, each with one scorer a fine-tuning seed, all in the same resamples; see `bootstrap_scores`.
 
     A score may be an array (..., resamples). ValueError unless all models have the same number of seeds.
@@ -70,10 +72,14 @@ def bootstrap(models: Mapping[Hashable, list[Scorer]], examples: int, resamples:
         chunk = weights[part].T.astype(np.float64, order="C")
         for model, scorers in models.items():
             runs_scores = [score(chunk) for score in scorers]
-            means = {name: sum(share[part] * run[name] for share, run in zip(shares, runs_scores, strict=True)) for name in runs_scores[0]}
+            means = {
+                name: sum(share[part] * run[name] for share, run in zip(shares, runs_scores, strict=True))
+                for name in runs_scores[0]
+            }
             parts[model].append(means)
     return {
-        model: {name: np.concatenate([chunk[name] for chunk in chunks], axis=-1) for name in chunks[0]} for model, chunks in parts.items()
+        model: {name: np.concatenate([chunk[name] for chunk in chunks], axis=-1) for name in chunks[0]}
+        for model, chunks in parts.items()
     }
 
 
@@ -177,7 +183,11 @@ def loyalty_scorer(task, teacher: pd.DataFrame, student: pd.DataFrame) -> Scorer
         if task.kind == "regression":
             pearson = _correlation(weights[examples], *(side.astype(np.float64)[:, None] for side in labels))
             rmse = 1 - np.sqrt(means["square"])
-            return {"regression_loyalty": 1 - means["gap"], "regression_loyalty_pearson": pearson, "regression_loyalty_rmse": rmse}
+            return {
+                "regression_loyalty": 1 - means["gap"],
+                "regression_loyalty_pearson": pearson,
+                "regression_loyalty_rmse": rmse,
+            }
         # a change of base only scales the divergence, and its root the distance
         means["probability_loyalty_base2"] = 1 - (1 - means["probability_loyalty"]) / math.sqrt(math.log(2))
         return means | ({"span_loyalty": spans(weights)["strict_f1_micro"]} if spans else {})
