@@ -133,9 +133,8 @@ def comparison_table(comparisons: pd.DataFrame) -> pd.DataFrame:
     return _wide(comparisons.assign(text=text), ["model", "against", "role"])
 
 
-def loyalty_table(loyalty: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Model and teacher x measure as text: "0.951 ± 0.004 (0.08; 0.96)", in brackets chance level and floor, "–" for none."""
-    rows = loyalty[loyalty["measure"] == measure]
+def loyalty_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of one loyalty, model and teacher x measure, as text: "0.951 ± 0.004 (0.08; 0.96)", in brackets chance level and floor, "–" for none."""
     show = {name: [f"{value:.2f}" if pd.notna(value) else "–" for value in rows[name]] for name in ("chance", "floor")}
     text = [
         f"{row.value:.3f} ± {(row.high - row.low) / 2:.3f} ({chance}; {floor})"

@@ -10,7 +10,6 @@ import yaml
 
 from rolib.config import Config, load_profile
 from rolib.loyalty import compare_predictions, ensemble_predictions
-from rolib.metrics import score_predictions
 from rolib.runs import read_json, require, write_text
 from rolib.tasks import TASKS
 
