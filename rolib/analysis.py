@@ -292,7 +292,7 @@ def calibration_bins(runs: dict[int, pd.DataFrame]) -> pd.DataFrame:
     """`uncertainty.reliability` of one model's runs, one after the other: seed, low, high, confidence, accuracy, count."""
     parts = []
     for seed, table in runs.items():
-        confidence = np.array([row.max() for row in table["probabilities"]])[:, None]
+        confidence = np.stack(list(table["probabilities"])).max(axis=1)[:, None]
         parts.append(uncertainty.reliability(confidence, table["gold"] == table["predicted"]).assign(seed=seed))
     return pd.concat(parts, ignore_index=True)
 

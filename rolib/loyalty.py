@@ -6,7 +6,9 @@ three sensible readings are given, each under its own name. Taggers are counted 
 """
 
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from rolib import metrics
 from rolib.metrics import UNIT, check_lengths, unit_name
 
 STS_RANGE = (0.0, 5.0)  # lowest and highest similarity score
+CHUNK = 256  # rows of probabilities at a time, so that they stay in the processor's cache
 
 
 def label_loyalty(teacher_labels: Sequence, student_labels: Sequence) -> float:
@@ -51,9 +54,15 @@ def row_probability_loyalty(teacher_probs: Sequence, student_probs: Sequence, ba
         raise ValueError(f"different numbers of labels: teacher {teacher.shape[1]}, student {student.shape[1]}")
     if not base > 1:
         raise ValueError(f"base must be greater than 1, but is {base}")
-    with np.errstate(invalid="ignore"):
-        # SciPy's distance already is the square root of the divergence: no second one
-        distance = jensenshannon(teacher, student, axis=1, base=base)
+
+    def distances(start: int) -> np.ndarray:
+        part = slice(start, start + CHUNK)
+        with np.errstate(invalid="ignore"):
+            # SciPy's distance already is the square root of the divergence: no second one
+            return jensenshannon(teacher[part], student[part], axis=1, base=base)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        distance = np.concatenate(list(pool.map(distances, range(0, len(teacher), CHUNK))))
     # a divergence that rounding pushed below 0 has no root (NaN): its distance is 0
     distance = np.clip(np.nan_to_num(distance, nan=0.0), 0.0, math.sqrt(math.log(2) / math.log(base)))
     return 1.0 - distance

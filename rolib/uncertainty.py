@@ -7,7 +7,9 @@ give equal weights: results of two calls over one test set are paired draw by dr
 """
 
 import math
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -67,16 +69,19 @@ def bootstrap(
     weights = resample_weights(examples, resamples, (seed, examples, 0))
     shares = resample_weights(*runs, resamples, (seed, examples, 1)).T / next(iter(runs))
     parts = {model: [] for model in models}
-    for start in range(0, resamples, CHUNK):
-        part = slice(start, start + CHUNK)
-        chunk = weights[part].T.astype(np.float64, order="C")
-        for model, scorers in models.items():
-            runs_scores = [score(chunk) for score in scorers]
-            means = {
-                name: sum(share[part] * run[name] for share, run in zip(shares, runs_scores, strict=True))
-                for name in runs_scores[0]
-            }
-            parts[model].append(means)
+
+    def score(model: Hashable, part: slice, chunk: np.ndarray) -> None:
+        runs_scores = [scorer(chunk) for scorer in models[model]]
+        means = {
+            name: sum(share[part] * run[name] for share, run in zip(shares, runs_scores, strict=True)) for name in runs_scores[0]
+        }
+        parts[model].append(means)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, resamples, CHUNK):
+            part = slice(start, start + CHUNK)
+            chunk = weights[part].T.astype(np.float64, order="C")
+            list(pool.map(lambda model: score(model, part, chunk), models))
     return {
         model: {name: np.concatenate([chunk[name] for chunk in chunks], axis=-1) for name in chunks[0]}
         for model, chunks in parts.items()
