@@ -101,11 +101,11 @@ rule loyalty:
     input:
         EVALUATIONS,
         notebook="notebooks/04-analyse-loyalty.ipynb",
-        parameters=f"{PARAMS}/common.yaml",
+        parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/analyse.yaml"],
     output:
         f"{DONE}/04-analyse-loyalty.ipynb",
     shell:
-        RUN + " -f {input.parameters}"
+        RUN + " $(printf -- '-f %s ' {input.parameters})"
 
 
 rule speed:
@@ -125,11 +125,11 @@ rule report:
         f"{DONE}/04-analyse-loyalty.ipynb",
         f"{DONE}/05-measure-speed.ipynb",
         notebook="notebooks/06-report-results.ipynb",
-        parameters=f"{PARAMS}/common.yaml",
+        parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/analyse.yaml"],
     output:
         f"{DONE}/06-report-results.ipynb",
     shell:
-        RUN + " -f {input.parameters}"
+        RUN + " $(printf -- '-f %s ' {input.parameters})"
 
 
 rule ablation:  # on demand: make ablation PROFILE=...

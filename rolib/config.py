@@ -199,7 +199,9 @@ class AblationConfig(Config):
 
 
 class LoyaltyConfig(Config):
-    """04-analyse-loyalty: every student against its teacher, from stored predictions."""
+    """04-analyse-loyalty: every student against its teachers, from stored predictions."""
+
+    resamples: Count  # of the bootstrap
 
 
 class SpeedConfig(Config):
@@ -213,6 +215,8 @@ class SpeedConfig(Config):
 
 class ReportConfig(Config):
     """06-report-results: the tables and the figures of the study."""
+
+    resamples: Count  # of the bootstrap
 
 
 class ExploreConfig(Config):
@@ -304,10 +308,10 @@ def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
         "teachers": each(TeacherConfig, "teachers", "pretrain.yaml"),
         "students": each(StudentConfig, "students", "distill.yaml"),
         "evaluate": load(EvaluateConfig, common, base / "evaluate.yaml", model="any"),
-        "loyalty": load(LoyaltyConfig, common),
+        "loyalty": load(LoyaltyConfig, common, base / "analyse.yaml"),
         "speed": load(SpeedConfig, common, base / "speed.yaml"),
         "ablation": load(AblationConfig, common, base / "ablation.yaml"),
-        "report": load(ReportConfig, common),
+        "report": load(ReportConfig, common, base / "analyse.yaml"),
         "robustness": load(RobustnessConfig, common, base / "robustness.yaml"),
         "explore": load(ExploreConfig, common),
     }

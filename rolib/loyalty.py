@@ -6,7 +6,9 @@ three sensible readings are given, each under its own name. Taggers are counted 
 """
 
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from rolib import metrics
 from rolib.metrics import UNIT, check_lengths, unit_name
 
 STS_RANGE = (0.0, 5.0)  # lowest and highest similarity score
+CHUNK = 256  # rows of probabilities at a time, so that they stay in the processor's cache
 
 
 def label_loyalty(teacher_labels: Sequence, student_labels: Sequence) -> float:
@@ -51,9 +54,15 @@ def row_probability_loyalty(teacher_probs: Sequence, student_probs: Sequence, ba
         raise ValueError(f"different numbers of labels: teacher {teacher.shape[1]}, student {student.shape[1]}")
     if not base > 1:
         raise ValueError(f"base must be greater than 1, but is {base}")
-    with np.errstate(invalid="ignore"):
-        # SciPy's distance already is the square root of the divergence: no second one
-        distance = jensenshannon(teacher, student, axis=1, base=base)
+
+    def distances(start: int) -> np.ndarray:
+        part = slice(start, start + CHUNK)
+        with np.errstate(invalid="ignore"):
+            # SciPy's distance already is the square root of the divergence: no second one
+            return jensenshannon(teacher[part], student[part], axis=1, base=base)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        distance = np.concatenate(list(pool.map(distances, range(0, len(teacher), CHUNK))))
     # a divergence that rounding pushed below 0 has no root (NaN): its distance is 0
     distance = np.clip(np.nan_to_num(distance, nan=0.0), 0.0, math.sqrt(math.log(2) / math.log(base)))
     return 1.0 - distance
@@ -124,6 +133,29 @@ def compare_predictions(task, teacher: pd.DataFrame, student: pd.DataFrame) -> d
         tags = [metrics.sentences(table.reset_index(drop=True), "predicted") for table in (teacher, student)]
         loyalty["span_loyalty"] = metrics.span_f1(*tags)["strict_f1_micro"]
     return loyalty
+
+
+def chance_loyalty(task, teacher: pd.DataFrame, student: pd.DataFrame, seed: int = 0, pairs: int = 2000) -> dict[str, float]:
+    """What `compare_predictions` would give if the student answered as often as it does with each answer, but blindly.
+
+    label_loyalty: the expected agreement sum_c p_teacher(c) p_student(c) of Cohen's kappa. regression: the mean over all N^2
+    pairs of a teacher's and a student's score (rmse: one minus its root mean square; Pearson: 0). Probabilities: the mean over
+    at most `pairs` units, the student's rows shuffled by `seed`. Spans have none, since a blind tagger has no borders.
+    """
+    labels = teacher["predicted"], student["predicted"]
+    if task.kind == "regression":
+        low, high = STS_RANGE
+        ours, theirs = ((np.clip(side.to_numpy(dtype=np.float64), low, high) - low) / (high - low) for side in labels)
+        gaps = np.abs(ours[:, None] - theirs)
+        rmse = float(1 - np.sqrt((gaps**2).mean()))
+        return {"regression_loyalty": float(1 - gaps.mean()), "regression_loyalty_pearson": 0.0, "regression_loyalty_rmse": rmse}
+    shares = [side.value_counts(normalize=True) for side in labels]
+    rng, size = np.random.default_rng(seed), min(len(teacher), pairs)
+    sides = [np.stack(list(table["probabilities"].iloc[rng.permutation(len(table))[:size]])) for table in (teacher, student)]
+    natural = probability_loyalty(*sides)
+    base2 = 1 - (1 - natural) / math.sqrt(math.log(2))
+    by_label = float(shares[0].mul(shares[1], fill_value=0).sum())
+    return {"label_loyalty": by_label, "probability_loyalty": natural, "probability_loyalty_base2": base2}
 
 
 def ensemble_predictions(task, tables: Sequence[pd.DataFrame], labels: Sequence[str]) -> pd.DataFrame:

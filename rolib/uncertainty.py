@@ -6,7 +6,10 @@ counts and the weights, which say how often a resample holds an example. Equal n
 give equal weights: results of two calls over one test set are paired draw by draw and may be subtracted.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -33,7 +36,7 @@ def bootstrap_scores(task, tables: Tables, resamples: int = 10_000, seed: int = 
     and bold where they differ much, as S seeds show (S - 1) / S of their variance, and one seed none. A score that is
     degenerate in a resample is what rolib.metrics defines. ValueError for bad tables, unequal units or unequal gold.
     """
-    return _bootstrap([scorer(task, table) for table in _aligned(tables)], tables, resamples, seed)
+    return _bootstrap([scorer(task, table) for table in aligned(tables)], tables, resamples, seed)
 
 
 def bootstrap_difference(task, student: Tables, teacher: Tables, resamples: int = 10_000, seed: int = 0) -> Scores:
@@ -41,16 +44,48 @@ def bootstrap_difference(task, student: Tables, teacher: Tables, resamples: int 
 
     ValueError as `bootstrap_scores`, or unless both models have the same seeds, units and gold.
     """
-    _aligned(student, teacher)
+    aligned(student, teacher)
     ours, theirs = (bootstrap_scores(task, tables, resamples, seed) for tables in (student, teacher))
     return {name: ours[name] - theirs[name] for name in ours}
 
 
 def bootstrap_loyalty(task, teacher: Tables, student: Tables, resamples: int = 10_000, seed: int = 0) -> Scores:
     """The measures of `loyalty_scorer` in every resample, runs compared seed by seed; ValueError as the difference."""
-    tables = _aligned(teacher, student)
+    tables = aligned(teacher, student)
     pairs = zip(tables[: len(teacher)], tables[len(teacher) :], strict=True)
     return _bootstrap([loyalty_scorer(task, *pair) for pair in pairs], teacher, resamples, seed)
+
+
+def bootstrap(
+    models: Mapping[Hashable, list[Scorer]], examples: int, resamples: int = 10_000, seed: int = 0
+) -> dict[Hashable, Scores]:
+    """The scores of several models, each with one scorer a fine-tuning seed, all in the same resamples; see `bootstrap_scores`.
+
+    A score may be an array (..., resamples). ValueError unless all models have the same number of seeds.
+    """
+    if len(runs := {len(scorers) for scorers in models.values()}) != 1:
+        raise ValueError(f"each model needs the same number of fine-tuning seeds, but they have {sorted(runs)}")
+    # A stream of its own for each number of examples: equal streams would couple unrelated test sets.
+    weights = resample_weights(examples, resamples, (seed, examples, 0))
+    shares = resample_weights(*runs, resamples, (seed, examples, 1)).T / next(iter(runs))
+    parts = {model: [] for model in models}
+
+    def score(model: Hashable, part: slice, chunk: np.ndarray) -> None:
+        runs_scores = [scorer(chunk) for scorer in models[model]]
+        means = {
+            name: sum(share[part] * run[name] for share, run in zip(shares, runs_scores, strict=True)) for name in runs_scores[0]
+        }
+        parts[model].append(means)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, resamples, CHUNK):
+            part = slice(start, start + CHUNK)
+            chunk = weights[part].T.astype(np.float64, order="C")
+            list(pool.map(lambda model: score(model, part, chunk), models))
+    return {
+        model: {name: np.concatenate([chunk[name] for chunk in chunks], axis=-1) for name in chunks[0]}
+        for model, chunks in parts.items()
+    }
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -124,7 +159,7 @@ def resample_weights(units: int, resamples: int, stream: tuple[int, ...]) -> np.
 
 def scorer(task, table: pd.DataFrame) -> Scorer:
     """The scores of `metrics.score_predictions` as a function of example weights (examples, R); same errors."""
-    [table] = _aligned({0: table})
+    [table] = aligned({0: table})
     if task.name == "ner":
         return span_scorer(metrics.sentences(table, "gold"), metrics.sentences(table, "predicted"))
     examples = pd.factorize(table["example"])[0]
@@ -133,28 +168,44 @@ def scorer(task, table: pd.DataFrame) -> Scorer:
 
 
 def loyalty_scorer(task, teacher: pd.DataFrame, student: pd.DataFrame) -> Scorer:
-    """Loyalty (see rolib.loyalty) as a function of example weights (examples, R); ValueError as `bootstrap_difference`.
+    """The measures of `loyalty.compare_predictions` as a function of example weights (examples, R).
 
-    regression_loyalty for regression; otherwise label_loyalty, probability_loyalty and for ner also span_loyalty.
+    ValueError as `bootstrap_difference`.
     """
-    teacher, student = _aligned({0: teacher}, {0: student})
-    labels = teacher["predicted"].to_numpy(), student["predicted"].to_numpy()
+    teacher, student = aligned({0: teacher}, {0: student})
+    examples, labels = pd.factorize(teacher["example"])[0], [table["predicted"].to_numpy() for table in (teacher, student)]
     if task.kind == "regression":
-        low, high = STS_RANGE
-        gaps = np.abs(np.clip(labels[0], low, high) - np.clip(labels[1], low, high))
-        values = {"regression_loyalty": 1 - gaps / (high - low)}
+        gaps = np.subtract(*(np.clip(side.astype(np.float64), *STS_RANGE) for side in labels)) / (STS_RANGE[1] - STS_RANGE[0])
+        values = {"gap": np.abs(gaps), "square": gaps**2}
     else:
         probabilities = (np.stack(list(table["probabilities"])) for table in (teacher, student))
         values = {"label_loyalty": labels[0] == labels[1], "probability_loyalty": row_probability_loyalty(*probabilities)}
-    examples = pd.factorize(teacher["example"])[0]
     sums, units = np.stack([np.bincount(examples, weights=value) for value in values.values()]), np.bincount(examples)
     spans = span_scorer(*(metrics.sentences(table, "predicted") for table in (teacher, student))) if task.name == "ner" else None
 
     def scores(weights):
         means = dict(zip(values, sums @ weights / (units @ weights), strict=True))
+        if task.kind == "regression":
+            pearson = _correlation(weights[examples], *(side.astype(np.float64)[:, None] for side in labels))
+            rmse = 1 - np.sqrt(means["square"])
+            return {
+                "regression_loyalty": 1 - means["gap"],
+                "regression_loyalty_pearson": pearson,
+                "regression_loyalty_rmse": rmse,
+            }
+        # a change of base only scales the divergence, and its root the distance
+        means["probability_loyalty_base2"] = 1 - (1 - means["probability_loyalty"]) / math.sqrt(math.log(2))
         return means | ({"span_loyalty": spans(weights)["strict_f1_micro"]} if spans else {})
 
     return scores
+
+
+def class_scorer(examples: np.ndarray, teacher_labels: np.ndarray, student_labels: np.ndarray, classes: Sequence) -> Scorer:
+    """Label loyalty by the teacher's label: `hits` and `units`, (classes, R) each; their ratio is a class's loyalty."""
+    groups, shape = pd.Index(classes).get_indexer(teacher_labels), (len(classes), examples.max() + 1)
+    hit = teacher_labels == student_labels
+    hits, units = _counts(groups[hit], examples[hit], shape), _counts(groups, examples, shape)
+    return lambda weights: {"hits": hits @ weights, "units": units @ weights}
 
 
 def label_scorer(examples: np.ndarray, gold: np.ndarray, predicted: np.ndarray) -> Scorer:
@@ -215,19 +266,10 @@ def correlation_scorer(examples: np.ndarray, gold: np.ndarray, predicted: np.nda
 
 def _bootstrap(scorers: list[Scorer], tables: Tables, resamples: int, seed: int) -> Scores:
     examples = next(iter(tables.values()))["example"].nunique()
-    # A stream of its own for each number of examples: equal streams would couple unrelated test sets.
-    weights = resample_weights(examples, resamples, (seed, examples, 0))
-    shares = resample_weights(len(scorers), resamples, (seed, examples, 1)).T / len(scorers)
-    parts = []
-    for start in range(0, resamples, CHUNK):
-        part = slice(start, start + CHUNK)
-        chunk = weights[part].T.astype(np.float64, order="C")
-        by_seed = [score(chunk) for score in scorers]
-        parts.append({name: sum(share[part] * by_seed[s][name] for s, share in enumerate(shares)) for name in by_seed[0]})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return bootstrap({"model": scorers}, examples, resamples, seed)["model"]
 
 
-def _aligned(*models: Tables) -> list[pd.DataFrame]:
+def aligned(*models: Tables) -> list[pd.DataFrame]:
     """The tables of one or more models in order of model and seed, their rows in order of units; refused if unlike."""
     if any(set(model) != set(models[0]) for model in models) or not models[0]:
         raise ValueError(f"each model needs the same fine-tuning seeds, but they are {[sorted(model) for model in models]}")

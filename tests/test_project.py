@@ -27,12 +27,12 @@ FILES = {  # what the Snakefile gives each notebook
     "01-prepare-teachers": ["common", "training", "pretrain", "teachers/bert-cased"],
     "02-distil-student": ["common", "training", "distill", "students/distil-cased"],
     "03-evaluate-model": ["common", "evaluate"],
-    "04-analyse-loyalty": ["common"],
+    "04-analyse-loyalty": ["common", "analyse"],
     "05-measure-speed": ["common", "speed"],
-    "06-report-results": ["common"],
-    "09-ablate-ensemble": ["common", "ablation"],
+    "06-report-results": ["common", "analyse"],
     "07-measure-robustness": ["common", "robustness"],
     "08-explore-predictions": ["common"],
+    "09-ablate-ensemble": ["common", "ablation"],
 }
 
 

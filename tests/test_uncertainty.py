@@ -180,10 +180,10 @@ def test_loyalty_of_resamples(name):
             expected = np.average([run[measure] for run in runs], weights=weights[1][draw])
             assert values[measure][draw] == pytest.approx(expected, abs=1e-9), measure
     assert list(values) == {
-        "upos": ["label_loyalty", "probability_loyalty"],
-        "sar": ["label_loyalty", "probability_loyalty"],
-        "ner": ["label_loyalty", "probability_loyalty", "span_loyalty"],
-        "sts": ["regression_loyalty"],
+        "upos": ["label_loyalty", "probability_loyalty", "probability_loyalty_base2"],
+        "sar": ["label_loyalty", "probability_loyalty", "probability_loyalty_base2"],
+        "ner": ["label_loyalty", "probability_loyalty", "probability_loyalty_base2", "span_loyalty"],
+        "sts": ["regression_loyalty", "regression_loyalty_pearson", "regression_loyalty_rmse"],
     }[name]  # fmt: skip
 
 

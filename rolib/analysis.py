@@ -1,0 +1,316 @@
+"""What stored predictions say: scores and loyalty with intervals, comparisons, calibration, where student and teacher part ways.
+
+No model is loaded. Every table is computed measure by measure, so that the predictions of one measure are in memory at a time.
+"""
+
+import itertools
+import os
+
+import numpy as np
+import pandas as pd
+
+from rolib import uncertainty
+from rolib.config import Config
+from rolib.loyalty import chance_loyalty
+from rolib.metrics import UNIT
+from rolib.results import ENSEMBLE, made_by, members, read_predictions
+from rolib.runs import read_json, write_text
+from rolib.tasks import TASKS
+
+ENSEMBLE_ROLE = "teacher ensemble"
+CONTROL = "mlm control"
+LEVEL = 0.05  # of the family-wise error
+KEYS = ["model", "role", "teacher", "own", "task"]
+
+
+def evaluated(config: Config) -> dict[str, list[int]]:
+    """The measures of a study and the fine-tuning seeds of each, in order."""
+    found = {}
+    for path in config.folder.glob("evaluation/*/*/seed-*/predictions.parquet"):
+        found.setdefault(path.parts[-3], set()).add(int(path.parts[-2].removeprefix("seed-")))
+    return {task: sorted(found[task]) for task in TASKS if task in found}
+
+
+def with_ensemble(everyone: pd.DataFrame) -> pd.DataFrame:
+    """The table of `results.members` and, in a study of several teachers, a row for their ensemble."""
+    teachers = everyone.loc[everyone["role"] == "teacher", "model"].tolist()
+    row = {"model": ENSEMBLE, "role": ENSEMBLE_ROLE, "teacher": ENSEMBLE, "teachers": teachers}
+    return pd.concat([everyone, pd.DataFrame([row] * (len(teachers) > 1))], ignore_index=True)
+
+
+def compared(everyone: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Who is compared with whom: (student, other, the other's role).
+
+    Every student with its first teacher and with its MLM control (of a student with several teachers: that of its twin in
+    shape), and a student of several teachers with the students of one.
+    """
+    students, pairs = everyone[everyone["role"] == "student"], []
+    for student in students.itertuples():
+        pairs.append((student.model, student.teacher, "teacher"))
+        controls = everyone[(everyone["role"] == CONTROL) & (everyone["teacher"] == student.teacher)]
+        pairs += [(student.model, control, CONTROL) for control in controls["model"]]
+        if len(student.teachers) > 1:
+            pairs += [(student.model, other.model, "student") for other in students.itertuples() if len(other.teachers) == 1]
+    return pairs
+
+
+def score_tables(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores and comparisons of a study from its predictions, as fractions.
+
+    Scores: model, role, teacher, task, score, headline (is it?), seeds, examples, value (mean over seeds), sd (over seeds;
+    NaN for one), low, high (95 %), of every model and of the teachers' ensemble; the measure `mean` is the mean of the headlines.
+    Comparisons, of headline scores: model, against, role (of the other), task, difference, low, high, p, p_holm (over the
+    measures of a pair; `mean` is no part of the family), holds (p_holm below 0.05).
+    """
+    everyone, rows, headlines, points = with_ensemble(members(config)), [], {}, {}
+    for task, seeds in evaluated(config).items():
+        folder = config.folder / "evaluation" / everyone["model"][0] / task / f"seed-{seeds[0]}"
+        headline = read_json(folder / "scores.json", made_by(config))["headline"]
+        tables = {(name, seed): read_predictions(config, name, task, seed) for name in everyone["model"] for seed in seeds}
+        uncertainty.aligned(tables)
+        scorers = {name: [uncertainty.scorer(TASKS[task], tables[name, seed]) for seed in seeds] for name in everyone["model"]}
+        examples = tables.popitem()[1]["example"].nunique()
+        draws = uncertainty.bootstrap(scorers, examples, config.resamples, config.seed)
+        for name, by_seed in scorers.items():
+            runs = pd.DataFrame(
+                [{score: value.item() for score, value in run(np.ones((examples, 1))).items()} for run in by_seed]
+            )
+            facts = {"model": name, "task": task, "seeds": len(seeds), "examples": examples}
+            rows += [facts | _score(score, score == headline, runs[score], draws[name][score]) for score in runs]
+            headlines[name, task], points[name, task] = draws[name][headline], runs[headline].mean()
+    for name, by_task in itertools.groupby(sorted(headlines), key=lambda key: key[0]):
+        keys = list(by_task)
+        headlines[name, "mean"] = np.mean([headlines[key] for key in keys], axis=0)
+        points[name, "mean"] = np.mean([points[key] for key in keys])
+        facts = {"model": name, "task": "mean", "seeds": len(seeds)}
+        rows.append(facts | _score("mean", True, pd.Series(points[name, "mean"]), headlines[name, "mean"]))
+    scores = everyone[["model", "role", "teacher"]].merge(pd.DataFrame(rows), on="model")
+    return scores, _compare(compared(everyone), headlines, points)
+
+
+def _score(score: str, is_headline: bool, values: pd.Series, draws: np.ndarray) -> dict:
+    low, high = uncertainty.interval(draws)
+    return {"score": score, "headline": is_headline, "value": values.mean(), "sd": values.std(), "low": low, "high": high}
+
+
+def _compare(pairs, headlines: dict, points: dict) -> pd.DataFrame:
+    rows = []
+    tasks = list(dict.fromkeys(task for _, task in headlines))
+    for (model, other, role), task in itertools.product(pairs, tasks):
+        gaps = headlines[model, task] - headlines[other, task]
+        low, high = uncertainty.interval(gaps)
+        row = {
+            "model": model,
+            "against": other,
+            "role": role,
+            "task": task,
+            "difference": points[model, task] - points[other, task],
+        }
+        rows.append(row | {"low": low, "high": high, "p": uncertainty.p_value(gaps)})
+    table = pd.DataFrame(rows)
+    family = [table["model"], table["against"], table["task"] == "mean"]
+    table["p_holm"] = table.groupby(family)["p"].transform(uncertainty.holm)
+    return table.assign(holds=table["p_holm"] < LEVEL)
+
+
+def score_table(scores: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
+    """Model x measure as text in percent: "91.7 ± 0.6", half the 95 % interval; * where a student differs from its first teacher."""
+    to_teacher = comparisons[(comparisons["role"] == "teacher") & comparisons["holds"]]
+    marked = set(zip(to_teacher["model"], to_teacher["task"], strict=True))
+    rows = scores[scores["headline"]]
+    text = [
+        f"{100 * row.value:.1f} ± {50 * (row.high - row.low):.1f}" + "*" * ((row.model, row.task) in marked)
+        for row in rows.itertuples()
+    ]
+    return _wide(rows.assign(text=text), ["role", "model"])
+
+
+def comparison_table(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """Pair x measure as text in points: "-0.4 ± 0.8", the student's score minus the other's; * where the difference holds."""
+    text = [
+        f"{100 * row.difference:+.1f} ± {50 * (row.high - row.low):.1f}" + "*" * row.holds for row in comparisons.itertuples()
+    ]
+    return _wide(comparisons.assign(text=text), ["model", "against", "role"])
+
+
+def loyalty_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of one loyalty, model and teacher x measure, as text: "0.951 ± 0.004 (0.08; 0.96)", in brackets chance level and floor, "–" for none."""
+    show = {name: [f"{value:.2f}" if pd.notna(value) else "–" for value in rows[name]] for name in ("chance", "floor")}
+    text = [
+        f"{row.value:.3f} ± {(row.high - row.low) / 2:.3f} ({chance}; {floor})"
+        for row, chance, floor in zip(rows.itertuples(), *show.values(), strict=True)
+    ]
+    return _wide(rows.assign(text=text), ["role", "model", "teacher"])
+
+
+def _wide(rows: pd.DataFrame, index: list[str]) -> pd.DataFrame:
+    table = rows.pivot_table(index=index, columns="task", values="text", aggfunc="first", sort=False)
+    return table[[task for task in [*TASKS, "mean"] if task in table]].reset_index().rename_axis(columns=None)
+
+
+def loyalty_tables(config: Config) -> dict[str, pd.DataFrame]:
+    """All that notebook 04 writes, by name; see `task_loyalty`, `calibration_bins`, `class_loyalty` and `disagreements`."""
+    parts = [task_tables(config, task, seeds) for task, seeds in evaluated(config).items()]
+    return {name: pd.concat([part[name] for part in parts if len(part[name])], ignore_index=True) for name in parts[0]}
+
+
+def write_tables(config: Config, tables: dict[str, pd.DataFrame]) -> None:
+    """Write tables by name into the profile's folder: name.csv, but the long one of disagreements as Parquet."""
+    for name, table in tables.items():
+        if name == "disagreements":
+            path = config.folder / f".{name}.parquet"
+            table.to_parquet(path, compression="zstd", index=False)
+            os.replace(path, config.folder / f"{name}.parquet")
+        else:
+            write_text(config.folder / f"{name}.csv", table.to_csv(index=False))
+
+
+def task_tables(config: Config, task: str, seeds: list[int]) -> dict[str, pd.DataFrame]:
+    """The tables of `loyalty_tables` for one measure."""
+    everyone, pairs = with_ensemble(members(config)), {}
+    references = everyone.loc[everyone["role"].isin(["teacher", ENSEMBLE_ROLE]), "model"]
+    # Teachers are kept, as all others are held against them; everyone else is read once and let go.
+    teachers = {name: {seed: _read(config, name, task, seed) for seed in seeds} for name in references}
+    tables = {name: [] for name in ("calibration", "classes", "confusion", "disagreements")}
+    for member in everyone.itertuples():
+        runs = teachers.get(member.model) or {seed: _read(config, member.model, task, seed) for seed in seeds}
+        if task != "sts":
+            tables["calibration"].append(calibration_bins(runs).assign(model=member.model, role=member.role, task=task))
+        for name in references_of(member, ENSEMBLE in teachers):
+            pair = teachers[name], runs
+            own = name != ENSEMBLE
+            key = (member.model, member.role, name, own, task)
+            pairs[key] = (
+                [uncertainty.loyalty_scorer(TASKS[task], *sides) for sides in _by_seed(*pair)],
+                [chance_loyalty(TASKS[task], *sides, seed=config.seed) for sides in _by_seed(*pair)],
+            )
+            if member.role == "student" and own:
+                facts = {"model": member.model, "teacher": name, "task": task}
+                tables["disagreements"].append(disagreements(TASKS[task], *next(_by_seed(*pair))).assign(seed=seeds[0], **facts))
+                if task != "sts":
+                    tables["classes"].append(class_loyalty(*pair, config.resamples, config.seed).assign(**facts))
+                    tables["confusion"].append(confusion(*pair).assign(**facts))
+    floors = {name: floor_loyalty(TASKS[task], runs) for name, runs in teachers.items()}
+    examples = next(iter(runs.values()))["example"].nunique()
+    done = {name: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for name, parts in tables.items()}
+    return {"loyalty": task_loyalty(pairs, floors, examples, config)} | done
+
+
+def references_of(member, ensemble: bool) -> list[str]:
+    """The models that a member (a row of `results.members`) is held against: its teachers but itself, and their ensemble."""
+    if member.role == ENSEMBLE_ROLE:
+        return []
+    own = [teacher for teacher in member.teachers if teacher != member.model.removesuffix("-random")]
+    return own + [ENSEMBLE] * (ensemble and member.role != "teacher")
+
+
+def task_loyalty(pairs: dict, floors: dict, examples: int, config: Config) -> pd.DataFrame:
+    """Loyalty with its interval: model, role, teacher, own, task, measure, seeds, examples, value, sd, low, high, chance, floor.
+
+    value: mean over fine-tuning seeds, student and teacher at the same seed; sd over seeds (NaN for one); low, high: 95 %
+    bootstrap interval; chance: see `loyalty.chance_loyalty`; floor: see `floor_loyalty` (NaN for one seed).
+    """
+    draws = uncertainty.bootstrap({key: scorers for key, (scorers, _) in pairs.items()}, examples, config.resamples, config.seed)
+    rows = []
+    for key, (scorers, chances) in pairs.items():
+        runs = [scorer(np.ones((examples, 1))) for scorer in scorers]
+        for measure in runs[0]:
+            values = pd.Series([run[measure].item() for run in runs])
+            row = dict(zip(KEYS, key, strict=True)) | {"measure": measure, "seeds": len(runs), "examples": examples}
+            low, high = uncertainty.interval(draws[key][measure])
+            row |= {"value": values.mean(), "sd": values.std(), "low": low, "high": high}
+            chance = np.mean([run.get(measure, np.nan) for run in chances])
+            rows.append(row | {"chance": chance, "floor": floors[key[2]].get(measure, np.nan)})
+    return pd.DataFrame(rows)
+
+
+def floor_loyalty(task, runs: dict[int, pd.DataFrame]) -> dict[str, float]:
+    """Mean loyalty between two fine-tuning seeds of one model, over all pairs of seeds: {} for one seed.
+
+    No student needs more: a teacher fine-tuned twice is no more loyal to itself.
+    """
+    ones = np.ones((next(iter(runs.values()))["example"].nunique(), 1))
+    pairs = [uncertainty.loyalty_scorer(task, *pair)(ones) for pair in itertools.combinations(runs.values(), 2)]
+    return {measure: float(np.mean([pair[measure].item() for pair in pairs])) for measure in (pairs[0] if pairs else {})}
+
+
+def class_loyalty(teacher: dict[int, pd.DataFrame], student: dict[int, pd.DataFrame], resamples: int, seed: int) -> pd.DataFrame:
+    """Label loyalty by the teacher's label: label, units (a seed, on average), value, low, high (95 %).
+
+    value: of all units of all seeds where the teacher gives the label, the share where the student does. The interval is over
+    the resamples that hold the label, so that a label of one sentence has a narrow one: mind `units`.
+    """
+    labels = sorted({label for table in teacher.values() for label in table["predicted"]})
+    sides = [
+        (pd.factorize(t["example"])[0], t["predicted"].to_numpy(), s["predicted"].to_numpy())
+        for t, s in _by_seed(teacher, student)
+    ]
+    scorers = [uncertainty.class_scorer(*side, labels) for side in sides]
+    examples = sides[0][0].max() + 1
+    points = [scorer(np.ones((examples, 1))) for scorer in scorers]
+    hits, units = (np.mean([point[name][:, 0] for point in points], axis=0) for name in ("hits", "units"))
+    draws = uncertainty.bootstrap({"student": scorers}, examples, resamples, seed)["student"]
+    with np.errstate(invalid="ignore"):
+        low, high = np.nanquantile(draws["hits"] / draws["units"], [0.025, 0.975], axis=1)
+    return pd.DataFrame({"label": labels, "units": units, "value": hits / units, "low": low, "high": high})
+
+
+def confusion(teacher: dict[int, pd.DataFrame], student: dict[int, pd.DataFrame]) -> pd.DataFrame:
+    """How often, over all seeds, the student gives a label where the teacher gives another: teacher_label, student_label, count."""
+    sides = [
+        pd.DataFrame({"teacher_label": t["predicted"], "student_label": s["predicted"]}) for t, s in _by_seed(teacher, student)
+    ]
+    return pd.concat(sides).value_counts().rename("count").reset_index()
+
+
+def disagreements(task, teacher: pd.DataFrame, student: pd.DataFrame) -> pd.DataFrame:
+    """The units where student and teacher part ways (STS: by at least 1 of 5): one row each, both tables in one order.
+
+    example, position, gold, teacher_label, student_label (as text), teacher_probability, student_probability (of the own
+    label), teacher_on_student, student_on_teacher (of the other's label; all NaN for STS).
+    """
+    gaps = teacher["predicted"] != student["predicted"]
+    if task.kind == "regression":
+        gaps = (teacher["predicted"] - student["predicted"]).abs() >= 1
+    teacher, student = teacher[gaps], student[gaps]
+    table = teacher[[*UNIT, "gold"]].assign(teacher_label=teacher["predicted"], student_label=student["predicted"])
+    probabilities = dict.fromkeys(
+        ("teacher_probability", "student_probability", "teacher_on_student", "student_on_teacher"), np.nan
+    )
+    if task.kind != "regression" and len(table):
+        sides = [np.stack(list(side["probabilities"])) for side in (teacher, student)]
+        theirs, ours = (side.argmax(axis=1)[:, None] for side in sides)
+        chosen = [(sides[0], theirs), (sides[1], ours), (sides[0], ours), (sides[1], theirs)]
+        columns = [np.take_along_axis(side, label, axis=1)[:, 0] for side, label in chosen]
+        probabilities = dict(zip(probabilities, columns, strict=True))
+    labels = ["gold", "teacher_label", "student_label"]
+    as_text = {name: table[name].map("{:.2f}".format if task.kind == "regression" else str).astype(object) for name in labels}
+    return table.assign(**as_text, **probabilities).astype(dict.fromkeys(probabilities, "float32"))
+
+
+def calibration_bins(runs: dict[int, pd.DataFrame]) -> pd.DataFrame:
+    """`uncertainty.reliability` of one model's runs, one after the other: seed, low, high, confidence, accuracy, count."""
+    parts = []
+    for seed, table in runs.items():
+        confidence = np.stack(list(table["probabilities"])).max(axis=1)[:, None]
+        parts.append(uncertainty.reliability(confidence, table["gold"] == table["predicted"]).assign(seed=seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def calibration_table(bins: pd.DataFrame) -> pd.DataFrame:
+    """Model, role and task: accuracy, confidence, ece (expected calibration error), means over seeds, from `calibration_bins`."""
+    bins = bins[bins["count"] > 0]
+    bins = bins.assign(ece=(bins["accuracy"] - bins["confidence"]).abs())
+    names = ["accuracy", "confidence", "ece"]
+    weighted = bins[names].mul(bins["count"], axis=0).assign(count=bins["count"])
+    keys = [bins[name] for name in ("model", "role", "task", "seed")]
+    sums = weighted.groupby(keys, sort=False).sum()
+    return sums[names].div(sums["count"], axis=0).groupby(["model", "role", "task"], sort=False).mean().reset_index()
+
+
+def _read(config: Config, model: str, task: str, seed: int) -> pd.DataFrame:
+    return read_predictions(config, model, task, seed).sort_values(UNIT, ignore_index=True)
+
+
+def _by_seed(teacher: dict[int, pd.DataFrame], student: dict[int, pd.DataFrame]):
+    return ((teacher[seed], student[seed]) for seed in teacher)
