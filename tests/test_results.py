@@ -208,7 +208,7 @@ def test_chance_against_plain_loops_and_kappa(config):
     assert kappa == pytest.approx(cohen_kappa_score(theirs["predicted"], ours["predicted"]))
     every = [probability_loyalty([p], [q]) for p in theirs["probabilities"] for q in ours["probabilities"]]
     draws = [chance_loyalty(TASKS["upos"], theirs, ours, seed)["probability_loyalty"] for seed in range(40)]
-    assert np.mean(draws) == pytest.approx(np.mean(every), abs=0.01)
+    assert np.mean(draws) == pytest.approx(np.mean(every), abs=0.03)
     assert 1 - chance["probability_loyalty_base2"] == pytest.approx((1 - chance["probability_loyalty"]) / np.log(2) ** 0.5)
     assert chance == chance_loyalty(TASKS["upos"], theirs, ours)  # seeded
     ours, theirs = (predictions(config, name, "sts", 1) for name in ("distil-cased", "bert-cased"))
