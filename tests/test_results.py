@@ -4,9 +4,14 @@ import json
 
 import numpy as np
 import pandas as pd
+import pytest
 import yaml
+from sklearn.metrics import cohen_kappa_score, confusion_matrix, recall_score
 
-from rolib.metrics import score_predictions
+from rolib import analysis, results, uncertainty
+from rolib.config import LoyaltyConfig
+from rolib.loyalty import chance_loyalty, compare_predictions, probability_loyalty
+from rolib.metrics import UNIT, score_predictions
 from rolib.tasks import TASKS
 
 NER_TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
@@ -55,3 +60,227 @@ def write_run(run, task, seed, table, names, truth, skill, rng):
     facts = {"task": task, "seed": seed, "headline": TASKS[task].headline, "test": test, "labels": names}
     run.joinpath("scores.json").write_text(json.dumps(facts))
     run.joinpath("manifest.json").write_text(json.dumps({"notes": []}))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    write_study(root / "toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROLIB_RUNS", str(root))
+        yield LoyaltyConfig(profile="toy", seed=3, data="sample", resamples=300)
+
+
+@pytest.fixture(scope="module")
+def tables(config):
+    return analysis.loyalty_tables(config)
+
+
+@pytest.fixture(scope="module")
+def scored(config):
+    return analysis.score_tables(config)
+
+
+def predictions(config, model, task, seed):
+    return results.read_predictions(config, model, task, seed).sort_values(UNIT, ignore_index=True)
+
+
+def one(table, **wanted):
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+# --- scores and comparisons -----------------------------------------------------------------------
+
+
+def test_scores_are_means_over_seeds_with_the_bootstrap_interval(config, scored):
+    scores, _ = scored
+    assert set(scores["model"]) == {*MODELS, "ensemble"} and set(scores["task"]) == {*SIZES, "mean"}
+    for model, task, score in [
+        ("distil-cased", "xpos", "macro_f1"),
+        ("ensemble", "ner", "strict_f1_micro"),
+        ("ensemble", "sts", "pearson"),
+    ]:
+        runs = {seed: predictions(config, model, task, seed) for seed in (1, 2, 3)}
+        values = [score_predictions(TASKS[task], table)[score] for table in runs.values()]
+        row = one(scores, model=model, task=task, score=score)
+        assert row["value"] == pytest.approx(np.mean(values)) and row["sd"] == pytest.approx(np.std(values, ddof=1))
+        draws = uncertainty.bootstrap_scores(TASKS[task], runs, 300, seed=3)[score]
+        assert (row["low"], row["high"]) == pytest.approx(uncertainty.interval(draws))
+        assert row["seeds"] == 3 and row["examples"] == SIZES[task][0]
+    mine = scores[(scores["model"] == "bert-cased") & scores["headline"]].set_index("task")["value"]
+    assert mine["mean"] == pytest.approx(mine.drop("mean").mean())
+
+
+def test_the_ensemble_answers_with_the_mean_probabilities(config):
+    sides = [predictions(config, name, "sar", 2) for name in ("bert-cased", "bert-uncased")]
+    both = predictions(config, "ensemble", "sar", 2)
+    for ours, theirs, mean, label in zip(
+        *(side["probabilities"] for side in sides), both["probabilities"], both["predicted"], strict=True
+    ):
+        expected = [(a + b) / 2 for a, b in zip(ours, theirs, strict=True)]
+        assert mean == pytest.approx(expected) and label == f"L{int(np.argmax(expected)):03}"
+
+
+def test_comparisons_are_paired_and_corrected_over_the_measures(config, scored):
+    scores, comparisons = scored
+    pairs = set(zip(comparisons["model"], comparisons["against"], strict=True))
+    assert pairs == {
+        *[("distil-cased", "bert-cased"), ("distil-uncased", "bert-uncased"), ("distil-multi", "bert-cased")],
+        *[("distil-cased", "distil-cased-mlm"), ("distil-uncased", "distil-uncased-mlm"), ("distil-multi", "distil-cased-mlm")],
+        *[("distil-multi", "distil-cased"), ("distil-multi", "distil-uncased")],
+    }
+    sides = [{seed: predictions(config, name, "sapn", seed) for seed in (1, 2, 3)} for name in ("distil-multi", "distil-cased")]
+    draws = uncertainty.bootstrap_difference(TASKS["sapn"], *sides, 300, seed=3)[TASKS["sapn"].headline]
+    row = one(comparisons, model="distil-multi", against="distil-cased", task="sapn")
+    assert (row["low"], row["high"]) == pytest.approx(uncertainty.interval(draws))
+    assert row["p"] == uncertainty.p_value(draws)
+    headline = scores[scores["headline"]].set_index(["model", "task"])["value"]
+    assert row["difference"] == pytest.approx(headline["distil-multi", "sapn"] - headline["distil-cased", "sapn"])
+    for _, family in comparisons.groupby(["model", "against"]):
+        single = family[family["task"] != "mean"].sort_values("p")
+        by_hand = np.maximum.accumulate([min(1, (7 - rank) * p) for rank, p in enumerate(single["p"])])
+        assert single["p_holm"].to_numpy() == pytest.approx(by_hand)
+        assert one(family, task="mean")["p_holm"] == one(family, task="mean")["p"]
+
+
+def test_tables_print_half_intervals_and_mark_what_holds():
+    row = {"role": "student", "model": "s", "headline": True, "value": 0.917, "low": 0.91, "high": 0.922}
+    scores = pd.DataFrame([row | {"task": "upos"}, row | {"task": "sar"}, row | {"task": "sar", "headline": False}])
+    gap = {"model": "s", "against": "t", "role": "teacher", "difference": -0.0041, "low": -0.012, "high": 0.004}
+    comparisons = pd.DataFrame([gap | {"task": "upos", "holds": False}, gap | {"task": "sar", "holds": True}])
+    assert analysis.score_table(scores, comparisons).iloc[0].tolist() == ["student", "s", "91.7 ± 0.6", "91.7 ± 0.6*"]
+    assert analysis.comparison_table(comparisons).iloc[0].tolist() == ["s", "t", "teacher", "-0.4 ± 0.8", "-0.4 ± 0.8*"]
+    other = comparisons.assign(role="mlm control")
+    assert analysis.score_table(scores, other).iloc[0]["sar"] == "91.7 ± 0.6"  # only the teacher gives a star
+    facts = {"teacher": "t", "chance": 0.5, "floor": np.nan}
+    assert analysis.loyalty_table(scores[:1].assign(**facts)).iloc[0]["upos"] == "0.917 ± 0.006 (0.50; –)"
+
+
+# --- loyalty --------------------------------------------------------------------------------------
+
+
+def test_loyalty_with_interval_chance_and_floor(config, tables):
+    for model, teacher, task in [
+        ("distil-multi", "ensemble", "ner"),
+        ("distil-cased", "bert-cased", "upos"),
+        ("distil-uncased", "bert-uncased", "sts"),
+    ]:
+        ours, theirs = ({seed: predictions(config, name, task, seed) for seed in (1, 2, 3)} for name in (model, teacher))
+        runs = pd.DataFrame([compare_predictions(TASKS[task], theirs[seed], ours[seed]) for seed in (1, 2, 3)])
+        again = [compare_predictions(TASKS[task], theirs[a], theirs[b]) for a, b in [(1, 2), (1, 3), (2, 3)]]
+        blind = pd.DataFrame([chance_loyalty(TASKS[task], theirs[seed], ours[seed], seed=3) for seed in (1, 2, 3)])
+        draws = uncertainty.bootstrap_loyalty(TASKS[task], theirs, ours, 300, seed=3)
+        for measure in runs:
+            row = one(tables["loyalty"], model=model, teacher=teacher, task=task, measure=measure)
+            assert row["value"] == pytest.approx(runs[measure].mean()) and row["sd"] == pytest.approx(runs[measure].std())
+            assert row["floor"] == pytest.approx(np.mean([pair[measure] for pair in again]))
+            assert (row["low"], row["high"]) == pytest.approx(uncertainty.interval(draws[measure]))
+            expected = blind[measure].mean() if measure in blind else np.nan
+            assert row["chance"] == pytest.approx(expected, nan_ok=True)
+            assert row["own"] == (teacher != "ensemble")
+
+
+def test_who_is_held_against_whom(tables):
+    pairs = tables["loyalty"].groupby("model")["teacher"].agg(set).to_dict()
+    assert pairs["distil-multi"] == {"bert-cased", "bert-uncased", "ensemble"}
+    assert pairs["distil-cased-mlm"] == pairs["distil-cased-random"] == pairs["distil-cased"] == {"bert-cased", "ensemble"}
+    assert pairs["bert-cased-random"] == {"ensemble"} and not {"bert-cased", "bert-uncased", "ensemble"} & set(pairs)
+
+
+def test_one_seed_has_no_floor(config, tmp_path, monkeypatch):
+    write_study(tmp_path / "toy", seeds=(4,), sizes={"sar": SIZES["sar"]})
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    loyalty = analysis.loyalty_tables(config)["loyalty"]
+    assert loyalty["floor"].isna().all() and loyalty["sd"].isna().all() and loyalty["value"].notna().all()
+    assert analysis.loyalty_table(loyalty[loyalty["measure"] == "label_loyalty"])["sar"].str.endswith("; –)").all()
+
+
+def test_chance_against_plain_loops_and_kappa(config):
+    ours, theirs = (predictions(config, name, "upos", 1) for name in ("distil-cased", "bert-cased"))
+    chance = chance_loyalty(TASKS["upos"], theirs, ours)
+    pairs = [(a == b) for a in theirs["predicted"] for b in ours["predicted"]]
+    assert chance["label_loyalty"] == pytest.approx(np.mean(pairs))
+    agreed = (theirs["predicted"] == ours["predicted"]).mean()
+    kappa = (agreed - chance["label_loyalty"]) / (1 - chance["label_loyalty"])
+    assert kappa == pytest.approx(cohen_kappa_score(theirs["predicted"], ours["predicted"]))
+    every = [probability_loyalty([p], [q]) for p in theirs["probabilities"] for q in ours["probabilities"]]
+    draws = [chance_loyalty(TASKS["upos"], theirs, ours, seed)["probability_loyalty"] for seed in range(40)]
+    assert np.mean(draws) == pytest.approx(np.mean(every), abs=0.03)
+    assert 1 - chance["probability_loyalty_base2"] == pytest.approx((1 - chance["probability_loyalty"]) / np.log(2) ** 0.5)
+    assert chance == chance_loyalty(TASKS["upos"], theirs, ours)  # seeded
+    ours, theirs = (predictions(config, name, "sts", 1) for name in ("distil-cased", "bert-cased"))
+    gaps = [abs(min(max(a, 0), 5) - min(max(b, 0), 5)) / 5 for a in theirs["predicted"] for b in ours["predicted"]]
+    chance = chance_loyalty(TASKS["sts"], theirs, ours)
+    assert chance["regression_loyalty"] == pytest.approx(1 - np.mean(gaps)) and chance["regression_loyalty_pearson"] == 0
+    assert chance["regression_loyalty_rmse"] == pytest.approx(1 - np.mean(np.square(gaps)) ** 0.5)
+
+
+def test_classes_and_confusion_against_scikit_learn(config, tables):
+    sides = [[predictions(config, name, "xpos", seed) for seed in (1, 2, 3)] for name in ("bert-uncased", "distil-multi")]
+    theirs, ours = (pd.concat(side)["predicted"].to_numpy() for side in sides)
+    mine = {
+        name: tables[name].query("model == 'distil-multi' and teacher == 'bert-uncased' and task == 'xpos'")
+        for name in ("classes", "confusion")
+    }
+    labels = sorted({*theirs, *ours})
+    matrix = mine["confusion"].pivot(index="teacher_label", columns="student_label", values="count")
+    matrix = matrix.reindex(index=labels, columns=labels).fillna(0).to_numpy()
+    assert (matrix == confusion_matrix(theirs, ours, labels=labels)).all()
+    recall = recall_score(theirs, ours, labels=mine["classes"]["label"], average=None)
+    assert mine["classes"]["value"].to_numpy() == pytest.approx(recall)
+    assert mine["classes"]["units"].sum() == pytest.approx(len(theirs) / 3)
+    assert (mine["classes"]["low"] <= mine["classes"]["value"] + 1e-9).all() and (
+        mine["classes"]["high"] >= mine["classes"]["value"] - 1e-9
+    ).all()
+
+
+def test_disagreements_name_both_labels_and_their_probabilities(config, tables):
+    ours, theirs = (predictions(config, name, "sar", 1) for name in ("distil-cased", "bert-cased"))
+    apart = tables["disagreements"].query("model == 'distil-cased' and task == 'sar'")
+    expected = [number for number in range(len(ours)) if ours["predicted"][number] != theirs["predicted"][number]]
+    assert apart["example"].tolist() == ours["example"][expected].tolist() and len(expected) > 1 and set(apart["seed"]) == {1}
+    for row, number in zip(apart.itertuples(), expected, strict=True):
+        teacher, student = int(row.teacher_label[1:]), int(row.student_label[1:])
+        p, q = theirs["probabilities"][number], ours["probabilities"][number]
+        assert [row.gold, row.teacher_label] == [ours["gold"][number], theirs["predicted"][number]]
+        assert [
+            row.teacher_probability,
+            row.teacher_on_student,
+            row.student_probability,
+            row.student_on_teacher,
+        ] == pytest.approx([p[teacher], p[student], q[student], q[teacher]])
+    far = tables["disagreements"].query("task == 'sts'")
+    assert len(far) and (far["teacher_label"].astype(float) - far["student_label"].astype(float)).abs().min() >= 0.98
+    assert far["teacher_probability"].isna().all()
+
+
+def test_calibration_is_that_of_rolib_uncertainty(config, tables):
+    runs = [predictions(config, "distil-multi", "di", seed) for seed in (1, 2, 3)]
+    errors = [uncertainty.expected_calibration_error(list(run["probabilities"]), run["gold"] == run["predicted"]) for run in runs]
+    row = one(analysis.calibration_table(tables["calibration"]), model="distil-multi", task="di")
+    assert row["ece"] == pytest.approx(np.mean(errors))
+    assert row["accuracy"] == pytest.approx(np.mean([(run["gold"] == run["predicted"]).mean() for run in runs]))
+    assert row["confidence"] == pytest.approx(np.mean([max(p) for run in runs for p in run["probabilities"]]))
+    assert set(tables["calibration"]["task"]) == set(SIZES) - {"sts"}
+
+
+def test_written_tables_read_back(config, tables):
+    analysis.write_tables(config, tables)
+    loyalty = pd.read_csv(config.folder / "loyalty.csv")
+    assert loyalty["value"].to_numpy() == pytest.approx(tables["loyalty"]["value"].to_numpy())
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(config.folder / "disagreements.parquet"), tables["disagreements"], check_dtype=False
+    )
+    assert not list(config.folder.glob(".*"))
+
+
+def test_a_missing_run_is_named(config, tmp_path, monkeypatch):
+    write_study(tmp_path / "toy", seeds=(1, 2), sizes={"sar": SIZES["sar"]})
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    (tmp_path / "toy/evaluation/distil-multi/sar/seed-2/predictions.parquet").unlink()
+    for function in (analysis.loyalty_tables, analysis.score_tables):
+        with pytest.raises(FileNotFoundError, match=r"distil-multi/sar/seed-2/predictions.parquet is missing: run `make study"):
+            function(config)

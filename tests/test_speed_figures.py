@@ -1,6 +1,7 @@
 """Speed measurements of a tiny model; figures that say what they show."""
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModel
@@ -123,3 +124,26 @@ def test_every_panel_needs_its_labels_and_a_colour_bar_none(tmp_path):
 
 def test_roles_have_colours_of_their_own():
     assert len(set(figures.ROLES.values())) == len(figures.ROLES) >= 4
+
+
+def test_contact_sheet_shows_every_figure_but_itself(tmp_path):
+    with pytest.raises(ValueError, match="no figure"):
+        figures.contact_sheet(tmp_path)
+    for name in "abcde":
+        figures.save_figure(drawing(), tmp_path, name, "Loss.")
+    sheet = figures.contact_sheet(tmp_path)
+    first = sheet.read_bytes()
+    assert figures.contact_sheet(tmp_path).read_bytes() == first and sheet.name == "contact-sheet.png"
+    assert plt.imread(sheet).shape[:2] == (480, 1200)  # two rows of four
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_intervals_stand_side_by_side():
+    axes = plt.subplots()[1]
+    row = {"role": "student", "value": 0.5, "low": 0.4, "high": 0.7}
+    table = pd.DataFrame([row | {"model": model, "task": task} for model in "ab" for task in ("x", "y")])
+    figures.plot_intervals(axes, table, "task", ["y", "x"])
+    points = [line.get_xydata() for line in axes.get_lines() if len(line.get_xydata()) == 2]
+    assert sorted(x for line in points for x, _ in line) == pytest.approx([-0.2, 0.2, 0.8, 1.2])
+    [bar] = axes.collections[0].get_segments()[:1]
+    assert bar[:, 1] == pytest.approx([0.4, 0.7]) and [label.get_text() for label in axes.get_xticklabels()] == ["y", "x"]

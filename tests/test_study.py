@@ -15,7 +15,8 @@ from rolib.config import ROOT, load_profile
 from rolib.robustness import PERTURBATIONS
 from rolib.tasks import TASKS
 
-STUDENTS = {"distil-cased": "bert-cased", "distil-uncased": "bert-uncased"}
+STUDENTS = {"distil-cased": "bert-cased", "distil-uncased": "bert-uncased", "distil-multi": "bert-cased"}  # the first teacher
+CONTROLLED = ["distil-cased", "distil-uncased"]  # distil-multi has the shape of distil-cased, and so its controls
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def study() -> Path:
 def test_every_row_of_the_report_is_filled(study):
     scores = pd.read_csv(study / "results.csv")
     models = {*STUDENTS, *STUDENTS.values()}
-    models |= {f"{name}-random" for name in models} | {f"{student}-mlm" for student in STUDENTS}
+    models |= {f"{name}-random" for name in [*CONTROLLED, *STUDENTS.values()]} | {f"{student}-mlm" for student in CONTROLLED}
     assert set(scores["model"]) == models
     table = results.headline_table(scores)
     assert set(TASKS) < set(table.columns)
@@ -39,23 +40,39 @@ def test_every_row_of_the_report_is_filled(study):
     assert table["mean"].to_numpy() == pytest.approx(table[list(TASKS)].mean(axis=1).to_numpy())
     for student, teacher in STUDENTS.items():
         roles = table[table["model"].str.startswith(student)].set_index("model")
-        assert set(roles["role"]) == {"student", "mlm control", "random control"} and set(roles["teacher"]) == {teacher}
+        assert set(roles["role"]) == {"student"} | ({"mlm control", "random control"} if student in CONTROLLED else set())
+        assert set(roles["teacher"]) == {teacher}
+
+
+def test_every_score_has_an_interval_and_every_student_its_comparisons(study):
+    scores, comparisons = (pd.read_csv(study / f"{name}.csv") for name in ("scores", "comparisons"))
+    assert {"ensemble", *STUDENTS} < set(scores["model"]) and scores[["value", "low", "high"]].notna().all(axis=None)
+    table = results.headline_table(pd.read_csv(study / "results.csv")).set_index("model")
+    headline = scores[scores["headline"]].pivot(index="model", columns="task", values="value")
+    for task in [*TASKS, "mean"]:
+        assert (100 * headline.loc[table.index, task]).to_numpy() == pytest.approx(table[task].to_numpy())
+    against = comparisons.groupby("model")["against"].agg(set).to_dict()
+    assert against["distil-multi"] == {"bert-cased", "distil-cased", "distil-uncased", "distil-cased-mlm"}
+    assert all(against[student] == {STUDENTS[student], f"{student}-mlm"} for student in CONTROLLED)
 
 
 def test_report_page_holds_tables_figures_and_the_warning(study):
     page = (study / "report.html").read_text(encoding="utf-8")
     assert results.SAMPLE_WARNING in page and "distil-uncased-random" in page
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 8 and (study / "figures" / "contact-sheet.png").exists()
     assert ">nan<" not in page.lower()  # a cell without a value
 
 
 def test_loyalty_covers_every_measure_of_every_student(study):
     loyalty = pd.read_csv(study / "loyalty.csv")
     for student in STUDENTS:
-        own = loyalty[loyalty["model"] == student]
+        own = loyalty[(loyalty["model"] == student) & (loyalty["teacher"] == STUDENTS[student])]
         assert set(own["task"]) == set(TASKS)
         labels = own[own["measure"] == "label_loyalty"]
         assert set(labels["task"]) == set(TASKS) - {"sts"} and labels["value"].between(0, 1).all()
+        assert own[["low", "high", "chance"]][own["measure"] != "span_loyalty"].notna().all(axis=None)
+    assert {"bert-cased", "bert-uncased", "ensemble"} == set(loyalty.loc[loyalty["model"] == "distil-multi", "teacher"])
+    assert (study / "disagreements.parquet").exists() and pd.read_csv(study / "calibration.csv")["count"].sum() > 0
 
 
 def test_robustness_covers_every_measure_and_perturbation(study):
