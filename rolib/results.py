@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from rolib.config import Config, load_profile
-from rolib.loyalty import compare_predictions, ensemble_predictions
+from rolib.loyalty import ensemble_predictions
 from rolib.runs import read_json, require, write_text
 from rolib.tasks import TASKS
 
@@ -80,27 +80,6 @@ def read_predictions(config: Config, model: str, task: str, seed: int) -> pd.Dat
     tables = [read_predictions(config, teacher, task, seed) for teacher in teachers]
     scores = config.folder / "evaluation" / teachers.iloc[0] / task / f"seed-{seed}" / "scores.json"
     return ensemble_predictions(TASKS[task], tables, read_json(scores, made_by(config))["labels"])
-
-
-def compare_with_teachers(config: Config) -> pd.DataFrame:
-    """Loyalty of every student and control, from stored predictions: model, role, teacher, task, seed, measure, value.
-
-    To each of its teachers and, in a study of several, to the `ensemble` of all teachers, at the same fine-tuning seed; `own` is
-    True for its teachers (for the controls, those of the student they belong to). FileNotFoundError for a missing run.
-    """
-    everyone, rows = members(config), []
-    ensemble = [ENSEMBLE] if (everyone["role"] == "teacher").sum() > 1 else []
-    for path in sorted(config.folder.glob("evaluation/*/*/seed-*/predictions.parquet")):
-        name, task, seed = path.parts[-4], path.parts[-3], int(path.parts[-2].removeprefix("seed-"))
-        member = everyone.set_index("model").loc[name]
-        for teacher in [*member["teachers"], *ensemble]:
-            if name.removesuffix("-random") == teacher or (teacher == ENSEMBLE and member["role"] == "teacher"):
-                continue
-            reference = read_predictions(config, teacher, task, seed)
-            loyalty = compare_predictions(TASKS[task], reference, pd.read_parquet(path))
-            start = (name, member["role"], teacher, teacher != ENSEMBLE, task, seed)
-            rows += [(*start, measure, value) for measure, value in loyalty.items()]
-    return pd.DataFrame(rows, columns=["model", "role", "teacher", "own", "task", "seed", "measure", "value"])
 
 
 def gate_table(scores: pd.DataFrame) -> pd.DataFrame:
