@@ -76,7 +76,8 @@ def contact_sheet(folder: Path, columns: int = 4) -> Path:
         axes.set_title(path.stem, fontsize=8)
     for axes in panels.flat:
         axes.axis("off")
-    sheet.savefig(folder / f".{SHEET}", dpi=100)
+    with plt.rc_context({"savefig.bbox": None}):  # not cropped: one size for one number of figures
+        sheet.savefig(folder / f".{SHEET}", dpi=100)
     plt.close(sheet)
     os.replace(folder / f".{SHEET}", folder / SHEET)
     return folder / SHEET
