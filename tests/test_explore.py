@@ -1,5 +1,7 @@
 """The explorer: predictions beside texts against plain loops, and typed texts against the stored predictions of a run."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,7 +80,7 @@ def evaluated(tmp_path_factory, toy_bert, _toy_tokenizer):
     """A student fine-tuned on a measure of each kind, its models kept."""
     root = tmp_path_factory.mktemp("runs")
     model = root / "toy" / "students" / "small"
-    save_model(init_student(toy_bert(), 2), _toy_tokenizer, model, "")
+    save_model(init_student(toy_bert(), 2), copy.deepcopy(_toy_tokenizer), model, "")
     (model / "manifest.json").write_text("{}", encoding="utf-8")
     tasks = list(KINDS)
     config = EvaluateConfig(

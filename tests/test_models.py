@@ -139,7 +139,7 @@ def test_masked_lm_gives_the_models_own_logits_at_the_chosen_rows(kind, toy_bert
     whole = logits(model, batch, output_hidden_states=True)
     with torch.no_grad():
         some, states, _ = models.MaskedLM(model)(batch["input_ids"], batch["attention_mask"], rows)
-        none, _ = models.MaskedLM(model)(batch["input_ids"], batch["attention_mask"], torch.zeros_like(rows))
+        none, _, _ = models.MaskedLM(model)(batch["input_ids"], batch["attention_mask"], torch.zeros_like(rows))
     torch.testing.assert_close(some, whole.logits[rows], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(states, whole.hidden_states[-1], atol=1e-6, rtol=1e-5)
     assert none.shape == (0, 200)

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rolib import runs
-from rolib.config import LoyaltyConfig
+from rolib.config import LoyaltyConfig, to_dict
 
 INPUTS = {"corpus": "aa", "bert": "bb"}
 
 
 def config(seed=1, profile="toy"):
-    return LoyaltyConfig(profile=profile, seed=seed, data="sample")
+    return LoyaltyConfig(profile=profile, seed=seed, data="sample", resamples=10)
 
 
 def finish(folder, seed=1, inputs=INPUTS, text="result", **more):
@@ -37,7 +37,7 @@ def test_a_run_appears_whole(tmp_path):
         (working / "result.txt").write_text("x", encoding="utf-8")
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "manifest.json", "result.txt"]
     assert list(folder.parent.iterdir()) == [folder]  # nothing is left beside it
-    assert yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) == {"profile": "toy", "seed": 1, "data": "sample"}
+    assert yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) == to_dict(config())
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["inputs"] == INPUTS and manifest["seed"] == 1 and manifest["device"] == "CPU, 1 threads"
     assert manifest["notes"] == ["știre"] and manifest["duration_seconds"] >= 0
