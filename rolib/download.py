@@ -29,20 +29,11 @@ class UpstreamFile:
     checksum: str
 
 
-def _read_table(path):
-    with open(path, encoding="utf-8", newline="") as table:
-        return tuple(
-            UpstreamFile(
-                row["path"],
-                "/".join(row[column] for column in ("owner", "repository", "commit", "upstream_path")),
-                row["algorithm"],
-                row["checksum"],
-            )
-            for row in csv.DictReader(table)
-        )
-
-
-FILES = _read_table(Path(__file__).with_name("upstream.csv"))
+with open(Path(__file__).with_name("upstream.csv"), encoding="utf-8", newline="") as _table:
+    FILES = tuple(
+        UpstreamFile(path, "/".join(address), algorithm, checksum)
+        for path, *address, algorithm, checksum in list(csv.reader(_table))[1:]
+    )
 
 
 def checksum(path, algorithm) -> str:
@@ -62,10 +53,8 @@ def verify(path, algorithm, expected):
     """Raise ValueError if a file's checksum is not the expected one."""
     found = checksum(path, algorithm)
     if found != expected:
-        raise ValueError(
-            f"{path} is damaged: its {algorithm} checksum is {found}, expected {expected}. "
-            f"Delete the file and run `{COMMAND}` again"
-        )
+        mend = f"Delete the file and run `{COMMAND}` again"
+        raise ValueError(f"{path} is damaged: its {algorithm} checksum is {found}, expected {expected}. {mend}")
 
 
 def download(root, only=None, base_url=BASE_URL):
@@ -76,8 +65,7 @@ def download(root, only=None, base_url=BASE_URL):
     Raises ValueError for an unknown data set name or a damaged file, OSError for a failed transfer.
     """
     names = sorted({file.path.split("/")[0] for file in FILES})
-    unknown = sorted(set(only or ()) - set(names))
-    if unknown:
+    if unknown := sorted(set(only or ()) - set(names)):
         raise ValueError(f"unknown data set {unknown[0]!r}: the data sets are {', '.join(names)}")
     for file in FILES:
         target = Path(root) / file.path
@@ -117,12 +105,9 @@ def data_root(setting) -> Path:
     if os.environ.get("ROLIB_DATA"):
         return _folder(os.environ["ROLIB_DATA"], "the data root in ROLIB_DATA")
     cache = Path(pooch.os_cache("rolib"))
-    missing = [file.path for file in FILES if not (cache / file.path).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(FILES)} data files are not in {cache} (the first is {missing[0]}): "
-            f"run `{COMMAND}`, or set ROLIB_DATA to a mirror"
-        )
+    if missing := [file.path for file in FILES if not (cache / file.path).is_file()]:
+        found = f"{len(missing)} of {len(FILES)} data files are not in {cache} (the first is {missing[0]})"
+        raise FileNotFoundError(f"{found}: run `{COMMAND}`, or set ROLIB_DATA to a mirror")
     return cache
 
 

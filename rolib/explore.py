@@ -35,21 +35,18 @@ def side_by_side(task: Task, split: Dataset, teacher: pd.DataFrame, student: pd.
     student or the split lacks.
     """
     if task.kind == "tagging":
-        fields = zip(split["id"], split["tokens"], strict=True)
-        texts = {(example, i): token for example, tokens in fields for i, token in enumerate(tokens)}
+        texts = {(row["id"], i): token for row in split for i, token in enumerate(row["tokens"])}
     else:
-        fields = zip(split["id"], split["text"], split["text_pair"], strict=True)
-        texts = {(example, 0): " ‖ ".join(filter(None, pair)) for example, *pair in fields}
+        texts = {(row["id"], 0): " ‖ ".join(filter(None, (row["text"], row["text_pair"]))) for row in split}
     columns = [*UNIT, "gold", "predicted", "probabilities"]
-    for table, name in ((teacher, "teacher's table"), (student, "student's table")):
-        check_predictions(table, columns, name)
+    check_predictions(teacher, columns, "teacher's table")
+    check_predictions(student, columns, "student's table")
     student = student.set_index(UNIT)
     units = list(teacher[UNIT].itertuples(index=False, name=None))
     if missing := [unit for unit in units if unit not in texts or unit not in student.index]:
         raise ValueError(f"{unit_name(missing[0])} is missing from the split or from the student's table")
-    student = student.loc[units].reset_index()
     table = teacher[UNIT].reset_index(drop=True).assign(text=[texts[unit] for unit in units], gold=list(teacher["gold"]))
-    for name, predictions in (("teacher", teacher), ("student", student)):
+    for name, predictions in (("teacher", teacher), ("student", student.loc[units])):
         table[name] = list(predictions["predicted"])
         if task.kind != "regression":
             table[f"{name}_probability"] = [max(row) for row in predictions["probabilities"]]
@@ -77,17 +74,17 @@ def predict_text(run: Path, text: str, other: str = "") -> pd.DataFrame:
     text, other = normalise(text), normalise(other)
     if not text or (task.kind == "regression" and not other):
         raise ValueError(f"{task.name}: no text to read" + " in one of the two boxes" * (task.kind == "regression"))
+    label, string = ClassLabel(names=labels) if labels else Value("float64"), Value("string")
     if task.kind == "tagging":
         words = split_words(text)
         row = {"tokens": words, "labels": [0] * len(words)}
-        features = {"tokens": List(Value("string")), "labels": List(ClassLabel(names=labels))}
+        features = {"tokens": List(string), "labels": List(label)}
     else:
         words = [f"{text} ‖ {other}" if task.kind == "regression" else text]
         pair = ("", text) if task.dataset == "LaRoSeDa" else (text, other if task.kind == "regression" else "")
         row = {"text": pair[0], "text_pair": pair[1], "label": 0}
-        label = ClassLabel(names=labels) if labels else Value("float64")
-        features = {"text": Value("string"), "text_pair": Value("string"), "label": label}
-    split = Dataset.from_list([{"id": "typed"} | row], features=Features({"id": Value("string")} | features))
+        features = {"text": string, "text_pair": string, "label": label}
+    split = Dataset.from_list([{"id": "typed"} | row], features=Features({"id": string} | features))
     table = predict_perturbed(run / "model", task, split, {"typed": str}, 1, max_length)["typed"]
     values = np.stack(table["probabilities"]) if labels else table[["predicted"]].to_numpy()
     index = pd.MultiIndex.from_arrays([range(len(words)), words], names=["position", "text"])

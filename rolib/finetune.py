@@ -35,6 +35,7 @@ from rolib.runs import append_metrics, progress, write_json
 from rolib.tasks import Task, with_protocol
 
 STS_MAX = 5.0  # RO-STS scores lie between 0 and 5; the model learns them divided by this
+Clean = Callable[[str], str]  # what is applied to every text or word before the tokenizer reads it
 
 
 def label_names(task: Task, split: Dataset) -> list[str]:
@@ -45,9 +46,7 @@ def label_names(task: Task, split: Dataset) -> list[str]:
     return (feature.feature if task.kind == "tagging" else feature).names
 
 
-def encode_tagging(
-    split: Dataset, tokenizer, max_length: int, clean: Callable[[str], str] = normalise
-) -> tuple[list[dict], dict[str, int]]:
+def encode_tagging(split: Dataset, tokenizer, max_length: int, clean: Clean = normalise) -> tuple[list[dict], dict[str, int]]:
     """Model inputs of a tagged split: a word's label stands on its first piece, the other pieces have none.
 
     Returns rows (input_ids, labels, example, words: the word index at first pieces and -1 elsewhere) and counts.
@@ -67,9 +66,8 @@ def encode_tagging(
                 row["input_ids"] += word
                 row["labels"] += [labels[index]] + [IGNORE] * (len(word) - 1)
                 row["words"] += [index] + [-1] * (len(word) - 1)
-            row["input_ids"].append(tokenizer.sep_token_id)
-            row["labels"].append(IGNORE)
-            row["words"].append(-1)
+            for column, end in (("input_ids", tokenizer.sep_token_id), ("labels", IGNORE), ("words", -1)):
+                row[column].append(end)
             rows.append(row)
     return rows, {"examples": len(split), "windowed": windowed, "words_cut": shortened, "truncated": 0, "skipped": 0}
 
@@ -80,23 +78,25 @@ def encode_texts(
     max_length: int,
     scale: float,
     fields: Sequence[str] = ("text", "text_pair"),
-    clean: Callable[[str], str] = normalise,
+    clean: Clean = normalise,
 ) -> tuple[list[dict], dict[str, int]]:
-    """Model inputs of a text or pair split from its `fields`; labels are divided by `scale`. Returns rows and counts."""
+    """Model inputs of a text or pair split from its `fields`, and counts; labels are divided by `scale`.
+
+    Rows: what the tokenizer gives, labels, example, words ([0]) and cut (True where the end of a text is lost).
+    """
     first, *others = ([clean(text) for text in split[field]] for field in fields)
     pair = others[0] if others and any(others[0]) else None
     encoded = tokenizer(first, pair, truncation=True, max_length=max_length)
-    whole = tokenizer(first, pair, verbose=False)["input_ids"]
-    truncated = sum(len(ids) > max_length for ids in whole)
+    cut = [len(ids) > max_length for ids in tokenizer(first, pair, verbose=False)["input_ids"]]
     rows = [
-        {key: values[i] for key, values in encoded.items()} | {"labels": label / scale, "example": i, "words": [0]}
+        {key: values[i] for key, values in encoded.items()} | {"labels": label / scale, "example": i, "words": [0], "cut": cut[i]}
         for i, label in enumerate(split["label"])
     ]
-    return rows, {"examples": len(split), "windowed": 0, "words_cut": 0, "truncated": truncated, "skipped": 0}
+    return rows, {"examples": len(split), "windowed": 0, "words_cut": 0, "truncated": sum(cut), "skipped": 0}
 
 
 def encode_apart(
-    split: Dataset, tokenizer, max_length: int, scale: float, clean: Callable[[str], str] = normalise
+    split: Dataset, tokenizer, max_length: int, scale: float, clean: Clean = normalise
 ) -> tuple[list[dict], dict[str, int]]:
     """Model inputs of a bi-encoder: `input_ids` of the first text, `second` of the other, each cut on its own.
 
@@ -104,18 +104,15 @@ def encode_apart(
     """
     rows, counts = encode_texts(split, tokenizer, max_length, scale, ["text"], clean)
     others, _ = encode_texts(split, tokenizer, max_length, scale, ["text_pair"], clean)
-    whole = (tokenizer([clean(text) for text in split[field]], verbose=False)["input_ids"] for field in ("text", "text_pair"))
-    truncated = sum(max(len(one), len(other)) > max_length for one, other in zip(*whole, strict=True))
+    truncated = sum(row["cut"] or other["cut"] for row, other in zip(rows, others, strict=True))
     rows = [row | {"second": other["input_ids"]} for row, other in zip(rows, others, strict=True)]
     return rows, counts | {"truncated": truncated}
 
 
-def encode(
-    split: Dataset, task: Task, tokenizer, max_length: int, clean: Callable[[str], str] = normalise
-) -> tuple[list[dict], dict[str, int]]:
+def encode(split: Dataset, task: Task, tokenizer, max_length: int, clean: Clean = normalise) -> tuple[list[dict], dict[str, int]]:
     """Model inputs of a split as the task's protocol reads it, and counts of what was windowed, cut or truncated.
 
-    `clean` is applied to every text or word; `units` counts the words (examples) that will be scored.
+    `units` counts the words (examples) that will be scored.
     """
     scale = STS_MAX if task.kind == "regression" else 1
     if task.kind == "tagging":
@@ -150,19 +147,20 @@ class BiEncoder(nn.Module):
         loss = None if labels is None else mse_loss(scores, labels)
         return SequenceClassifierOutput(loss=loss, logits=scores.unsqueeze(-1))
 
+    def save_pretrained(self, folder: Path) -> None:
+        """Save the encoder, which is all there is to keep, as a plain Hugging Face folder."""
+        self.encoder.save_pretrained(folder)
+
 
 def load_for_task(folder: Path, task: Task, labels: list[str], random_weights: bool) -> PreTrainedModel | BiEncoder:
     """The model of `folder` with a head for the task (fresh if it has none), or the same shape from random weights."""
-    options = {"num_labels": max(1, len(labels))}
-    if labels:
-        options |= {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if task.protocol == "bi-encoder":
         kind, options = AutoModel, {}
-    elif task.kind == "tagging":
-        kind = AutoModelForTokenClassification
+    elif task.kind == "regression":
+        kind, options = AutoModelForSequenceClassification, {"num_labels": 1, "problem_type": "regression"}
     else:
-        kind = AutoModelForSequenceClassification
-        options |= {"problem_type": "regression"} if task.kind == "regression" else {}
+        kind = AutoModelForTokenClassification if task.kind == "tagging" else AutoModelForSequenceClassification
+        options = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if random_weights:
         model = kind.from_config(AutoConfig.from_pretrained(folder, **options))
     else:
@@ -170,24 +168,18 @@ def load_for_task(folder: Path, task: Task, labels: list[str], random_weights: b
     return BiEncoder(model) if task.protocol == "bi-encoder" else model
 
 
-def keep_model(model: PreTrainedModel | BiEncoder, tokenizer, folder: Path) -> None:
-    """Save a fine-tuned model (of a bi-encoder its encoder) and its tokenizer as a plain Hugging Face folder."""
-    (model.encoder if isinstance(model, BiEncoder) else model).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def _collate(tokenizer, task: Task):
     def collate(rows):
-        names = [name for name in tokenizer.model_input_names if name in rows[0]]
-        features = [{name: row[name] for name in names} for row in rows]
         if task.protocol == "bi-encoder":
             features = [{"input_ids": row[side]} for side in ("input_ids", "second") for row in rows]
-        batch = dict(tokenizer.pad(features, return_tensors="pt"))
-        width = batch["input_ids"].shape[1]
-        if task.kind == "tagging":
-            labels = [row["labels"] + [IGNORE] * (width - len(row["labels"])) for row in rows]
         else:
-            labels = [row["labels"] for row in rows]
+            names = [name for name in tokenizer.model_input_names if name in rows[0]]
+            features = [{name: row[name] for name in names} for row in rows]
+        batch = dict(tokenizer.pad(features, return_tensors="pt"))
+        labels = [row["labels"] for row in rows]
+        if task.kind == "tagging":
+            width = batch["input_ids"].shape[1]
+            labels = [row + [IGNORE] * (width - len(row)) for row in labels]
         batch["labels"] = torch.tensor(labels, dtype=torch.float if task.kind == "regression" else torch.long)
         return batch
 
@@ -200,11 +192,10 @@ def predict(model, rows: list[dict], task: Task, tokenizer, batch_size: int, dev
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     outputs: list[np.ndarray] = [None] * len(rows)
-    collate = _collate(tokenizer, task)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = {key: value.to(device) for key, value in collate([rows[i] for i in chosen]).items() if key != "labels"}
-        logits = model(**batch).logits.float()
+        batch = _collate(tokenizer, task)([rows[i] for i in chosen])
+        logits = model(**{key: value.to(device) for key, value in batch.items() if key != "labels"}).logits.float()
         values = logits * STS_MAX if task.kind == "regression" else logits.softmax(-1)
         for i, value in zip(chosen, values.cpu().numpy(), strict=True):
             if task.kind == "tagging":
@@ -227,11 +218,11 @@ def prediction_table(rows, outputs, task: Task, split: Dataset, labels: list[str
         else:
             units = [(0, row["labels"])]
         for (position, label), value in zip(units, output, strict=True):
-            regression = task.kind == "regression"
-            gold = label * STS_MAX if regression else labels[label]
-            predicted = float(value[0]) if regression else labels[int(value.argmax())]
-            probabilities = [] if regression else value.tolist()
-            records.append((ids[row["example"]], position, gold, predicted, probabilities))
+            if task.kind == "regression":
+                answer = label * STS_MAX, float(value[0]), []
+            else:
+                answer = labels[label], labels[int(value.argmax())], value.tolist()
+            records.append((ids[row["example"]], position, *answer))
     table = pd.DataFrame(records, columns=["example", "position", "gold", "predicted", "probabilities"])
     check_complete(table, split, task)
     return table
@@ -281,6 +272,10 @@ def finetune(
     for name, split in splits.items():
         encoded[name], counts[name] = encode(split, task, tokenizer, max_length)
 
+    def predictions(name):
+        outputs = predict(model, encoded[name], task, tokenizer, 4 * config.batch_size, accelerator.device)
+        return prediction_table(encoded[name], outputs, task, splits[name], labels)
+
     # Step 2: optimizer and schedule.
     accelerator = make_accelerator()
     epochs, rate = config.epochs[task_name], config.learning_rates[task_name]
@@ -307,9 +302,7 @@ def finetune(
             losses.append(loss.detach())
 
         # Step 4: validation; the best epoch's weights are kept.
-        outputs = predict(model, encoded["validation"], task, tokenizer, 4 * config.batch_size, accelerator.device)
-        table = prediction_table(encoded["validation"], outputs, task, splits["validation"], labels)
-        score = score_predictions(task, table)[task.headline]
+        score = score_predictions(task, predictions("validation"))[task.headline]
         if score > best_score:
             best, best_score, best_epoch = copy.deepcopy(accelerator.unwrap_model(model).state_dict()), score, epoch
         record = {"epoch": epoch, "loss": torch.stack(losses).mean().item(), f"validation_{task.headline}": score}
@@ -318,10 +311,10 @@ def finetune(
 
     # Step 5: the test split with the best weights.
     accelerator.unwrap_model(model).load_state_dict(best)
-    outputs = predict(model, encoded["test"], task, tokenizer, 4 * config.batch_size, accelerator.device)
-    table = prediction_table(encoded["test"], outputs, task, splits["test"], labels)
+    table = predictions("test")
     if config.keep_models:
-        keep_model(accelerator.unwrap_model(model), tokenizer, folder / "model")
+        accelerator.unwrap_model(model).save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
     table.astype({"position": "int32"}).to_parquet(folder / "predictions.parquet", compression="zstd", index=False)
     result = {
         "task": task_name,

@@ -29,8 +29,7 @@ def accuracy(gold: Sequence, predicted: Sequence) -> float:
 def macro_f1(gold: Sequence, predicted: Sequence) -> float:
     """Unweighted mean of the F1 of every label that occurs in gold or predicted (scikit-learn's default).
 
-    A label of the task that occurs in neither is left out of the mean; a label without a true positive counts 0.
-    Shapes (N,), (N,); ValueError for N = 0 or unequal N.
+    A label without a true positive counts 0. Shapes (N,), (N,); ValueError for N = 0 or unequal N.
     """
     check_lengths(gold, predicted)
     return float(f1_score(np.asarray(gold), np.asarray(predicted), average="macro", zero_division=0))
@@ -84,9 +83,9 @@ def span_f1(gold_sentences: Sequence[Sequence[str]], predicted_sentences: Sequen
     precision, recall = _share(predicted, gold), _share(gold, predicted)
     return {
         "strict_f1_micro": _f1(precision, recall),
-        "strict_f1_macro": fmean(strict) if strict else 0.0,
+        "strict_f1_macro": fmean(strict or [0.0]),
         "boundary_f1_micro": _f1(_share(predicted_borders, gold_borders), _share(gold_borders, predicted_borders)),
-        "boundary_f1_macro": fmean(boundary) if boundary else 0.0,
+        "boundary_f1_macro": fmean(boundary or [0.0]),
         "strict_precision_micro": precision,
         "strict_recall_micro": recall,
     }

@@ -41,12 +41,7 @@ def cedilla(text: str) -> str:
     return unicodedata.normalize("NFC", text).translate(COMMA_TO_CEDILLA)
 
 
-PERTURBATIONS: dict[str, Callable[[str], str]] = {
-    "strip_diacritics": strip_diacritics,
-    "cedilla": cedilla,
-    "lower": str.lower,
-    "upper": str.upper,
-}
+PERTURBATIONS = {"strip_diacritics": strip_diacritics, "cedilla": cedilla, "lower": str.lower, "upper": str.upper}
 
 
 def perturb(split: Dataset, task: Task, function: Callable[[str], str]) -> Dataset:

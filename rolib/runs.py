@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from tqdm import tqdm
 
 from rolib.config import ROOT, Config, to_dict
 
@@ -46,10 +47,8 @@ def write_json(path: Path, value) -> None:
 
 
 def read_json(path: Path, made_by: str):
-    """Read a result of an earlier notebook; a missing one names the command that makes it."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: run {made_by} first")
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a result of an earlier notebook; errors as in `require`."""
+    return json.loads(require(path, made_by).read_text(encoding="utf-8"))
 
 
 def require(path: Path, made_by: str) -> Path:
@@ -100,11 +99,9 @@ def is_finished(folder: Path, config: Config, inputs: dict[str, str]) -> bool:
     if not (folder / "manifest.json").exists() or not (folder / "config.yaml").exists():
         return False
     saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    read = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["inputs"]
     # As text, since the order of the keys may mean something: the first of the teachers gives the vocabulary.
-    return (
-        json.dumps(saved) == json.dumps(to_dict(config))
-        and json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["inputs"] == inputs
-    )
+    return json.dumps(saved) == json.dumps(to_dict(config)) and read == inputs
 
 
 @contextlib.contextmanager
@@ -145,6 +142,4 @@ def read_metrics(path: Path) -> list[dict]:
 
 def progress(iterable, **options):
     """A tqdm bar; where nobody watches a terminal it prints a line every few seconds, so that logs stay readable."""
-    from tqdm import tqdm
-
     return tqdm(iterable, mininterval=0.5 if sys.stderr.isatty() else 15, file=sys.stderr, dynamic_ncols=True, **options)

@@ -24,7 +24,7 @@ def time_forward(model, input_ids: Tensor) -> float:
 
 
 def peak_memory(model, input_ids: Tensor) -> float | None:
-    """Megabytes (10^6 bytes) that one forward pass needs beyond the weights, on a GPU; None on a CPU."""
+    """Megabytes that one forward pass needs beyond the weights, on a GPU; None on a CPU."""
     if not input_ids.is_cuda:
         return None
     before = torch.cuda.memory_allocated()
@@ -36,37 +36,30 @@ def peak_memory(model, input_ids: Tensor) -> float | None:
 def measure(folders: dict[str, Path], config: SpeedConfig) -> list[dict]:
     """Measure the encoders of saved models, one row per batch size and model.
 
-    The models take turns run by run, so that a machine whose speed drifts does not favour one of them. Keys: model,
-    parameters (encoder with BERT's pooler, as the paper counts; no head), megabytes (model.safetensors, 10^6 bytes, MLM head
-    included), batch_size, sequence_length (pieces), latency_ms (median of a batch), latency_q1_ms and latency_q3_ms
-    (quartiles), tokens_per_second (at the median), peak_memory_mb (see `peak_memory`).
+    The models take turns run by run, so that a machine whose speed drifts does not favour one of them. A megabyte is 10^6
+    bytes, a sequence_length in pieces, a latency that of a batch (median and quartiles).
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = {name: AutoModel.from_pretrained(folder).to(device).eval() for name, folder in folders.items()}
     generator, rows = torch.Generator().manual_seed(config.seed), []
     for batch_size in config.batch_sizes:
         size = (batch_size, config.sequence_length)
-        pieces = {
-            name: torch.randint(5, model.config.vocab_size, size, generator=generator).to(device)
-            for name, model in models.items()
-        }
-        seconds = np.array(
-            [[time_forward(models[name], pieces[name]) for name in models] for _ in range(config.warmup_runs + config.timed_runs)]
-        )
-        q1, median, q3 = np.percentile(1000 * seconds[config.warmup_runs :], [25, 50, 75], axis=0)
-        for i, (name, model) in enumerate(models.items()):
-            rows.append(
-                {
-                    "model": name,
-                    "parameters": count_parameters(model),
-                    "megabytes": (folders[name] / "model.safetensors").stat().st_size / 1e6,
-                    "batch_size": batch_size,
-                    "sequence_length": config.sequence_length,
-                    "latency_ms": median[i],
-                    "latency_q1_ms": q1[i],
-                    "latency_q3_ms": q3[i],
-                    "tokens_per_second": pieces[name].numel() / (median[i] / 1000),
-                    "peak_memory_mb": peak_memory(model, pieces[name]),
-                }
-            )
+        pieces = [torch.randint(5, model.config.vocab_size, size, generator=generator).to(device) for model in models.values()]
+        turns = range(config.warmup_runs + config.timed_runs)
+        seconds = np.array([list(map(time_forward, models.values(), pieces)) for _ in turns])[config.warmup_runs :]
+        for name, runs, batch in zip(models, seconds.T, pieces, strict=True):
+            q1, median, q3 = np.percentile(1000 * runs, [25, 50, 75])
+            row = {
+                "model": name,
+                "parameters": count_parameters(models[name]),  # with BERT's pooler, as the paper counts; no head
+                "megabytes": (folders[name] / "model.safetensors").stat().st_size / 1e6,  # MLM head included
+                "batch_size": batch_size,
+                "sequence_length": config.sequence_length,
+                "latency_ms": median,
+                "latency_q1_ms": q1,
+                "latency_q3_ms": q3,
+                "tokens_per_second": batch.numel() / (median / 1000),
+                "peak_memory_mb": peak_memory(models[name], batch),
+            }
+            rows.append(row)
     return rows

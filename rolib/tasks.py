@@ -11,18 +11,13 @@ import unicodedata
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from datasets import DatasetDict
 
 SAMPLE = Path(__file__).parent / "sample"
 SPLITS = ("train", "validation", "test")
-# Known labels: name in the file -> name in rolib.
-_UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X"
-UPOS_TAGS = {tag: tag for tag in _UPOS.split()}
-STARS = {stars: stars for stars in "1245"}  # LaRoSeDa has no rating 3
+UPOS_TAGS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split()
+STARS = list("1245")  # LaRoSeDa has no rating 3
 DIALECTS = {"1": "Moldavian", "2": "Romanian", "MD": "Moldavian", "RO": "Romanian"}  # official, VarDial
 LEMMA, UPOS, XPOS, ENTITY = 2, 3, 4, 10  # columns of CoNLL-U; RONEC v1 adds the entity tag as an eleventh
 
@@ -107,8 +102,8 @@ def with_protocol(name: str, protocol: str) -> Task:
     return replace(TASKS[name], protocol=protocol, headline=PROTOCOLS[name][protocol])
 
 
-def load_task(name, data_root) -> "DatasetDict":
-    """Read one task's train, validation and test splits from a data root in the upstream layout.
+def load_task(name, data_root):
+    """A DatasetDict of one task's train, validation and test splits, from a data root in the upstream layout.
 
     Rows: `id, tokens, labels` for tagging; `id, text, text_pair, label` for classification and regression (text_pair
     is "" where there is none; LaRoSeDa: title and content; STS: label is a float from 0 to 5). Label names are sorted
@@ -130,8 +125,8 @@ def task_source(name, data_root) -> Source:
         raise ValueError(f"unknown task {name!r}: the tasks are {', '.join(TASKS)}")
     folder = Path(data_root) / TASKS[name].dataset
     layouts = _LAYOUTS[TASKS[name].dataset]
-    found = [layout for layout in layouts if all((folder / file).is_file() for file in layout[0])]
-    deciding, others, note = (found or layouts)[0]
+    found = (layout for layout in layouts if all((folder / file).is_file() for file in layout[0]))
+    deciding, others, note = next(found, layouts[0])
     files = tuple(folder / file for file in deciding + others)
     for file in files:
         if not file.is_file():
@@ -144,12 +139,12 @@ def _as_datasets(task, splits):
     from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
     for split, rows in splits.items():
-        ids = Counter(row["id"] for row in rows)
         if not rows:
             raise ValueError(f"{task.dataset}: the {split} split of task {task.name} is empty, check the data root")
-        if len(ids) < len(rows):
-            raise ValueError(f"{task.dataset}: id {ids.most_common(1)[0][0]!r} is repeated in the {split} split")
-    rows = [row for rows in splits.values() for row in rows]
+        [(commonest, count)] = Counter(row["id"] for row in rows).most_common(1)
+        if count > 1:
+            raise ValueError(f"{task.dataset}: id {commonest!r} is repeated in the {split} split")
+    rows = list(chain.from_iterable(splits.values()))
     if task.kind == "tagging":
         names = sorted({label for row in rows for label in row["labels"]}, key=lambda label: (label != "O", label))
         features = {"id": Value("string"), "tokens": List(Value("string")), "labels": List(ClassLabel(names=names))}
@@ -173,11 +168,11 @@ def _read_ronec(name, files):
 
 
 def _read_laroseda(name, files):
-    *train, test = [_reviews(file) for file in files]
-    if len(train) == 2:  # the two files of all reviews, not the official train file
+    *others, test = [_reviews(file) for file in files]
+    train = list(chain.from_iterable(others))
+    if len(others) == 2:  # the two files of all reviews, not the official train file
         held_out = {row["id"] for row in test}
-        train = [[row for row in rows if row["id"] not in held_out] for rows in train]
-    train = [row for rows in train for row in rows]
+        train = [row for row in train if row["id"] not in held_out]
     tenths = _deal_tenths([row["text"] + "\n" + row["text_pair"] for row in train], [row["label"] for row in train])
     if name == "sapn":
         for row in train + test:
@@ -187,22 +182,26 @@ def _read_laroseda(name, files):
 
 
 def _read_moroco(name, files):
-    splits = {split: [] for split in SPLITS}
     if len(files) == 2:
-        texts, golds = _lines(files[0]), _lines(files[1])
-        if len(texts) != len(golds):
-            raise ValueError(f"{files[1]}: expected {len(texts)} labels, one a line of {files[0]}, found {len(golds)}")
-        labels = [_known(gold, DIALECTS, f"{files[1]}, line {number}") for number, gold in enumerate(golds, 1)]
-        for number, (text, label, tenth) in enumerate(zip(texts, labels, _deal_tenths(texts, labels)), 1):
-            row = {"id": f"vardial-{number}", "text": text, "text_pair": "", "label": label}
-            splits["test" if tenth < 2 else "validation" if tenth == 2 else "train"].append(row)
-        return splits
+        return _read_vardial(*files)
+    splits = {}
     for split, samples, golds in zip(SPLITS, files[:3], files[3:]):
         texts, labels = _id_and_value(samples), _id_and_value(golds)
         if sorted(line_id for line_id, _ in texts) != sorted(line_id for line_id, _ in labels):
             raise ValueError(f"{golds}: expected the same ids as in {samples}")
-        labels = {line_id: _known(gold, DIALECTS, f"{golds}, id {line_id}") for line_id, gold in labels}
+        labels = {line_id: DIALECTS[_known(gold, DIALECTS, f"{golds}, id {line_id}")] for line_id, gold in labels}
         splits[split] = [{"id": i, "text": text, "text_pair": "", "label": labels[i]} for i, text in texts]
+    return splits
+
+
+def _read_vardial(samples, golds):
+    texts, labels, splits = _lines(samples), _lines(golds), {split: [] for split in SPLITS}
+    if len(texts) != len(labels):
+        raise ValueError(f"{golds}: expected {len(texts)} labels, one a line of {samples}, found {len(labels)}")
+    labels = [DIALECTS[_known(label, DIALECTS, f"{golds}, line {number}")] for number, label in enumerate(labels, 1)]
+    for number, (text, label, tenth) in enumerate(zip(texts, labels, _deal_tenths(texts, labels)), 1):
+        row = {"id": f"vardial-{number}", "text": text, "text_pair": "", "label": label}
+        splits["test" if tenth < 2 else "validation" if tenth == 2 else "train"].append(row)
     return splits
 
 
@@ -261,8 +260,8 @@ def _json_sentences(path, column):
         where = f"{path}, entry {number}"
         if not (isinstance(tokens, list) and isinstance(tags, list) and 0 < len(tokens) == len(tags)):
             raise ValueError(f"{where}: expected a list of tokens and one of as many ner_tags, at least one")
-        tags = [_checked_tag(tag, column, where) for tag in tags]
-        rows.append({"id": str(sentence_id), "tokens": tokens, "labels": tags})
+        labels = [_checked_tag(tag, column, where) for tag in tags]
+        rows.append({"id": str(sentence_id), "tokens": tokens, "labels": labels})
     return rows
 
 
@@ -309,16 +308,13 @@ def _deal_tenths(texts, labels):
     Texts are equal when they agree after NFC and white-space folding. A hash of the text decides, not a random
     generator: the outcome depends neither on the order of the examples nor on the version of a library.
     """
-    groups = {}
-    for position, text in enumerate(texts):
-        key = " ".join(unicodedata.normalize("NFC", text).split())
-        groups.setdefault(hashlib.sha256(key.encode()).digest(), []).append(position)
-    tenths = [0] * len(texts)
-    ordered = sorted((min(labels[position] for position in group), key) for key, group in groups.items())
-    for turn, (_, key) in enumerate(ordered):
-        for position in groups[key]:
-            tenths[position] = turn % 10
-    return tenths
+    folded = (" ".join(unicodedata.normalize("NFC", text).split()) for text in texts)
+    keys = [hashlib.sha256(text.encode()).digest() for text in folded]
+    lowest = {}  # label of each text; where equal texts have several, the first in the alphabet
+    for key, label in zip(keys, labels):
+        lowest[key] = min(label, lowest.get(key, label))
+    turns = {key: turn for turn, (_, key) in enumerate(sorted((label, key) for key, label in lowest.items()))}
+    return [turns[key] % 10 for key in keys]
 
 
 def _records(path, entries, *keys):
@@ -334,7 +330,7 @@ def _records(path, entries, *keys):
 def _known(label, names, where):
     if label not in names:
         raise ValueError(f"{where}: unknown label {label!r}, expected one of {', '.join(names)}")
-    return names[label]
+    return label
 
 
 def _malformed(path, number, expected, line):
