@@ -5,15 +5,17 @@ No model is loaded. Every table is computed measure by measure, so that the pred
 
 import itertools
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 
 from rolib import uncertainty
 from rolib.config import Config
-from rolib.loyalty import chance_loyalty
-from rolib.metrics import UNIT
-from rolib.results import ENSEMBLE, made_by, members, read_predictions
+from rolib.loyalty import chance_loyalty, compare_predictions, loyalty_scorer
+from rolib.metrics import Predictions, at_ones, scorer
+from rolib.results import ENSEMBLE, made_by, members, read_ensemble, read_predictions
 from rolib.runs import read_json, write_text
 from rolib.tasks import TASKS
 
@@ -21,6 +23,7 @@ ENSEMBLE_ROLE = "teacher ensemble"
 CONTROL = "mlm control"
 LEVEL = 0.05  # of the family-wise error
 KEYS = ["model", "role", "teacher", "own", "task"]
+Runs = dict[int, Predictions]  # fine-tuning seed -> predictions
 
 
 def evaluated(config: Config) -> dict[str, list[int]]:
@@ -29,6 +32,18 @@ def evaluated(config: Config) -> dict[str, list[int]]:
     for path in config.folder.glob("evaluation/*/*/seed-*/predictions.parquet"):
         found.setdefault(path.parts[-3], set()).add(int(path.parts[-2].removeprefix("seed-")))
     return {task: sorted(found[task]) for task in TASKS if task in found}
+
+
+def read_runs(config: Config, member, task: str, seeds: list[int], probabilities: bool = True) -> Runs:
+    """The runs of a row of `with_ensemble`, by seed."""
+
+    def read(seed: int) -> Predictions:
+        if member.model == ENSEMBLE:
+            return read_ensemble(config, member.teachers, task, seed)
+        return read_predictions(config, member.model, task, seed, probabilities)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(seeds, pool.map(read, seeds), strict=True))
 
 
 def with_ensemble(everyone: pd.DataFrame) -> pd.DataFrame:
@@ -66,15 +81,13 @@ def score_tables(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
     for task, seeds in evaluated(config).items():
         folder = config.folder / "evaluation" / everyone["model"][0] / task / f"seed-{seeds[0]}"
         headline = read_json(folder / "scores.json", made_by(config))["headline"]
-        tables = {(name, seed): read_predictions(config, name, task, seed) for name in everyone["model"] for seed in seeds}
-        uncertainty.aligned(tables)
-        scorers = {name: [uncertainty.scorer(TASKS[task], tables[name, seed]) for seed in seeds] for name in everyone["model"]}
-        examples = tables.popitem()[1]["example"].nunique()
+        models = {member.model: read_runs(config, member, task, seeds, probabilities=False) for member in everyone.itertuples()}
+        uncertainty.check_paired((f"{name}, seed {seed}", run) for name, runs in models.items() for seed, run in runs.items())
+        scorers = {name: [scorer(TASKS[task], run) for run in runs.values()] for name, runs in models.items()}
+        examples = models[everyone["model"][0]][seeds[0]].examples[-1] + 1
         draws = uncertainty.bootstrap(scorers, examples, config.resamples, config.seed)
         for name, by_seed in scorers.items():
-            runs = pd.DataFrame(
-                [{score: value.item() for score, value in run(np.ones((examples, 1))).items()} for run in by_seed]
-            )
+            runs = pd.DataFrame([at_ones(run, examples) for run in by_seed])
             facts = {"model": name, "task": task, "seeds": len(seeds), "examples": examples}
             rows += [facts | _score(score, score == headline, runs[score], draws[name][score]) for score in runs]
             headlines[name, task], points[name, task] = draws[name][headline], runs[headline].mean()
@@ -168,22 +181,18 @@ def write_tables(config: Config, tables: dict[str, pd.DataFrame]) -> None:
 def task_tables(config: Config, task: str, seeds: list[int]) -> dict[str, pd.DataFrame]:
     """The tables of `loyalty_tables` for one measure."""
     everyone, pairs = with_ensemble(members(config)), {}
-    references = everyone.loc[everyone["role"].isin(["teacher", ENSEMBLE_ROLE]), "model"]
     # Teachers are kept, as all others are held against them; everyone else is read once and let go.
-    teachers = {name: {seed: _read(config, name, task, seed) for seed in seeds} for name in references}
+    is_reference = everyone["role"].isin(["teacher", ENSEMBLE_ROLE])
+    teachers = {member.model: read_runs(config, member, task, seeds) for member in everyone[is_reference].itertuples()}
     tables = {name: [] for name in ("calibration", "classes", "confusion", "disagreements")}
     for member in everyone.itertuples():
-        runs = teachers.get(member.model) or {seed: _read(config, member.model, task, seed) for seed in seeds}
+        runs = teachers.get(member.model) or read_runs(config, member, task, seeds)
         if task != "sts":
             tables["calibration"].append(calibration_bins(runs).assign(model=member.model, role=member.role, task=task))
         for name in references_of(member, ENSEMBLE in teachers):
             pair = teachers[name], runs
             own = name != ENSEMBLE
-            key = (member.model, member.role, name, own, task)
-            pairs[key] = (
-                [uncertainty.loyalty_scorer(TASKS[task], *sides) for sides in _by_seed(*pair)],
-                [chance_loyalty(TASKS[task], *sides, seed=config.seed) for sides in _by_seed(*pair)],
-            )
+            pairs[member.model, member.role, name, own, task] = pair_scorers(TASKS[task], *pair, config.seed)
             if member.role == "student" and own:
                 facts = {"model": member.model, "teacher": name, "task": task}
                 tables["disagreements"].append(disagreements(TASKS[task], *next(_by_seed(*pair))).assign(seed=seeds[0], **facts))
@@ -191,9 +200,16 @@ def task_tables(config: Config, task: str, seeds: list[int]) -> dict[str, pd.Dat
                     tables["classes"].append(class_loyalty(*pair, config.resamples, config.seed).assign(**facts))
                     tables["confusion"].append(confusion(*pair).assign(**facts))
     floors = {name: floor_loyalty(TASKS[task], runs) for name, runs in teachers.items()}
-    examples = next(iter(runs.values()))["example"].nunique()
+    examples = runs[seeds[0]].examples[-1] + 1
     done = {name: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for name, parts in tables.items()}
     return {"loyalty": task_loyalty(pairs, floors, examples, config)} | done
+
+
+def pair_scorers(task, teacher: Runs, student: Runs, seed: int) -> tuple[list, list[dict]]:
+    """For each fine-tuning seed the `loyalty_scorer` of a pair of models, and its `chance_loyalty`."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        scorers = list(pool.map(lambda sides: loyalty_scorer(task, *sides), _by_seed(teacher, student)))
+    return scorers, [chance_loyalty(task, *sides, seed=seed) for sides in _by_seed(teacher, student)]
 
 
 def references_of(member, ensemble: bool) -> list[str]:
@@ -213,9 +229,9 @@ def task_loyalty(pairs: dict, floors: dict, examples: int, config: Config) -> pd
     draws = uncertainty.bootstrap({key: scorers for key, (scorers, _) in pairs.items()}, examples, config.resamples, config.seed)
     rows = []
     for key, (scorers, chances) in pairs.items():
-        runs = [scorer(np.ones((examples, 1))) for scorer in scorers]
+        runs = [at_ones(score, examples) for score in scorers]
         for measure in runs[0]:
-            values = pd.Series([run[measure].item() for run in runs])
+            values = pd.Series([run[measure] for run in runs])
             row = dict(zip(KEYS, key, strict=True)) | {"measure": measure, "seeds": len(runs), "examples": examples}
             low, high = uncertainty.interval(draws[key][measure])
             row |= {"value": values.mean(), "sd": values.std(), "low": low, "high": high}
@@ -224,29 +240,26 @@ def task_loyalty(pairs: dict, floors: dict, examples: int, config: Config) -> pd
     return pd.DataFrame(rows)
 
 
-def floor_loyalty(task, runs: dict[int, pd.DataFrame]) -> dict[str, float]:
+def floor_loyalty(task, runs: Runs) -> dict[str, float]:
     """Mean loyalty between two fine-tuning seeds of one model, over all pairs of seeds: {} for one seed.
 
     No student needs more: a teacher fine-tuned twice is no more loyal to itself.
     """
-    ones = np.ones((next(iter(runs.values()))["example"].nunique(), 1))
-    pairs = [uncertainty.loyalty_scorer(task, *pair)(ones) for pair in itertools.combinations(runs.values(), 2)]
-    return {measure: float(np.mean([pair[measure].item() for pair in pairs])) for measure in (pairs[0] if pairs else {})}
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pairs = list(pool.map(lambda pair: compare_predictions(task, *pair), itertools.combinations(runs.values(), 2)))
+    return {measure: float(np.mean([pair[measure] for pair in pairs])) for measure in (pairs[0] if pairs else {})}
 
 
-def class_loyalty(teacher: dict[int, pd.DataFrame], student: dict[int, pd.DataFrame], resamples: int, seed: int) -> pd.DataFrame:
+def class_loyalty(teacher: Runs, student: Runs, resamples: int, seed: int) -> pd.DataFrame:
     """Label loyalty by the teacher's label: label, units (a seed, on average), value, low, high (95 %).
 
     value: of all units of all seeds where the teacher gives the label, the share where the student does. The interval is over
     the resamples that hold the label, so that a label of one sentence has a narrow one: mind `units`.
     """
-    labels = sorted({label for table in teacher.values() for label in table["predicted"]})
-    sides = [
-        (pd.factorize(t["example"])[0], t["predicted"].to_numpy(), s["predicted"].to_numpy())
-        for t, s in _by_seed(teacher, student)
-    ]
-    scorers = [uncertainty.class_scorer(*side, labels) for side in sides]
-    examples = sides[0][0].max() + 1
+    labels = sorted({label for run in teacher.values() for label in run.predicted})
+    scorers = [uncertainty.class_scorer(t.examples, t.predicted, s.predicted, labels) for t, s in _by_seed(teacher, student)]
+    examples = next(iter(teacher.values())).examples[-1] + 1
     points = [scorer(np.ones((examples, 1))) for scorer in scorers]
     hits, units = (np.mean([point[name][:, 0] for point in points], axis=0) for name in ("hits", "units"))
     draws = uncertainty.bootstrap({"student": scorers}, examples, resamples, seed)["student"]
@@ -255,45 +268,41 @@ def class_loyalty(teacher: dict[int, pd.DataFrame], student: dict[int, pd.DataFr
     return pd.DataFrame({"label": labels, "units": units, "value": hits / units, "low": low, "high": high})
 
 
-def confusion(teacher: dict[int, pd.DataFrame], student: dict[int, pd.DataFrame]) -> pd.DataFrame:
+def confusion(teacher: Runs, student: Runs) -> pd.DataFrame:
     """How often, over all seeds, the student gives a label where the teacher gives another: teacher_label, student_label, count."""
-    sides = [
-        pd.DataFrame({"teacher_label": t["predicted"], "student_label": s["predicted"]}) for t, s in _by_seed(teacher, student)
-    ]
+    sides = [pd.DataFrame({"teacher_label": t.predicted, "student_label": s.predicted}) for t, s in _by_seed(teacher, student)]
     return pd.concat(sides).value_counts().rename("count").reset_index()
 
 
-def disagreements(task, teacher: pd.DataFrame, student: pd.DataFrame) -> pd.DataFrame:
-    """The units where student and teacher part ways (STS: by at least 1 of 5): one row each, both tables in one order.
+def disagreements(task, teacher: Predictions, student: Predictions) -> pd.DataFrame:
+    """The units where student and teacher part ways (STS: by at least 1 of 5): one row each.
 
     example, position, gold, teacher_label, student_label (as text), teacher_probability, student_probability (of the own
     label), teacher_on_student, student_on_teacher (of the other's label; all NaN for STS).
     """
-    gaps = teacher["predicted"] != student["predicted"]
-    if task.kind == "regression":
-        gaps = (teacher["predicted"] - student["predicted"]).abs() >= 1
-    teacher, student = teacher[gaps], student[gaps]
-    table = teacher[[*UNIT, "gold"]].assign(teacher_label=teacher["predicted"], student_label=student["predicted"])
-    probabilities = dict.fromkeys(
-        ("teacher_probability", "student_probability", "teacher_on_student", "student_on_teacher"), np.nan
-    )
-    if task.kind != "regression" and len(table):
-        sides = [np.stack(list(side["probabilities"])) for side in (teacher, student)]
-        theirs, ours = (side.argmax(axis=1)[:, None] for side in sides)
-        chosen = [(sides[0], theirs), (sides[1], ours), (sides[0], ours), (sides[1], theirs)]
-        columns = [np.take_along_axis(side, label, axis=1)[:, 0] for side, label in chosen]
-        probabilities = dict(zip(probabilities, columns, strict=True))
-    labels = ["gold", "teacher_label", "student_label"]
-    as_text = {name: table[name].map("{:.2f}".format if task.kind == "regression" else str).astype(object) for name in labels}
-    return table.assign(**as_text, **probabilities).astype(dict.fromkeys(probabilities, "float32"))
+    regression = task.kind == "regression"
+    apart = np.abs(teacher.predicted - student.predicted) >= 1 if regression else teacher.predicted != student.predicted
+    table, show = teacher.units[apart].reset_index(drop=True), "{:.2f}".format if regression else str
+    labels = {"gold": teacher.gold, "teacher_label": teacher.predicted, "student_label": student.predicted}
+    for name, values in labels.items():
+        table[name] = np.array([show(value) for value in values[apart]], dtype=object)
+    sides = [np.nan if regression else side.probabilities[apart] for side in (teacher, student)]
+    for name, side, by in [
+        ("teacher_probability", 0, 0),
+        ("student_probability", 1, 1),
+        ("teacher_on_student", 0, 1),
+        ("student_on_teacher", 1, 0),
+    ]:
+        table[name] = np.nan if regression else sides[side][np.arange(len(table)), sides[by].argmax(axis=1)]
+    return table.astype({name: "float32" for name in table.columns[5:]})
 
 
-def calibration_bins(runs: dict[int, pd.DataFrame]) -> pd.DataFrame:
+def calibration_bins(runs: Runs) -> pd.DataFrame:
     """`uncertainty.reliability` of one model's runs, one after the other: seed, low, high, confidence, accuracy, count."""
     parts = []
-    for seed, table in runs.items():
-        confidence = np.stack(list(table["probabilities"])).max(axis=1)[:, None]
-        parts.append(uncertainty.reliability(confidence, table["gold"] == table["predicted"]).assign(seed=seed))
+    for seed, run in runs.items():
+        confidence = run.probabilities.max(axis=1, keepdims=True)
+        parts.append(uncertainty.reliability(confidence, run.gold == run.predicted).assign(seed=seed))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -308,9 +317,5 @@ def calibration_table(bins: pd.DataFrame) -> pd.DataFrame:
     return sums[names].div(sums["count"], axis=0).groupby(["model", "role", "task"], sort=False).mean().reset_index()
 
 
-def _read(config: Config, model: str, task: str, seed: int) -> pd.DataFrame:
-    return read_predictions(config, model, task, seed).sort_values(UNIT, ignore_index=True)
-
-
-def _by_seed(teacher: dict[int, pd.DataFrame], student: dict[int, pd.DataFrame]):
+def _by_seed(teacher: Runs, student: Runs) -> Iterator[tuple[Predictions, Predictions]]:
     return ((teacher[seed], student[seed]) for seed in teacher)

@@ -10,7 +10,8 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from rolib.alignment import split_words
 from rolib.corpus import normalise
-from rolib.metrics import UNIT, check_predictions, unit_name
+from rolib.loyalty import check_same_units
+from rolib.metrics import Predictions, unit_name
 from rolib.robustness import predict_perturbed
 from rolib.runs import read_json
 from rolib.tasks import Task, with_protocol
@@ -27,29 +28,25 @@ FILTERS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 }
 
 
-def side_by_side(task: Task, split: Dataset, teacher: pd.DataFrame, student: pd.DataFrame) -> pd.DataFrame:
-    """Two prediction tables (see rolib.metrics) beside the texts of their split, a row a word (taggers) or an example.
+def side_by_side(task: Task, split: Dataset, teacher: Predictions, student: Predictions) -> pd.DataFrame:
+    """Two models' predictions beside the texts of their split, a row a word (taggers) or an example.
 
     Columns: example, position, text, gold, teacher, teacher_probability, student, student_probability (of the label given;
-    none for STS), agree, teacher_right, student_right. Rows as in the teacher's table; ValueError for a unit of it that the
-    student or the split lacks.
+    none for STS), agree, teacher_right, student_right. ValueError for a unit that the student or the split lacks.
     """
     if task.kind == "tagging":
         texts = {(row["id"], i): token for row in split for i, token in enumerate(row["tokens"])}
     else:
         texts = {(row["id"], 0): " ‖ ".join(filter(None, (row["text"], row["text_pair"]))) for row in split}
-    columns = [*UNIT, "gold", "predicted", "probabilities"]
-    check_predictions(teacher, columns, "teacher's table")
-    check_predictions(student, columns, "student's table")
-    student = student.set_index(UNIT)
-    units = list(teacher[UNIT].itertuples(index=False, name=None))
-    if missing := [unit for unit in units if unit not in texts or unit not in student.index]:
-        raise ValueError(f"{unit_name(missing[0])} is missing from the split or from the student's table")
-    table = teacher[UNIT].reset_index(drop=True).assign(text=[texts[unit] for unit in units], gold=list(teacher["gold"]))
-    for name, predictions in (("teacher", teacher), ("student", student.loc[units])):
-        table[name] = list(predictions["predicted"])
+    check_same_units(teacher, student, ("teacher's table", "student's table"))
+    units = list(teacher.units.itertuples(index=False, name=None))
+    if missing := [unit for unit in units if unit not in texts]:
+        raise ValueError(f"{unit_name(missing[0])} is missing from the split")
+    table = teacher.units.assign(text=[texts[unit] for unit in units], gold=teacher.gold)
+    for name, run in (("teacher", teacher), ("student", student)):
+        table[name] = run.predicted
         if task.kind != "regression":
-            table[f"{name}_probability"] = [max(row) for row in predictions["probabilities"]]
+            table[f"{name}_probability"] = run.probabilities.max(axis=1)
     return table.assign(
         agree=_same(task, table["teacher"], table["student"]),
         teacher_right=_same(task, table["teacher"], table["gold"]),

@@ -6,19 +6,27 @@ three sensible readings are given, each under its own name. Taggers are counted 
 """
 
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy.spatial.distance import jensenshannon
+from scipy.special import entr
 
-from rolib import metrics
-from rolib.metrics import UNIT, check_lengths, unit_name
+from rolib.metrics import (
+    Predictions,
+    Scorer,
+    at_ones,
+    check_lengths,
+    finite_pair,
+    pearson_scorer,
+    span_scorer,
+    unit_name,
+)
 
 STS_RANGE = (0.0, 5.0)  # lowest and highest similarity score
 CHUNK = 256  # rows of probabilities at a time, so that they stay in the processor's cache
+BASE2 = math.sqrt(math.log(2))  # a change of base only scales the divergence, and its root the distance
 
 
 def label_loyalty(teacher_labels: Sequence, student_labels: Sequence) -> float:
@@ -49,22 +57,18 @@ def probability_loyalty(teacher_probs: Sequence, student_probs: Sequence, base: 
 def row_probability_loyalty(teacher_probs: Sequence, student_probs: Sequence, base: float = math.e) -> np.ndarray:
     """Each row's share (N,) of the mean that is `probability_loyalty`, whose errors it has."""
     check_lengths(teacher_probs, student_probs)
+    if not base > 1:
+        raise ValueError(f"base must be greater than 1, but is {base}")
     teacher, student = _distributions("teacher", teacher_probs), _distributions("student", student_probs)
     if teacher.shape != student.shape:
         raise ValueError(f"different numbers of labels: teacher {teacher.shape[1]}, student {student.shape[1]}")
-    if not base > 1:
-        raise ValueError(f"base must be greater than 1, but is {base}")
-
-    def distances(start: int) -> np.ndarray:
-        part = slice(start, start + CHUNK)
-        with np.errstate(invalid="ignore"):
-            # SciPy's distance already is the square root of the divergence: no second one
-            return jensenshannon(teacher[part], student[part], axis=1, base=base)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        distance = np.concatenate(list(pool.map(distances, range(0, len(teacher), CHUNK))))
-    # a divergence that rounding pushed below 0 has no root (NaN): its distance is 0
-    distance = np.clip(np.nan_to_num(distance, nan=0.0), 0.0, math.sqrt(math.log(2) / math.log(base)))
+    distance = np.empty(len(teacher))
+    for start in range(0, len(teacher), CHUNK):
+        p, q = (side[start : start + CHUNK].astype(np.float64) for side in (teacher, student))
+        p, q = (side / side.sum(axis=1, keepdims=True) for side in (p, q))
+        # JSD(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2, exactly 0 for equal rows; rounding may push it below 0
+        divergence = entr((p + q) / 2).sum(axis=1) - (entr(p).sum(axis=1) + entr(q).sum(axis=1)) / 2
+        distance[start : start + CHUNK] = np.sqrt(divergence.clip(0, math.log(2)) / math.log(base))
     return 1.0 - distance
 
 
@@ -86,96 +90,95 @@ def regression_loyalty_rmse(teacher_scores: Sequence, student_scores: Sequence, 
 
 def regression_loyalty_pearson(teacher_scores: Sequence, student_scores: Sequence) -> float:
     """Pearson correlation of the scores as they are (no scale, no clipping), -1 to 1; constant scores give 0.0."""
-    return metrics.pearson(teacher_scores, student_scores)
+    return at_ones(pearson_scorer(np.arange(len(teacher_scores)), teacher_scores, student_scores), len(teacher_scores))["pearson"]
 
 
-def compare_predictions(task, teacher: pd.DataFrame, student: pd.DataFrame) -> dict[str, float]:
-    """Loyalty of a student's to a teacher's prediction table (see rolib.metrics), aligned on (example, position).
+def compare_predictions(task, teacher: Predictions, student: Predictions) -> dict[str, float]:
+    """Loyalty of a student to a teacher; see `loyalty_scorer`."""
+    return at_ones(loyalty_scorer(task, teacher, student), teacher.examples[-1] + 1)
+
+
+def loyalty_scorer(task, teacher: Predictions, student: Predictions) -> Scorer:
+    """Loyalty of a student to a teacher as a function of example weights.
 
     regression: regression_loyalty, regression_loyalty_pearson, regression_loyalty_rmse on the STS scale. Otherwise:
     label_loyalty, probability_loyalty (natural logarithm), probability_loyalty_base2; for ner also span_loyalty, the
-    strict micro F1 of the student's spans against the teacher's (0.0 if neither has a span, as in `span_f1`).
-    ValueError, which names the first unit at fault, for tables that are bad, cover different units or have
-    probabilities over different numbers of labels. Row order does not matter; one label order is the caller's promise.
+    strict micro F1 of the student's spans against the teacher's (0.0 if neither has a span). ValueError, which names the first
+    unit at fault, if they cover different units or differ in the number of labels. One label order is the caller's promise.
     """
-    columns = [*UNIT, "predicted"] + ["probabilities"] * (task.kind != "regression")
-    metrics.check_predictions(teacher, columns, "teacher's table")
-    metrics.check_predictions(student, columns, "student's table")
-    teacher, student = (table[columns].set_index(UNIT, drop=False) for table in (teacher, student))
-    for here, there, name in [(teacher, student, "teacher"), (student, teacher, "student")]:
-        if len(alone := here.index.difference(there.index, sort=False)):
-            raise ValueError(f"{unit_name(alone[0])} is in the {name}'s table only ({len(alone)} such units)")
-    student = student.reindex(teacher.index)
-    labels = teacher["predicted"].tolist(), student["predicted"].tolist()
+    check_same_units(teacher, student, ("teacher's table", "student's table"))
     if task.kind == "regression":
-        return {
-            "regression_loyalty": regression_loyalty(*labels, *STS_RANGE),
-            "regression_loyalty_pearson": regression_loyalty_pearson(*labels),
-            "regression_loyalty_rmse": regression_loyalty_rmse(*labels, *STS_RANGE),
-        }
-    expected = len(teacher["probabilities"].iloc[0])
-    for table, name in [(teacher, "teacher"), (student, "student")]:
-        sizes = table["probabilities"].map(len)
-        if len(odd := sizes[sizes != expected]):
-            raise ValueError(
-                f"{unit_name(odd.index[0])} has {odd.iloc[0]} probabilities in the {name}'s table, "
-                f"but the teacher's first row has {expected}"
-            )
-    probabilities = teacher["probabilities"].tolist(), student["probabilities"].tolist()
-    natural = probability_loyalty(*probabilities)
-    loyalty = {
-        "label_loyalty": label_loyalty(*labels),
-        "probability_loyalty": natural,
-        # A change of base only scales the divergence, and its root the distance; the second pass would cost as much as the first.
-        "probability_loyalty_base2": 1 - (1 - natural) / math.sqrt(math.log(2)),
-    }
-    if task.name == "ner":
-        tags = [metrics.sentences(table.reset_index(drop=True), "predicted") for table in (teacher, student)]
-        loyalty["span_loyalty"] = metrics.span_f1(*tags)["strict_f1_micro"]
-    return loyalty
+        gaps = np.abs(np.subtract(*_scaled(teacher.predicted, student.predicted, *STS_RANGE)))
+        values, more = {"gap": gaps, "square": gaps**2}, pearson_scorer(teacher.examples, teacher.predicted, student.predicted)
+    else:
+        if teacher.probabilities.shape != student.probabilities.shape:
+            sizes = [side.probabilities.shape[1] for side in (student, teacher)]
+            unit = unit_name(teacher.units.iloc[0])
+            raise ValueError(f"{unit} has {sizes[0]} probabilities in the student's table, but the teacher's has {sizes[1]}")
+        rows = row_probability_loyalty(teacher.probabilities, student.probabilities)
+        values = {"label_loyalty": teacher.predicted == student.predicted, "probability_loyalty": rows}
+        more = span_scorer(*(side.spans["predicted"] for side in (teacher, student))) if task.name == "ner" else None
+    sums = np.stack([np.bincount(teacher.examples, weights=value) for value in values.values()])
+    units = np.bincount(teacher.examples)
+
+    def scores(weights):
+        means = dict(zip(values, sums @ weights / (units @ weights), strict=True))
+        if task.kind == "regression":
+            loyalty = {"regression_loyalty": 1 - means["gap"], "regression_loyalty_pearson": more(weights)["pearson"]}
+            return loyalty | {"regression_loyalty_rmse": 1 - np.sqrt(means["square"])}
+        means["probability_loyalty_base2"] = 1 - (1 - means["probability_loyalty"]) / BASE2
+        return means | ({"span_loyalty": more(weights)["strict_f1_micro"]} if more else {})
+
+    return scores
 
 
-def chance_loyalty(task, teacher: pd.DataFrame, student: pd.DataFrame, seed: int = 0, pairs: int = 2000) -> dict[str, float]:
-    """What `compare_predictions` would give if the student answered as often as it does with each answer, but blindly.
+def check_same_units(one: Predictions, other: Predictions, names: tuple[str, str]) -> None:
+    """Raise ValueError, which names the first unit that only one of the two has."""
+    if one.units.equals(other.units):
+        return
+    sides = [pd.MultiIndex.from_frame(side.units) for side in (one, other)]
+    for here, there, name in zip(sides, sides[::-1], names, strict=True):
+        if len(alone := here.difference(there, sort=False)):
+            raise ValueError(f"{unit_name(alone[0])} is in the {name} only ({len(alone)} such units)")
+
+
+def chance_loyalty(task, teacher: Predictions, student: Predictions, seed: int = 0, pairs: int = 2000) -> dict[str, float]:
+    """What `loyalty_scorer` would give if the student answered as often as it does with each answer, but blindly.
 
     label_loyalty: the expected agreement sum_c p_teacher(c) p_student(c) of Cohen's kappa. regression: the mean over all N^2
     pairs of a teacher's and a student's score (rmse: one minus its root mean square; Pearson: 0). Probabilities: the mean over
     at most `pairs` units, the student's rows shuffled by `seed`. Spans have none, since a blind tagger has no borders.
     """
-    labels = teacher["predicted"], student["predicted"]
     if task.kind == "regression":
-        low, high = STS_RANGE
-        ours, theirs = ((np.clip(side.to_numpy(dtype=np.float64), low, high) - low) / (high - low) for side in labels)
+        ours, theirs = _scaled(teacher.predicted, student.predicted, *STS_RANGE)
         gaps = np.abs(ours[:, None] - theirs)
         rmse = float(1 - np.sqrt((gaps**2).mean()))
         return {"regression_loyalty": float(1 - gaps.mean()), "regression_loyalty_pearson": 0.0, "regression_loyalty_rmse": rmse}
-    shares = [side.value_counts(normalize=True) for side in labels]
-    rng, size = np.random.default_rng(seed), min(len(teacher), pairs)
-    sides = [np.stack(list(table["probabilities"].iloc[rng.permutation(len(table))[:size]])) for table in (teacher, student)]
-    natural = probability_loyalty(*sides)
-    base2 = 1 - (1 - natural) / math.sqrt(math.log(2))
+    shares = [pd.Series(side.predicted).value_counts(normalize=True) for side in (teacher, student)]
+    rng, size = np.random.default_rng(seed), min(len(teacher.units), pairs)
+    natural = probability_loyalty(*(side.probabilities[rng.permutation(len(side.units))[:size]] for side in (teacher, student)))
     by_label = float(shares[0].mul(shares[1], fill_value=0).sum())
+    base2 = 1 - (1 - natural) / BASE2
     return {"label_loyalty": by_label, "probability_loyalty": natural, "probability_loyalty_base2": base2}
 
 
-def ensemble_predictions(task, tables: Sequence[pd.DataFrame], labels: Sequence[str]) -> pd.DataFrame:
-    """The prediction table of the ensemble of several models: the mean of their probabilities, or of their STS scores.
+def ensemble_predictions(models: Sequence[Predictions], labels: Sequence[str]) -> Predictions:
+    """The predictions of the ensemble of several models: the mean of their probabilities, or of their STS scores.
 
-    labels: the task's label order, as in scores.json; of equally probable labels the first counts. Models must have predicted the
-    same units (ValueError otherwise). Teachers of different vocabularies meet here, since task labels are common to all.
+    labels: the task's label order, as in scores.json; none for STS; of equally probable labels the first counts. ValueError
+    unless all predicted the same units. Teachers of different vocabularies meet here, since task labels are common to all.
     """
-    tables = [table.sort_values(UNIT).reset_index(drop=True) for table in tables]
-    if any(not tables[0][UNIT].equals(table[UNIT]) for table in tables[1:]):
-        raise ValueError("the models of an ensemble must have predicted the same units")
-    if task.kind == "regression":
-        return tables[0].assign(predicted=sum(table["predicted"] for table in tables) / len(tables))
-    mean = sum(np.array(table["probabilities"].tolist(), dtype=np.float64) for table in tables) / len(tables)
-    return tables[0].assign(predicted=[labels[i] for i in mean.argmax(1)], probabilities=list(mean))
+    for model in models[1:]:
+        check_same_units(models[0], model, ("first model's table", "other model's table"))
+    if not labels:
+        return replace(models[0], predicted=sum(model.predicted for model in models) / len(models))
+    mean = sum(model.probabilities.astype(np.float64) for model in models) / len(models)
+    return replace(models[0], predicted=np.array(labels, dtype=object)[mean.argmax(axis=1)], probabilities=mean)
 
 
 def _distributions(side: str, probabilities: Sequence) -> np.ndarray:
-    """Rows of probabilities as a float64 array (N, C), refused with a ValueError if they are none."""
-    rows = np.asarray(probabilities, dtype=np.float64)
+    """Rows of probabilities as an array (N, C), refused with a ValueError if they are none."""
+    rows = np.asarray(probabilities)
     if rows.ndim != 2:
         raise ValueError(f"{side} probabilities must have shape (N, C), but have {rows.shape}")
     for problem, bad in [
@@ -185,12 +188,11 @@ def _distributions(side: str, probabilities: Sequence) -> np.ndarray:
     ]:
         if bad.any():
             raise ValueError(f"{side} row {int(np.argmax(bad))} has {problem}")
-    # the mean of the smallest subnormal number and 0 rounds to 0, which would make the divergence infinite
-    return np.where(rows < np.finfo(np.float64).tiny, 0.0, rows)
+    return rows
 
 
 def _scaled(teacher: Sequence, student: Sequence, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"low must be less than high, both finite, but they are {low} and {high}")
-    teacher, student = metrics.finite_pair(teacher, student)
+    teacher, student = finite_pair(teacher, student)
     return (np.clip(teacher, low, high) - low) / (high - low), (np.clip(student, low, high) - low) / (high - low)

@@ -3,36 +3,140 @@
 All scores are fractions (0 to 1; correlations -1 to 1); percent is a matter of display. Degenerate input has a defined
 score and never a NaN or a warning: each function says which. Bad input is a ValueError.
 
-The predictions of one run are a table with one row per scored unit (a word for taggers, an example otherwise):
-`example` (id, str), `position` (word index from 0; 0 where there are no words), `gold` and `predicted` (label names;
-floats from 0 to 5 for STS), `probabilities` (list of float32 over the task's labels in their order; empty for STS).
+A *scorer* gives scores as a function of example weights: with ones it gives the scores of the test set, with the counts of
+a bootstrap resample those of the resample (rolib.uncertainty). It reduces predictions to counts per example once, so that
+thousands of resamples are products of two matrices.
 """
 
-import warnings
-from collections.abc import Sequence
-from statistics import fmean
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from sklearn.metrics import accuracy_score, f1_score
+import pyarrow.parquet as pq
+from scipy import sparse
 
 UNIT = ["example", "position"]  # the columns that together name one scored unit
+COLUMNS = [*UNIT, "gold", "predicted", "probabilities"]
+SPAN_SCORES = ["strict_f1_micro", "strict_f1_macro", "boundary_f1_micro", "boundary_f1_macro"]
+SPAN_SCORES += ["strict_precision_micro", "strict_recall_micro"]
+ROUNDING = 1e-13  # a spread below this share of the squares is what rounding leaves of a constant
+# Of weights (examples, R), whole numbers as float64: score name -> (R,).
+Scorer = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def accuracy(gold: Sequence, predicted: Sequence) -> float:
-    """Share of units whose predicted label is the gold one. Shapes (N,), (N,); ValueError for N = 0 or unequal N."""
-    check_lengths(gold, predicted)
-    return float(accuracy_score(np.asarray(gold), np.asarray(predicted)))
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The predictions of one run in order of units: N words of taggers, else examples; C labels, none for STS.
+
+    As a table (what a run stores): `example` (id, str), `position` (word index from 0; 0 where there are no words), `gold` and
+    `predicted` (label names; floats from 0 to 5 for STS), `probabilities` (list over the labels in their order; empty for STS).
+    """
+
+    units: pd.DataFrame  # example, position
+    gold: np.ndarray  # (N,)
+    predicted: np.ndarray  # (N,)
+    probabilities: np.ndarray  # (N, C)
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, name: str = "prediction table") -> "Predictions":
+        """From a table in any order; ValueError, which calls it `name`, if it is empty, lacks a value or repeats a unit."""
+        if missing := [column for column in COLUMNS if column not in table.columns]:
+            raise ValueError(f"{name}: missing columns {', '.join(missing)}")
+        rows = np.array(table["probabilities"].tolist()) if table["probabilities"].map(len).nunique() == 1 else None
+        if rows is None and len(table):
+            sizes = table["probabilities"].map(len)
+            odd = sizes[sizes != sizes.mode()[0]].index[0]
+            raise ValueError(f"{unit_name(table.loc[odd, UNIT])} has {sizes[odd]} probabilities in the {name}, unlike the others")
+        return cls._checked(table, rows, name)
+
+    @classmethod
+    def read(cls, path: Path, probabilities: bool = True) -> "Predictions":
+        """A stored table; errors as `of`. Without probabilities (N, 0) it takes a tenth of the time."""
+        stored = pq.read_table(path, columns=COLUMNS if probabilities else COLUMNS[:-1])
+        rows = np.zeros((len(stored), 0), dtype=np.float32)
+        if probabilities:  # without a Python list for each row
+            rows = stored["probabilities"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            rows = rows.reshape(len(stored), len(rows) // max(1, len(stored)))
+        return cls._checked(stored.select(COLUMNS[:-1]).to_pandas(), rows, str(path))
+
+    @classmethod
+    def _checked(cls, table: pd.DataFrame, probabilities: np.ndarray, name: str) -> "Predictions":
+        if table.empty:
+            raise ValueError(f"{name}: it has no rows, so there is nothing to score")
+        table = table[COLUMNS[:-1]].reset_index(drop=True)
+        lacking, doubled = table.isna().any(axis=1), table.duplicated(UNIT)
+        for problem, rows in [("missing value", lacking), ("more than one row", doubled)]:
+            if rows.any():
+                raise ValueError(f"{name}: {problem} for {unit_name(table.loc[rows, UNIT].iloc[0])}")
+        table = table.sort_values(UNIT)
+        return cls(
+            table[UNIT].reset_index(drop=True),
+            *(table[side].to_numpy(dtype=None if table[side].dtype.kind == "f" else object) for side in ("gold", "predicted")),
+            probabilities[table.index],
+        )
+
+    def table(self) -> pd.DataFrame:
+        """As a table, in order of units."""
+        return self.units.assign(gold=self.gold, predicted=self.predicted, probabilities=list(self.probabilities))
+
+    @cached_property
+    def examples(self) -> np.ndarray:
+        """(N,) the number of each unit's example, from 0 in sorted order."""
+        return pd.factorize(self.units["example"])[0]
+
+    @cached_property
+    def spans(self) -> dict[str, list[set]]:
+        """The gold and the predicted `spans` of each sentence; ValueError if a word is missing."""
+        starts = np.flatnonzero(np.diff(self.examples, prepend=-1))
+        gaps = self.units["position"] != np.arange(len(self.gold)) - starts[self.examples]
+        if gaps.any():
+            raise ValueError(f"a word is missing before {unit_name(self.units[gaps].iloc[0])}")
+        return {side: [spans(tags) for tags in np.split(getattr(self, side), starts[1:])] for side in ("gold", "predicted")}
 
 
-def macro_f1(gold: Sequence, predicted: Sequence) -> float:
-    """Unweighted mean of the F1 of every label that occurs in gold or predicted (scikit-learn's default).
+def score_predictions(task, predictions: pd.DataFrame) -> dict[str, float]:
+    """All scores of one prediction table for a task (rolib.tasks.Task; its .name and .kind are read).
 
-    A label without a true positive counts 0. Shapes (N,), (N,); ValueError for N = 0 or unequal N.
+    ner: see `span_scorer`; other taggers and classifiers: `label_scorer`; regression: `correlation_scorer`. The order of the
+    rows does not matter. ValueError for a table that `Predictions` refuses, or a NER sentence that lacks a word.
+    """
+    run = Predictions.of(predictions)
+    return at_ones(scorer(task, run), run.examples[-1] + 1)
+
+
+def at_ones(score: Scorer, examples: int) -> dict[str, float]:
+    """What a scorer gives for the test set as it is: every example once."""
+    return {name: value.item() for name, value in score(np.ones((examples, 1))).items()}
+
+
+def scorer(task, run: Predictions) -> Scorer:
+    """The scores of a run for a task as a function of example weights."""
+    if task.name == "ner":
+        return span_scorer(**run.spans)
+    make = correlation_scorer if task.kind == "regression" else label_scorer
+    return make(run.examples, run.gold, run.predicted)
+
+
+def label_scorer(examples: np.ndarray, gold: Sequence, predicted: Sequence) -> Scorer:
+    """Accuracy and macro-F1 of units (N,) that belong to examples numbered from 0. ValueError for N = 0 or unequal N.
+
+    Macro-F1: the unweighted mean of the F1 of every label that occurs in gold or predicted (scikit-learn's default); a label
+    without a true positive counts 0.
     """
     check_lengths(gold, predicted)
-    return float(f1_score(np.asarray(gold), np.asarray(predicted), average="macro", zero_division=0))
+    labels = pd.factorize(np.concatenate([np.asarray(gold, dtype=object), np.asarray(predicted, dtype=object)]))[0]
+    hit, shape = labels[: len(gold)] == labels[len(gold) :], (labels.max() + 1, examples.max() + 1)
+    hits = counts(labels[: len(gold)][hit], examples[hit], shape)
+    occurrences = counts(labels, np.tile(examples, 2), shape)  # in gold and in predicted
+
+    def scores(weights):
+        right, found = hits @ weights, occurrences @ weights
+        return {"accuracy": 2 * right.sum(axis=0) / found.sum(axis=0), "macro_f1": _class_mean(_ratio(2 * right, found), found)}
+
+    return scores
 
 
 def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
@@ -43,6 +147,8 @@ def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
     """
     found, start, current = set(), 0, None
     for position, tag in enumerate([*tags, "O"]):  # the last O closes a span that reaches the end
+        if tag == "O" and current is None:
+            continue
         prefix, _, label = tag.partition("-")
         if tag != "O" and (prefix not in ("B", "I") or not label):
             raise ValueError(f"tag {tag!r} at word {position}: expected O, B-class or I-class")
@@ -54,8 +160,8 @@ def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
     return found
 
 
-def span_f1(gold_sentences: Sequence[Sequence[str]], predicted_sentences: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Scores of entity spans over sentences of BIO tags.
+def span_scorer(gold: Sequence[set], predicted: Sequence[set]) -> Scorer:
+    """Scores of the entity spans of sentences, which are the examples. ValueError for no sentences or unequal numbers.
 
     strict_f1_micro (with strict_precision_micro, strict_recall_micro): a span is right if its borders and class are.
     boundary_f1_micro: a span is right if its borders are, whatever its class (nervaluate's overall "exact").
@@ -65,69 +171,72 @@ def span_f1(gold_sentences: Sequence[Sequence[str]], predicted_sentences: Sequen
     predicted with any class. (nervaluate 1.2 compares spans within one class there: its "exact" is just "strict".)
 
     A ratio with nothing below the line is 0, as in nervaluate and scikit-learn: with no span in gold nor predicted
-    every score is 0.0, so silence is not rewarded. ValueError for no sentences, or unequal numbers or lengths of them.
+    every score is 0.0, so silence is not rewarded.
     """
-    check_lengths(gold_sentences, predicted_sentences)
-    gold, predicted = set(), set()
-    for number, (gold_tags, predicted_tags) in enumerate(zip(gold_sentences, predicted_sentences, strict=True)):
-        if len(gold_tags) != len(predicted_tags):
-            raise ValueError(f"sentence {number}: {len(gold_tags)} gold tags but {len(predicted_tags)} predicted tags")
-        gold |= {(number, *span) for span in spans(gold_tags)}
-        predicted |= {(number, *span) for span in spans(predicted_tags)}
-    gold_borders, predicted_borders = _borders(gold), _borders(predicted)
-    strict, boundary = [], []
-    for label in sorted({span[3] for span in gold | predicted}):
-        wanted, given = ({span for span in side if span[3] == label} for side in (gold, predicted))
-        strict.append(_f1(_share(given, gold), _share(wanted, predicted)))
-        boundary.append(_f1(_share(_borders(given), gold_borders), _share(_borders(wanted), predicted_borders)))
-    precision, recall = _share(predicted, gold), _share(gold, predicted)
-    return {
-        "strict_f1_micro": _f1(precision, recall),
-        "strict_f1_macro": fmean(strict or [0.0]),
-        "boundary_f1_micro": _f1(_share(predicted_borders, gold_borders), _share(gold_borders, predicted_borders)),
-        "boundary_f1_macro": fmean(boundary or [0.0]),
-        "strict_precision_micro": precision,
-        "strict_recall_micro": recall,
-    }
+    check_lengths(gold, predicted)
+    rows = []  # class, what it counts as, sentence
+    for sentence, (wanted, given) in enumerate(zip(gold, predicted, strict=True)):
+        for kind, these, others in [(0, wanted, given), (3, given, wanted)]:
+            borders = {span[:2] for span in others}
+            for span in these:  # counted as a span; as one whose borders are right; as one that is right
+                kinds = [kind] + [kind + 1] * (span[:2] in borders) + [kind + 2] * (span in others)
+                rows += [(span[2], counted_as, sentence) for counted_as in kinds]
+    labels, names = pd.factorize(np.array([row[0] for row in rows], dtype=object))
+    kinds, places = np.array([row[1:] for row in rows], dtype=int).reshape(-1, 2).T
+    found = counts(6 * labels + kinds, places, (6 * len(names), len(gold)))
+
+    def scores(weights):
+        sums = (found @ weights).reshape(len(names), 6, weights.shape[1])
+        by_class, total = np.moveaxis(sums, 1, 0), sums.sum(axis=0)
+        macro = [_class_mean(f1, by_class[0] + by_class[3]) for f1 in _span_f1(by_class)]
+        shares = _ratio(total[5], total[3]), _ratio(total[2], total[0])  # precision, recall
+        strict, boundary = zip(_span_f1(total), macro, strict=True)
+        return dict(zip(SPAN_SCORES, [*strict, *boundary, *shares], strict=True))
+
+    return scores
 
 
-def pearson(gold: Sequence[float], predicted: Sequence[float]) -> float:
-    """Pearson correlation (SciPy); 0.0 by definition if an input is constant, also if only up to rounding, or N = 1.
+def correlation_scorer(examples: np.ndarray, gold: Sequence[float], predicted: Sequence[float]) -> Scorer:
+    """Pearson and Spearman correlation (ties by mean rank) of units (N,) that belong to examples numbered from 0.
 
-    Shapes (N,), (N,); ValueError for N = 0, unequal N or a score that is not finite.
+    0.0 by definition if a side is constant, also if only up to rounding, or N = 1. ValueError for N = 0, unequal N or a value
+    that is not finite.
     """
-    return _correlation(stats.pearsonr, gold, predicted)
+    sides, pearson = finite_pair(gold, predicted), pearson_scorer(examples, gold, predicted)
+    groups = [np.unique(side, return_inverse=True)[1] for side in sides]  # equal scores, in rising order
+    members = [counts(group, examples, (group.max() + 1, examples.max() + 1)) for group in groups]
+
+    def scores(weights):
+        units, gaps = weights[examples], []
+        for group, member in zip(groups, members, strict=True):
+            held = member @ weights
+            ranks = np.cumsum(held, axis=0) - (held - 1) / 2  # the mean rank of `held` equal scores
+            gaps.append((ranks - (units.sum(axis=0) + 1) / 2)[group])
+        squares = [np.einsum("nr,nr,nr->r", units, *pair) for pair in (gaps, gaps[:1] * 2, gaps[1:] * 2)]
+        return pearson(weights) | {"spearman": _ratio(squares[0], np.sqrt(squares[1] * squares[2])).clip(-1, 1)}
+
+    return scores
 
 
-def spearman(gold: Sequence[float], predicted: Sequence[float]) -> float:
-    """Spearman rank correlation, ties by mean rank (SciPy); 0.0 and errors as in `pearson`."""
-    return _correlation(stats.spearmanr, gold, predicted)
+def pearson_scorer(examples: np.ndarray, gold: Sequence[float], predicted: Sequence[float]) -> Scorer:
+    """The Pearson correlation alone; see `correlation_scorer`."""
+    sides = finite_pair(gold, predicted)
+    means = [side.mean() for side in sides]
+    x, y = (side - mean for side, mean in zip(sides, means, strict=True))
+    # Sums over each example, so that a resample's moments are one product; centred, so that rounding costs nothing.
+    moments = np.stack([np.bincount(examples, weights=values) for values in (np.ones(len(x)), x, y, x * x, y * y, x * y)])
 
+    def scores(weights):
+        total, sum_x, sum_y, square_x, square_y, cross = moments @ weights
+        norms = []
+        for centre, sums, squares in zip(means, (sum_x, sum_y), (square_x, square_y), strict=True):
+            spread = squares - sums**2 / total
+            # SciPy's bound for a constant, and what rounding leaves of one
+            least = np.maximum((np.finfo(float).eps ** 0.75 * (centre + sums / total)) ** 2, ROUNDING * squares)
+            norms.append(np.sqrt(np.where(spread <= least, 0, spread)))
+        return {"pearson": _ratio(cross - sum_x * sum_y / total, norms[0] * norms[1]).clip(-1, 1)}
 
-def score_predictions(task, predictions: pd.DataFrame) -> dict[str, float]:
-    """All scores of one prediction table for a task (rolib.tasks.Task; its .name and .kind are read).
-
-    ner: the scores of `span_f1`; other taggers and classifiers: accuracy, macro_f1; regression: pearson, spearman.
-    The order of the rows does not matter. ValueError for an empty table, a missing column or value, a doubled unit, or
-    a NER sentence that lacks a word.
-    """
-    check_predictions(predictions, [*UNIT, "gold", "predicted"])
-    if task.name == "ner":
-        return span_f1(sentences(predictions, "gold"), sentences(predictions, "predicted"))
-    measures = (pearson, spearman) if task.kind == "regression" else (accuracy, macro_f1)
-    return {measure.__name__: measure(predictions["gold"], predictions["predicted"]) for measure in measures}
-
-
-def check_predictions(predictions: pd.DataFrame, columns: list[str], table: str = "prediction table") -> None:
-    """Refuse a table that is empty, lacks columns or values, or repeats units (ValueError)."""
-    if missing := [name for name in columns if name not in predictions.columns]:
-        raise ValueError(f"{table}: missing columns {', '.join(missing)}")
-    if predictions.empty:
-        raise ValueError(f"{table}: it has no rows, so there is nothing to score")
-    lacking, doubled = predictions[columns].isna().any(axis=1), predictions.duplicated(UNIT)
-    for problem, rows in [("missing value", lacking), ("more than one row", doubled)]:
-        if rows.any():
-            raise ValueError(f"{table}: {problem} for {unit_name(predictions.loc[rows, UNIT].iloc[0])}")
+    return scores
 
 
 def check_lengths(first: Sequence, second: Sequence) -> None:
@@ -149,40 +258,28 @@ def finite_pair(first: Sequence[float], second: Sequence[float]) -> tuple[np.nda
     return pair
 
 
-def sentences(predictions: pd.DataFrame, column: str) -> list[list[str]]:
-    """One column as a list per sentence, sorted by position; ValueError if positions are not 0, 1, 2, ..."""
-    table = predictions.sort_values(UNIT)
-    gaps = table["position"] != table.groupby("example").cumcount()
-    if gaps.any():
-        raise ValueError(f"a word is missing before {unit_name(table.loc[gaps, UNIT].iloc[0])}")
-    return table.groupby("example", sort=False)[column].agg(list).tolist()
-
-
 def unit_name(unit: Sequence) -> str:
     """How errors name the unit (example, position)."""
     example, position = unit
     return f"example {example!r}, position {position}"
 
 
-def _borders(numbered_spans: set[tuple]) -> set[tuple]:
-    return {span[:3] for span in numbered_spans}  # (sentence, start, end) without the class
+def counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
+    """How often each pair of a row and a column occurs."""
+    return sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape).tocsr()  # equal positions add up
 
 
-def _share(some: set, right: set) -> float:
-    return len(some & right) / len(some) if some else 0.0
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.zeros(np.shape(below)), where=below > 0)
 
 
-def _f1(precision: float, recall: float) -> float:
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+def _class_mean(values: np.ndarray, occurrences: np.ndarray) -> np.ndarray:
+    return _ratio(values.sum(axis=0), (occurrences > 0).sum(axis=0))  # classes that do not occur have the value 0
 
 
-def _correlation(method, gold: Sequence[float], predicted: Sequence[float]) -> float:
-    gold, predicted = finite_pair(gold, predicted)
-    if len(gold) < 2:
-        return 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", stats.DegenerateDataWarning)  # SciPy decides what is constant
-        try:
-            return float(method(gold, predicted).statistic)
-        except stats.DegenerateDataWarning:
-            return 0.0
+def _span_f1(found: np.ndarray) -> list[np.ndarray]:
+    """Strict and boundary F1 of the six counts (6, ..., R) of `span_scorer`."""
+    gold, borders_found, right_found, predicted, borders_right, right = found
+    pairs = [(_ratio(right, predicted), _ratio(right_found, gold))]
+    pairs += [(_ratio(borders_right, predicted), _ratio(borders_found, gold))]
+    return [_ratio(2 * precision * recall, precision + recall) for precision, recall in pairs]

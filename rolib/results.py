@@ -3,6 +3,7 @@
 import base64
 import html
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ import yaml
 
 from rolib.config import Config, load_profile
 from rolib.loyalty import ensemble_predictions
+from rolib.metrics import Predictions
 from rolib.runs import read_json, require, write_text
 from rolib.tasks import TASKS
 
@@ -71,15 +73,17 @@ def headline_table(scores: pd.DataFrame) -> pd.DataFrame:
     return table.assign(mean=table.mean(axis=1, skipna=False)).reset_index()
 
 
-def read_predictions(config: Config, model: str, task: str, seed: int) -> pd.DataFrame:
-    """The stored predictions of one run; of the model `ensemble`, the combination of all teachers of the profile."""
-    if model != ENSEMBLE:
-        path = config.folder / "evaluation" / model / task / f"seed-{seed}" / "predictions.parquet"
-        return pd.read_parquet(require(path, made_by(config)))
-    teachers = members(config).query("role == 'teacher'")["model"]
-    tables = [read_predictions(config, teacher, task, seed) for teacher in teachers]
-    scores = config.folder / "evaluation" / teachers.iloc[0] / task / f"seed-{seed}" / "scores.json"
-    return ensemble_predictions(TASKS[task], tables, read_json(scores, made_by(config))["labels"])
+def read_predictions(config: Config, model: str, task: str, seed: int, probabilities: bool = True) -> Predictions:
+    """The stored predictions of one run."""
+    path = config.folder / "evaluation" / model / task / f"seed-{seed}" / "predictions.parquet"
+    return Predictions.read(require(path, made_by(config)), probabilities)
+
+
+def read_ensemble(config: Config, teachers: Sequence[str], task: str, seed: int) -> Predictions:
+    """The combination of the stored predictions of several teachers, each at the same fine-tuning seed."""
+    scores = config.folder / "evaluation" / teachers[0] / task / f"seed-{seed}" / "scores.json"
+    runs = [read_predictions(config, teacher, task, seed) for teacher in teachers]
+    return ensemble_predictions(runs, read_json(scores, made_by(config))["labels"])
 
 
 def gate_table(scores: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from rolib.corpus import normalise
 from rolib.distill import autocast, make_accelerator
 from rolib.finetune import encode, label_names, load_for_task, predict, prediction_table
 from rolib.loyalty import compare_predictions
+from rolib.metrics import Predictions
 from rolib.results import members
 from rolib.runs import read_json
 from rolib.tasks import TASKS, Task
@@ -96,8 +97,8 @@ def compare_perturbed(config: RobustnessConfig) -> pd.DataFrame:
             follows = member.model.removesuffix("-random") != member.teacher and (reference / "scores.json").exists()
             for perturbation, values in result["scores"].items():
                 if follows:
-                    tables = (pd.read_parquet(place / f"{perturbation}.parquet") for place in (reference, folder))
-                    values = values | compare_predictions(TASKS[task], *tables)
+                    sides = (Predictions.read(place / f"{perturbation}.parquet") for place in (reference, folder))
+                    values = values | compare_predictions(TASKS[task], *sides)
                 start = (member.model, member.role, member.teacher, task, result["seed"], result["headline"], perturbation)
                 rows += [(*start, score, value) for score, value in values.items()]
     columns = ["model", "role", "teacher", "task", "seed", "headline", "perturbation", "score", "value"]

@@ -12,6 +12,7 @@ from rolib.alignment import split_words
 from rolib.config import EvaluateConfig
 from rolib.corpus import normalise
 from rolib.explore import FILTERS, STS_TOLERANCE, predict_text, side_by_side
+from rolib.metrics import Predictions
 from rolib.models import init_student, save_model
 from rolib.tasks import SAMPLE, TASKS, load_task
 
@@ -39,7 +40,9 @@ def test_side_by_side_is_a_plain_loop(name):
     task, split = TASKS[name], load_task(name, SAMPLE)["test"].select(range(12))
     teacher, student = guesses(task, split, 1), guesses(task, split, 2)
     student["gold"] = teacher["gold"]
-    table = side_by_side(task, split, teacher, student.sample(frac=1, random_state=0))  # the student's order does not matter
+    # the student's order does not matter
+    table = side_by_side(task, split, Predictions.of(teacher), Predictions.of(student.sample(frac=1, random_state=0)))
+    teacher, student = (side.sort_values(["example", "position"]) for side in (teacher, student))
 
     def same(a, b):
         return abs(a - b) < STS_TOLERANCE if name == "sts" else a == b
@@ -70,9 +73,12 @@ def test_side_by_side_is_a_plain_loop(name):
 def test_side_by_side_names_what_is_missing():
     task, split = TASKS["upos"], load_task("upos", SAMPLE)["test"].select(range(3))
     table = guesses(task, split, 1)
-    for student, texts in ((table.iloc[:-1], split), (table, split.select(range(2)))):
-        with pytest.raises(ValueError, match=r"^example '.+', position \d+ is missing from the split or"):
-            side_by_side(task, texts, table, student)
+    for student, texts, where in (
+        (table.iloc[:-1], split, r"in the teacher's table only"),
+        (table, split.select(range(2)), "missing from the split"),
+    ):
+        with pytest.raises(ValueError, match=rf"^example '.+', position \d+ is {where}"):
+            side_by_side(task, texts, Predictions.of(table), Predictions.of(student))
 
 
 @pytest.fixture(scope="module")

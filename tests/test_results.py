@@ -6,12 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from oracles import bootstrap_difference, bootstrap_loyalty, bootstrap_scores
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, recall_score
 
 from rolib import analysis, results, uncertainty
+from rolib import loyalty as loyalties
 from rolib.config import LoyaltyConfig
-from rolib.loyalty import chance_loyalty, compare_predictions, probability_loyalty
-from rolib.metrics import UNIT, score_predictions
+from rolib.loyalty import probability_loyalty
+from rolib.metrics import Predictions, score_predictions
 from rolib.tasks import TASKS
 
 NER_TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
@@ -82,7 +84,19 @@ def scored(config):
 
 
 def predictions(config, model, task, seed):
-    return results.read_predictions(config, model, task, seed).sort_values(UNIT, ignore_index=True)
+    if model == "ensemble":
+        return results.read_ensemble(config, ["bert-cased", "bert-uncased"], task, seed).table()
+    return results.read_predictions(config, model, task, seed).table()
+
+
+def compare_predictions(task, teacher, student):
+    """Of prediction tables."""
+    return loyalties.compare_predictions(task, Predictions.of(teacher), Predictions.of(student))
+
+
+def chance_loyalty(task, teacher, student, seed=0):
+    """Of prediction tables."""
+    return loyalties.chance_loyalty(task, Predictions.of(teacher), Predictions.of(student), seed)
 
 
 def one(table, **wanted):
@@ -107,7 +121,7 @@ def test_scores_are_means_over_seeds_with_the_bootstrap_interval(config, scored)
         values = [score_predictions(TASKS[task], table)[score] for table in runs.values()]
         row = one(scores, model=model, task=task, score=score)
         assert row["value"] == pytest.approx(np.mean(values)) and row["sd"] == pytest.approx(np.std(values, ddof=1))
-        draws = uncertainty.bootstrap_scores(TASKS[task], runs, 300, seed=3)[score]
+        draws = bootstrap_scores(TASKS[task], runs, 300, seed=3)[score]
         assert (row["low"], row["high"]) == pytest.approx(uncertainty.interval(draws))
         assert row["seeds"] == 3 and row["examples"] == SIZES[task][0]
     mine = scores[(scores["model"] == "bert-cased") & scores["headline"]].set_index("task")["value"]
@@ -133,7 +147,7 @@ def test_comparisons_are_paired_and_corrected_over_the_measures(config, scored):
         *[("distil-multi", "distil-cased"), ("distil-multi", "distil-uncased")],
     }
     sides = [{seed: predictions(config, name, "sapn", seed) for seed in (1, 2, 3)} for name in ("distil-multi", "distil-cased")]
-    draws = uncertainty.bootstrap_difference(TASKS["sapn"], *sides, 300, seed=3)[TASKS["sapn"].headline]
+    draws = bootstrap_difference(TASKS["sapn"], *sides, 300, seed=3)[TASKS["sapn"].headline]
     row = one(comparisons, model="distil-multi", against="distil-cased", task="sapn")
     assert (row["low"], row["high"]) == pytest.approx(uncertainty.interval(draws))
     assert row["p"] == uncertainty.p_value(draws)
@@ -172,7 +186,7 @@ def test_loyalty_with_interval_chance_and_floor(config, tables):
         runs = pd.DataFrame([compare_predictions(TASKS[task], theirs[seed], ours[seed]) for seed in (1, 2, 3)])
         again = [compare_predictions(TASKS[task], theirs[a], theirs[b]) for a, b in [(1, 2), (1, 3), (2, 3)]]
         blind = pd.DataFrame([chance_loyalty(TASKS[task], theirs[seed], ours[seed], seed=3) for seed in (1, 2, 3)])
-        draws = uncertainty.bootstrap_loyalty(TASKS[task], theirs, ours, 300, seed=3)
+        draws = bootstrap_loyalty(TASKS[task], theirs, ours, 300, seed=3)
         for measure in runs:
             row = one(tables["loyalty"], model=model, teacher=teacher, task=task, measure=measure)
             assert row["value"] == pytest.approx(runs[measure].mean()) and row["sd"] == pytest.approx(runs[measure].std())

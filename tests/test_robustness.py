@@ -16,6 +16,7 @@ from rolib import stages
 from rolib.config import EvaluateConfig, RobustnessConfig
 from rolib.corpus import normalise
 from rolib.loyalty import compare_predictions
+from rolib.metrics import Predictions
 from rolib.models import init_student, save_model
 from rolib.robustness import PERTURBATIONS, cedilla, compare_perturbed, perturb, predict_perturbed, strip_diacritics
 from rolib.tasks import PROTOCOLS, SAMPLE, TASKS, load_task, with_protocol
@@ -235,7 +236,7 @@ def test_the_table_of_scores_and_loyalty(measured):
                     own[name, score] = value
                 if model.startswith("small"):
                     tables = (pd.read_parquet(measured / "robustness" / who / task / f"{name}.parquet") for who in ("big", model))
-                    loyalty = compare_predictions(TASKS[task], *tables)
+                    loyalty = compare_predictions(TASKS[task], *map(Predictions.of, tables))
                     assert set(loyalty) == loyalties[task]
                     own |= {(name, score): value for score, value in loyalty.items()}
             for (name, score), value in own.items():
