@@ -24,7 +24,7 @@ $(STAMP): requirements.txt pyproject.toml
 
 study: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores $(CORES) --config profile=$(PROFILE) --quiet rules
-	$(BIN)/python -m rolib.results $(PROFILE)
+	$(BIN)/python -m rolib $(PROFILE)
 
 demo:
 	$(MAKE) study PROFILE=tiny

@@ -36,7 +36,6 @@ wildcard_constraints:
 rule all:
     input:
         f"{DONE}/06-report-results.ipynb",
-        [f"{DONE}/07-measure-robustness.ipynb"] if STUDY["evaluate"].keep_models else [],  # it reads the fine-tuned models
 
 
 rule teacher:
@@ -124,6 +123,7 @@ rule report:
     input:
         f"{DONE}/04-analyse-loyalty.ipynb",
         f"{DONE}/05-measure-speed.ipynb",
+        [f"{DONE}/07-measure-robustness.ipynb"] if STUDY["evaluate"].keep_models else [],  # it reads the fine-tuned models
         notebook="notebooks/06-report-results.ipynb",
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/analyse.yaml"],
     output:

@@ -15,8 +15,8 @@ from rolib import uncertainty
 from rolib.config import Config
 from rolib.loyalty import chance_loyalty, compare_predictions, loyalty_scorer
 from rolib.metrics import Predictions, at_ones, scorer
-from rolib.results import ENSEMBLE, made_by, members, read_ensemble, read_predictions
-from rolib.runs import read_json, write_text
+from rolib.results import ENSEMBLE, members, read_ensemble, read_predictions
+from rolib.runs import made_by, read_json, write_text
 from rolib.tasks import TASKS
 
 ENSEMBLE_ROLE = "teacher ensemble"

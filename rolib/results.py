@@ -2,17 +2,16 @@
 
 import base64
 import html
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-from rolib.config import Config, load_profile
+from rolib.config import Config
 from rolib.loyalty import ensemble_predictions
 from rolib.metrics import Predictions
-from rolib.runs import read_json, require, write_text
+from rolib.runs import made_by, read_json, require, write_text
 from rolib.tasks import TASKS
 
 ROLES = ("teacher", "student", "mlm control", "random control")
@@ -20,11 +19,6 @@ ENSEMBLE = "ensemble"  # of all teachers of a profile
 SAMPLE_WARNING = (
     "These results come from the built-in sample: they show that the machine runs and prove nothing about the models."
 )
-
-
-def made_by(config: Config) -> str:
-    """The command that makes this profile's results, for error messages."""
-    return "`make demo`" if config.profile == "tiny" else f"`make study PROFILE={config.profile}`"
 
 
 def members(config: Config) -> pd.DataFrame:
@@ -134,23 +128,3 @@ def write_report(path: Path, title: str, notes: list[str], parts: list[tuple[str
             body.append(content.to_html(index=False, border=0, na_rep="–", float_format=lambda value: f"{value:.2f}"))
     marked = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
     write_text(path, PAGE.format(title=html.escape(title), notes=marked, body="".join(body)))
-
-
-def main(profile: str) -> None:
-    """Print the two tables of a finished study in short and say where its results lie."""
-    study = load_profile(profile)["report"]
-    pd.set_option("display.width", 200, "display.max_columns", 20, "display.precision", 2)
-    print("\nHeadline scores, percent (mean over seeds)\n")
-    print(headline_table(read_scores(study)).drop(columns="layers").to_string(index=False))
-    loyalty = pd.read_csv(require(study.folder / "loyalty.csv", made_by(study)))
-    loyalty = loyalty[loyalty["measure"].isin(["label_loyalty", "probability_loyalty", "regression_loyalty"])]
-    print("\nLoyalty to the teacher, mean over the measures\n")
-    index = ["model", "role", "teacher"]
-    print(loyalty.pivot_table(index=index, columns="measure", values="value", sort=False).to_string())
-    for note in data_notes(study):
-        print("\nNote:", note)
-    print(f"\nReport:  {study.folder / 'report.html'}\nFigures: {study.folder / 'figures'}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -58,13 +58,17 @@ def require(path: Path, made_by: str) -> Path:
     return path
 
 
+def made_by(config: Config) -> str:
+    """The command that makes this profile's results, for error messages."""
+    return "`make demo`" if config.profile == "tiny" else f"`make study PROFILE={config.profile}`"
+
+
 def model_folder(config: Config, name: str) -> Path:
     """The folder of a finished teacher or student of this profile; FileNotFoundError names the mend."""
     for kind in ("teachers", "students"):
         if (config.folder / kind / name / "manifest.json").exists():
             return config.folder / kind / name
-    made_by = "`make demo`" if config.profile == "tiny" else f"`make study PROFILE={config.profile}`"
-    raise FileNotFoundError(f"{config.folder}: no finished model {name!r}: run {made_by} first")
+    raise FileNotFoundError(f"{config.folder}: no finished model {name!r}: run {made_by(config)} first")
 
 
 def _git_commit() -> str:

@@ -33,7 +33,6 @@ from rolib.finetune import finetune, sample_examples
 from rolib.losses import IGNORE
 from rolib.masking import MaskingCollator
 from rolib.metrics import score_predictions
-from rolib.results import made_by
 from rolib.robustness import PERTURBATIONS, predict_perturbed
 from rolib.tasks import TASKS, load_task, task_source, with_protocol
 
@@ -290,7 +289,7 @@ def kept_runs(config: Config, tasks: Iterable[str], models: Sequence[str] = ()) 
                 found.setdefault(path.parents[2], path.parents[1])
     place = config.folder / "evaluation"
     if not place.exists():
-        raise FileNotFoundError(f"{place} is missing: run {made_by(config)} first")
+        raise FileNotFoundError(f"{place} is missing: run {runs.made_by(config)} first")
     if not found:
         raise FileNotFoundError(f"{place} holds no fine-tuned model: set keep_models to true in evaluate.yaml and evaluate again")
     return list(found.values())

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from rolib import results
+from rolib.__main__ import main
 from rolib.config import ROOT, load_profile
 from rolib.robustness import PERTURBATIONS
 from rolib.tasks import TASKS
@@ -59,8 +60,19 @@ def test_every_score_has_an_interval_and_every_student_its_comparisons(study):
 def test_report_page_holds_tables_figures_and_the_warning(study):
     page = (study / "report.html").read_text(encoding="utf-8")
     assert results.SAMPLE_WARNING in page and "distil-uncased-random" in page
-    assert page.count("data:image/png;base64,") == 8 and (study / "figures" / "contact-sheet.png").exists()
+    assert page.count("data:image/png;base64,") == 10 and (study / "figures" / "contact-sheet.png").exists()
     assert ">nan<" not in page.lower()  # a cell without a value
+
+
+def test_the_study_ends_with_its_tables_and_where_they_lie(study, capsys):
+    main("tiny")
+    printed = capsys.readouterr().out
+    scores = pd.read_csv(study / "scores.csv").query("model == 'distil-multi' and task == 'upos' and headline")
+    [row] = scores.itertuples()
+    assert f"{100 * row.value:.1f} ± {50 * (row.high - row.low):.1f}" in printed
+    loyalty = pd.read_csv(study / "loyalty.csv").query("model == 'distil-cased' and own and measure == 'label_loyalty'")
+    assert f"{loyalty['value'].mean():.3f} ({loyalty['chance'].mean():.2f}; –)" in printed  # one seed: no floor
+    assert results.SAMPLE_WARNING in printed and str(study / "report.html") in printed.splitlines()[-2]
 
 
 def test_loyalty_covers_every_measure_of_every_student(study):
