@@ -13,7 +13,7 @@ MEASURES = ["label_loyalty", "probability_loyalty", "regression_loyalty"]
 
 def main(profile: str) -> None:
     """Print scores with their intervals, loyalty with chance and floor, notes and paths; FileNotFoundError for a missing table."""
-    study = load_profile(profile)["report"]
+    study = load_profile(profile)["analyse"]
     names = ("scores", "comparisons", "loyalty")
     tables = {name: pd.read_csv(require(study.folder / f"{name}.csv", made_by(study))) for name in names}
     pd.set_option("display.width", 200, "display.max_columns", 20)

@@ -12,7 +12,7 @@ from types import MappingProxyType, ModuleType
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rolib.tasks import PROTOCOLS, TASKS
 
@@ -24,6 +24,17 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+
+
+def known_tasks(tasks):
+    """Return `tasks` unchanged; ValueError names the first unknown one."""
+    for task in tasks:
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}: use {', '.join(TASKS)}")
+    return tasks
+
+
+Tasks = Annotated[list[str], Field(min_length=1), AfterValidator(known_tasks)]
 
 
 class ConfigError(ValueError):
@@ -73,7 +84,9 @@ class TeacherConfig(TrainingConfig):
     hidden_size: Count
     num_heads: Count
     dropout: Share
-    gate_tasks: list[str]  # the measures of the gate: teacher against the same shape from random weights
+    gate_tasks: Annotated[
+        list[str], AfterValidator(known_tasks)
+    ]  # the measures of the gate: teacher against the same shape from random weights
     gate_examples: Size  # training examples a gate measure uses; 0 takes all
 
     @model_validator(mode="after")
@@ -81,11 +94,6 @@ class TeacherConfig(TrainingConfig):
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: change one")
         return self
-
-    @field_validator("gate_tasks")
-    @classmethod
-    def _known(cls, tasks):
-        return known_tasks(tasks)
 
 
 class StudentConfig(TrainingConfig):
@@ -134,22 +142,19 @@ class EvaluateConfig(Config):
     """03-evaluate-model: fine-tune one model on the tasks."""
 
     model: Name  # a teacher or student of this profile, or <name>-random for its shape with random weights
-    tasks: Annotated[list[str], Field(min_length=1)]
-    protocols: dict[str, str]  # per measure, one of rolib.tasks.PROTOCOLS: what is read and which score is the headline
+    tasks: Tasks
+    protocols: Annotated[
+        dict[str, str], AfterValidator(known_tasks)
+    ]  # per measure, one of rolib.tasks.PROTOCOLS: what is read and which score is the headline
     seeds: Annotated[list[Size], Field(min_length=1)]
     keep_models: bool  # save the fine-tuned model of the first seed
     max_train_examples: Size  # 0 takes all
     max_length: Annotated[int, Field(ge=8, le=512)]  # pieces
     batch_size: Count
-    epochs: dict[str, Count]  # per measure
-    learning_rates: dict[str, Positive]  # per measure
+    epochs: Annotated[dict[str, Count], AfterValidator(known_tasks)]  # per measure
+    learning_rates: Annotated[dict[str, Positive], AfterValidator(known_tasks)]  # per measure
     warmup_share: Share
     weight_decay: Weight
-
-    @field_validator("tasks", "protocols", "epochs", "learning_rates")
-    @classmethod
-    def _known(cls, tasks):
-        return known_tasks(tasks)
 
     @field_validator("protocols")
     @classmethod
@@ -171,16 +176,11 @@ class EvaluateConfig(Config):
 class RobustnessConfig(Config):
     """07-measure-robustness: kept fine-tuned models on perturbed test splits."""
 
-    tasks: Annotated[list[str], Field(min_length=1)]
+    tasks: Tasks
     models: list[Name]  # [] takes every evaluated model
     max_test_examples: Size  # 0 takes all
     batch_size: Count
     max_length: Annotated[int, Field(ge=8, le=512)]  # pieces; as in the fine-tuning, or the model reads other windows
-
-    @field_validator("tasks")
-    @classmethod
-    def _known(cls, tasks):
-        return known_tasks(tasks)
 
 
 class AblationConfig(Config):
@@ -190,16 +190,11 @@ class AblationConfig(Config):
     variants: Annotated[dict[Name, dict], Field(min_length=1)]  # name: the parameters of the student that it changes
     seeds: Annotated[list[Size], Field(min_length=1)]  # of the distillation and of the fine-tuning
     steps: Count  # optimizer steps of each distillation
-    tasks: Annotated[list[str], Field(min_length=1)]
-
-    @field_validator("tasks")
-    @classmethod
-    def _known(cls, tasks):
-        return known_tasks(tasks)
+    tasks: Tasks
 
 
-class LoyaltyConfig(Config):
-    """04-analyse-loyalty: every student against its teachers, from stored predictions."""
+class AnalyseConfig(Config):
+    """04-analyse-loyalty and 06-report-results: tables and figures from stored predictions."""
 
     resamples: Count  # of the bootstrap
 
@@ -211,24 +206,6 @@ class SpeedConfig(Config):
     batch_sizes: Annotated[list[Count], Field(min_length=1)]
     warmup_runs: Count
     timed_runs: Annotated[int, Field(ge=3)]
-
-
-class ReportConfig(Config):
-    """06-report-results: the tables and the figures of the study."""
-
-    resamples: Count  # of the bootstrap
-
-
-class ExploreConfig(Config):
-    """08-explore-predictions: stored predictions and kept fine-tuned models to look at."""
-
-
-def known_tasks(tasks):
-    """Return `tasks` unchanged; ValueError names the first unknown one."""
-    for task in tasks:
-        if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}: use {', '.join(TASKS)}")
-    return tasks
 
 
 def one_line(error: ValidationError, where: str) -> str:
@@ -308,12 +285,11 @@ def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
         "teachers": each(TeacherConfig, "teachers", "pretrain.yaml"),
         "students": each(StudentConfig, "students", "distill.yaml"),
         "evaluate": load(EvaluateConfig, common, base / "evaluate.yaml", model="any"),
-        "loyalty": load(LoyaltyConfig, common, base / "analyse.yaml"),
         "speed": load(SpeedConfig, common, base / "speed.yaml"),
         "ablation": load(AblationConfig, common, base / "ablation.yaml"),
-        "report": load(ReportConfig, common, base / "analyse.yaml"),
+        "analyse": load(AnalyseConfig, common, base / "analyse.yaml"),
         "robustness": load(RobustnessConfig, common, base / "robustness.yaml"),
-        "explore": load(ExploreConfig, common),
+        "explore": load(Config, common),
     }
     for kind in ("teachers", "students"):
         for stem, config in study[kind].items():

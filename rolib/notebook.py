@@ -24,11 +24,11 @@ KINDS = {
     "01-prepare-teachers": config.TeacherConfig,
     "02-distil-student": config.StudentConfig,
     "03-evaluate-model": config.EvaluateConfig,
-    "04-analyse-loyalty": config.LoyaltyConfig,
+    "04-analyse-loyalty": config.AnalyseConfig,
     "05-measure-speed": config.SpeedConfig,
-    "06-report-results": config.ReportConfig,
+    "06-report-results": config.AnalyseConfig,
     "07-measure-robustness": config.RobustnessConfig,
-    "08-explore-predictions": config.ExploreConfig,
+    "08-explore-predictions": config.Config,
     "09-ablate-ensemble": config.AblationConfig,
 }
 HOURS_PER_CELL = 72  # a cell that takes longer hangs

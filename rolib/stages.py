@@ -69,27 +69,11 @@ def frequency_baseline(blocks: DatasetDict, tokenizer, config: TrainingConfig) -
     return cross_entropy(counts.log().expand(len(labels), -1), labels).item()
 
 
-def teacher_card(config: TeacherConfig) -> str:
-    """The model card of a teacher."""
-    origin = "pre-trained from random weights" if config.source == "pretrain" else f"a copy of {config.source}"
+def model_card(config: TrainingConfig, name: str, what: str) -> str:
+    """The model card of a teacher or student."""
     return (
-        f"---\nlanguage: ro\npipeline_tag: fill-mask\n---\n# {config.teacher}\n\nA Romanian BERT teacher of the "
-        f"`{config.profile}` profile, {origin}; {'lower-cased' if config.lowercase else 'cased'}, accents kept, comma-below "
-        "ș ț expected. See manifest.json and config.yaml in this folder for its data, seed and parameters.\n"
-    )
-
-
-def student_card(config: StudentConfig) -> str:
-    """The model card of a student."""
-    how = (
-        f"distilled from {' and '.join(config.shares)}"
-        if config.objective == "distill"
-        else "pre-trained by masked words alone (control)"
-    )
-    return (
-        f"---\nlanguage: ro\npipeline_tag: fill-mask\n---\n# {config.student}\n\nA Romanian DistilBERT of the "
-        f"`{config.profile}` profile with {config.num_layers} layers, {how}. Expects comma-below ș ț. See manifest.json and "
-        "config.yaml in this folder for its data, seed and parameters.\n"
+        f"---\nlanguage: ro\npipeline_tag: fill-mask\n---\n# {name}\n\nA Romanian {what}, of the `{config.profile}` profile. Expects "
+        "comma-below ș ț. See manifest.json and config.yaml in this folder for its data, seed and parameters.\n"
     )
 
 
@@ -115,7 +99,10 @@ def prepare_teacher(config: TeacherConfig, on_log: Callable[[dict], None] = lamb
             torch.manual_seed(config.seed)
             teacher = models.build_teacher(config, tokenizer)
             teacher = distill.train(config, teacher, [tokenizer], blocks, working, on_log=on_log)
-        models.save_model(teacher, tokenizer, working, teacher_card(config))
+        origin = "pre-trained from random weights" if config.source == "pretrain" else f"a copy of {config.source}"
+        case = "lower-cased" if config.lowercase else "cased"
+        card = model_card(config, config.teacher, f"BERT teacher, {origin}, {case}, accents kept")
+        models.save_model(teacher, tokenizer, working, card)
         runs.write_json(working / "gate.json", check_gate(config, teacher, tokenizer, blocks, root, working))
     return folder
 
@@ -212,7 +199,9 @@ def distil_student(
         student = models.init_local_attention(DistilBertForMaskedLM(models.student_shape(first.config, config.num_layers)))
     with runs.new_run(folder, config, inputs, device_name()) as working:
         student = distill.train(config, student, tokenizers, blocks, working, teachers, on_log)
-        models.save_model(student, tokenizers[0], working, student_card(config))
+        how = f"distilled from {' and '.join(config.shares)}" if teachers else "pre-trained by masked words alone (control)"
+        card = model_card(config, config.student, f"DistilBERT with {config.num_layers} layers, {how}")
+        models.save_model(student, tokenizers[0], working, card)
     return folder
 
 

@@ -53,7 +53,7 @@ def test_every_file_of_a_profile_is_read_and_valid(profile, monkeypatch):
     monkeypatch.setattr(config, "load", recording)
     study = config.load_profile(profile)
     assert read == set((ROOT / "params" / profile).rglob("*.*"))
-    assert {part.profile for part in (study["evaluate"], study["loyalty"], study["speed"], study["report"])} == {profile}
+    assert {part.profile for part in (study["evaluate"], study["analyse"], study["speed"])} == {profile}
     assert study["teachers"] and study["students"]
     for student in study["students"].values():
         for teacher in student.teachers:

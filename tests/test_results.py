@@ -11,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score, confusion_matrix, recall_score
 
 from rolib import analysis, results, uncertainty
 from rolib import loyalty as loyalties
-from rolib.config import LoyaltyConfig
+from rolib.config import AnalyseConfig
 from rolib.loyalty import probability_loyalty
 from rolib.metrics import Predictions, score_predictions
 from rolib.tasks import TASKS
@@ -70,7 +70,7 @@ def config(tmp_path_factory):
     write_study(root / "toy")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROLIB_RUNS", str(root))
-        yield LoyaltyConfig(profile="toy", seed=3, data="sample", resamples=300)
+        yield AnalyseConfig(profile="toy", seed=3, data="sample", resamples=300)
 
 
 @pytest.fixture(scope="module")

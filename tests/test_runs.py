@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rolib import runs
-from rolib.config import LoyaltyConfig, to_dict
+from rolib.config import AnalyseConfig, to_dict
 
 INPUTS = {"corpus": "aa", "bert": "bb"}
 
 
 def config(seed=1, profile="toy"):
-    return LoyaltyConfig(profile=profile, seed=seed, data="sample", resamples=10)
+    return AnalyseConfig(profile=profile, seed=seed, data="sample", resamples=10)
 
 
 def finish(folder, seed=1, inputs=INPUTS, text="result", **more):
