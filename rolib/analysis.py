@@ -15,7 +15,7 @@ from rolib import uncertainty
 from rolib.config import Config
 from rolib.loyalty import chance_loyalty, compare_predictions, loyalty_scorer
 from rolib.metrics import Predictions, at_ones, scorer
-from rolib.results import ENSEMBLE, members, read_ensemble, read_predictions
+from rolib.results import ENSEMBLE, combine, members, read_predictions
 from rolib.runs import made_by, read_json, write_text
 from rolib.tasks import TASKS
 
@@ -34,16 +34,21 @@ def evaluated(config: Config) -> dict[str, list[int]]:
     return {task: sorted(found[task]) for task in TASKS if task in found}
 
 
-def read_runs(config: Config, member, task: str, seeds: list[int], probabilities: bool = True) -> Runs:
-    """The runs of a row of `with_ensemble`, by seed."""
-
-    def read(seed: int) -> Predictions:
-        if member.model == ENSEMBLE:
-            return read_ensemble(config, member.teachers, task, seed)
-        return read_predictions(config, member.model, task, seed, probabilities)
-
+def read_runs(config: Config, model: str, task: str, seeds: list[int], probabilities: bool = True) -> Runs:
+    """The runs of a model, by seed."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(seeds, pool.map(read, seeds), strict=True))
+        return dict(
+            zip(seeds, pool.map(lambda seed: read_predictions(config, model, task, seed, probabilities), seeds), strict=True)
+        )
+
+
+def read_teachers(config: Config, everyone: pd.DataFrame, task: str, seeds: list[int]) -> dict[str, Runs]:
+    """The runs of all teachers, and of their ensemble where there is one."""
+    names = everyone.loc[everyone["role"] == "teacher", "model"]
+    runs = {name: read_runs(config, name, task, seeds) for name in names}
+    if ENSEMBLE in set(everyone["model"]):
+        runs[ENSEMBLE] = {seed: combine(config, {name: runs[name][seed] for name in names}, task, seed) for seed in seeds}
+    return runs
 
 
 def with_ensemble(everyone: pd.DataFrame) -> pd.DataFrame:
@@ -81,7 +86,9 @@ def score_tables(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
     for task, seeds in evaluated(config).items():
         folder = config.folder / "evaluation" / everyone["model"][0] / task / f"seed-{seeds[0]}"
         headline = read_json(folder / "scores.json", made_by(config))["headline"]
-        models = {member.model: read_runs(config, member, task, seeds, probabilities=False) for member in everyone.itertuples()}
+        models = read_teachers(config, everyone, task, seeds)
+        others = [name for name in everyone["model"] if name not in models]
+        models |= {name: read_runs(config, name, task, seeds, probabilities=False) for name in others}
         uncertainty.check_paired((f"{name}, seed {seed}", run) for name, runs in models.items() for seed, run in runs.items())
         scorers = {name: [scorer(TASKS[task], run) for run in runs.values()] for name, runs in models.items()}
         examples = models[everyone["model"][0]][seeds[0]].examples[-1] + 1
@@ -182,11 +189,10 @@ def task_tables(config: Config, task: str, seeds: list[int]) -> dict[str, pd.Dat
     """The tables of `loyalty_tables` for one measure."""
     everyone, pairs = with_ensemble(members(config)), {}
     # Teachers are kept, as all others are held against them; everyone else is read once and let go.
-    is_reference = everyone["role"].isin(["teacher", ENSEMBLE_ROLE])
-    teachers = {member.model: read_runs(config, member, task, seeds) for member in everyone[is_reference].itertuples()}
+    teachers = read_teachers(config, everyone, task, seeds)
     tables = {name: [] for name in ("calibration", "classes", "confusion", "disagreements")}
     for member in everyone.itertuples():
-        runs = teachers.get(member.model) or read_runs(config, member, task, seeds)
+        runs = teachers.get(member.model) or read_runs(config, member.model, task, seeds)
         if task != "sts":
             tables["calibration"].append(calibration_bins(runs).assign(model=member.model, role=member.role, task=task))
         for name in references_of(member, ENSEMBLE in teachers):
@@ -208,8 +214,9 @@ def task_tables(config: Config, task: str, seeds: list[int]) -> dict[str, pd.Dat
 def pair_scorers(task, teacher: Runs, student: Runs, seed: int) -> tuple[list, list[dict]]:
     """For each fine-tuning seed the `loyalty_scorer` of a pair of models, and its `chance_loyalty`."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        scorers = list(pool.map(lambda sides: loyalty_scorer(task, *sides), _by_seed(teacher, student)))
-    return scorers, [chance_loyalty(task, *sides, seed=seed) for sides in _by_seed(teacher, student)]
+        scorers = pool.map(lambda sides: loyalty_scorer(task, *sides), _by_seed(teacher, student))
+        chances = pool.map(lambda sides: chance_loyalty(task, *sides, seed=seed), _by_seed(teacher, student))
+        return list(scorers), list(chances)
 
 
 def references_of(member, ensemble: bool) -> list[str]:

@@ -133,6 +133,7 @@ def build_blocks(texts: datasets.Dataset, tokenizers: list, block_length: int) -
     room = block_length - 2
 
     def tokenize(batch):
+        """The blocks of a batch of texts, each text cut into runs of words that fit every view."""
         rows = {"input_ids": [], "word_ids": [], "length": []}
         for text in batch["text"]:
             views = [word_pieces(split_words(text), tokenizer) for tokenizer in tokenizers]

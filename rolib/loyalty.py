@@ -14,18 +14,20 @@ import pandas as pd
 from scipy.special import entr
 
 from rolib.metrics import (
+    CHUNK,
     Predictions,
     Scorer,
     at_ones,
     check_lengths,
+    distributions,
     finite_pair,
     pearson_scorer,
+    row_entropies,
     span_scorer,
     unit_name,
 )
 
 STS_RANGE = (0.0, 5.0)  # lowest and highest similarity score
-CHUNK = 256  # rows of probabilities at a time, so that they stay in the processor's cache
 BASE2 = math.sqrt(math.log(2))  # a change of base only scales the divergence, and its root the distance
 
 
@@ -59,17 +61,26 @@ def row_probability_loyalty(teacher_probs: Sequence, student_probs: Sequence, ba
     check_lengths(teacher_probs, student_probs)
     if not base > 1:
         raise ValueError(f"base must be greater than 1, but is {base}")
-    teacher, student = _distributions("teacher", teacher_probs), _distributions("student", student_probs)
+    teacher, student = distributions("teacher", teacher_probs), distributions("student", student_probs)
     if teacher.shape != student.shape:
         raise ValueError(f"different numbers of labels: teacher {teacher.shape[1]}, student {student.shape[1]}")
-    distance = np.empty(len(teacher))
-    for start in range(0, len(teacher), CHUNK):
-        p, q = (side[start : start + CHUNK].astype(np.float64) for side in (teacher, student))
-        p, q = (side / side.sum(axis=1, keepdims=True) for side in (p, q))
-        # JSD(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2, exactly 0 for equal rows; rounding may push it below 0
-        divergence = entr((p + q) / 2).sum(axis=1) - (entr(p).sum(axis=1) + entr(q).sum(axis=1)) / 2
-        distance[start : start + CHUNK] = np.sqrt(divergence.clip(0, math.log(2)) / math.log(base))
-    return 1.0 - distance
+    return 1 - _distances((teacher, row_entropies(teacher)), (student, row_entropies(student))) / math.sqrt(math.log(base))
+
+
+def _distances(*sides: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """sqrt(JSD) in nats of each row (N,) of two distributions (N, C), each given with its `row_entropies`."""
+    distances = np.empty(len(sides[0][0]))
+    for start in range(0, len(distances), CHUNK):
+        part = slice(start, start + CHUNK)
+        middle, q = (rows[part].astype(np.float64) for rows, _ in sides)
+        for rows in (middle, q):  # in place, here and below: copies would take longer than the logarithms
+            rows /= rows.sum(axis=1, keepdims=True)
+        middle += q
+        middle /= 2
+        # JSD(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2: exactly 0 for equal rows; rounding may push it below 0
+        divergence = entr(middle, out=middle).sum(axis=1) - (sides[0][1][part] + sides[1][1][part]) / 2
+        distances[part] = np.sqrt(divergence.clip(0, math.log(2)))
+    return distances
 
 
 def regression_loyalty(teacher_scores: Sequence, student_scores: Sequence, low: float, high: float) -> float:
@@ -115,14 +126,15 @@ def loyalty_scorer(task, teacher: Predictions, student: Predictions) -> Scorer:
             sizes = [side.probabilities.shape[1] for side in (student, teacher)]
             unit = unit_name(teacher.units.iloc[0])
             raise ValueError(f"{unit} has {sizes[0]} probabilities in the student's table, but the teacher's has {sizes[1]}")
-        rows = row_probability_loyalty(teacher.probabilities, student.probabilities)
-        values = {"label_loyalty": teacher.predicted == student.predicted, "probability_loyalty": rows}
+        distances = _distances(*((side.probabilities, side.entropies) for side in (teacher, student)))
+        values = {"label_loyalty": teacher.predicted == student.predicted, "probability_loyalty": 1 - distances}
         more = span_scorer(*(side.spans["predicted"] for side in (teacher, student))) if task.name == "ner" else None
+    values["units"] = np.ones(len(teacher.units))
     sums = np.stack([np.bincount(teacher.examples, weights=value) for value in values.values()])
-    units = np.bincount(teacher.examples)
 
     def scores(weights):
-        means = dict(zip(values, sums @ weights / (units @ weights), strict=True))
+        means = dict(zip(values, (totals := sums @ weights) / totals[-1], strict=True))
+        del means["units"]
         if task.kind == "regression":
             loyalty = {"regression_loyalty": 1 - means["gap"], "regression_loyalty_pearson": more(weights)["pearson"]}
             return loyalty | {"regression_loyalty_rmse": 1 - np.sqrt(means["square"])}
@@ -174,21 +186,6 @@ def ensemble_predictions(models: Sequence[Predictions], labels: Sequence[str]) -
         return replace(models[0], predicted=sum(model.predicted for model in models) / len(models))
     mean = sum(model.probabilities.astype(np.float64) for model in models) / len(models)
     return replace(models[0], predicted=np.array(labels, dtype=object)[mean.argmax(axis=1)], probabilities=mean)
-
-
-def _distributions(side: str, probabilities: Sequence) -> np.ndarray:
-    """Rows of probabilities as an array (N, C), refused with a ValueError if they are none."""
-    rows = np.asarray(probabilities)
-    if rows.ndim != 2:
-        raise ValueError(f"{side} probabilities must have shape (N, C), but have {rows.shape}")
-    for problem, bad in [
-        ("NaN or infinite probabilities", ~np.isfinite(rows).all(axis=1)),
-        ("negative probabilities", (rows < 0).any(axis=1)),
-        ("probabilities that do not sum to 1", np.abs(rows.sum(axis=1) - 1.0) > 1e-3),
-    ]:
-        if bad.any():
-            raise ValueError(f"{side} row {int(np.argmax(bad))} has {problem}")
-    return rows
 
 
 def _scaled(teacher: Sequence, student: Sequence, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:

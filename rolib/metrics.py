@@ -17,11 +17,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from scipy import sparse
+from scipy.special import entr
 
 UNIT = ["example", "position"]  # the columns that together name one scored unit
 COLUMNS = [*UNIT, "gold", "predicted", "probabilities"]
 SPAN_SCORES = ["strict_f1_micro", "strict_f1_macro", "boundary_f1_micro", "boundary_f1_macro"]
 SPAN_SCORES += ["strict_precision_micro", "strict_recall_micro"]
+CHUNK = 128  # rows of probabilities at a time, so that they stay in the processor's cache
 ROUNDING = 1e-13  # a spread below this share of the squares is what rounding leaves of a constant
 # Of weights (examples, R), whole numbers as float64: score name -> (R,).
 Scorer = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -86,6 +88,11 @@ class Predictions:
     def examples(self) -> np.ndarray:
         """(N,) the number of each unit's example, from 0 in sorted order."""
         return pd.factorize(self.units["example"])[0]
+
+    @cached_property
+    def entropies(self) -> np.ndarray:
+        """(N,) `row_entropies` of the probabilities; ValueError if they are none."""
+        return row_entropies(distributions("prediction", self.probabilities))
 
     @cached_property
     def spans(self) -> dict[str, list[set]]:
@@ -237,6 +244,30 @@ def pearson_scorer(examples: np.ndarray, gold: Sequence[float], predicted: Seque
         return {"pearson": _ratio(cross - sum_x * sum_y / total, norms[0] * norms[1]).clip(-1, 1)}
 
     return scores
+
+
+def distributions(side: str, probabilities: Sequence) -> np.ndarray:
+    """Rows of probabilities as an array (N, C), refused with a ValueError if they are none."""
+    rows = np.asarray(probabilities)
+    if rows.ndim != 2:
+        raise ValueError(f"{side} probabilities must have shape (N, C), but have {rows.shape}")
+    for problem, bad in [
+        ("NaN or infinite probabilities", ~np.isfinite(rows).all(axis=1)),
+        ("negative probabilities", (rows < 0).any(axis=1)),
+        ("probabilities that do not sum to 1", np.abs(rows.sum(axis=1) - 1.0) > 1e-3),
+    ]:
+        if bad.any():
+            raise ValueError(f"{side} row {int(np.argmax(bad))} has {problem}")
+    return rows
+
+
+def row_entropies(probabilities: np.ndarray) -> np.ndarray:
+    """The entropy in nats of each row (N,) of distributions (N, C), scaled to the sum 1 in float64."""
+    entropies = np.empty(len(probabilities))
+    for start in range(0, len(entropies), CHUNK):
+        rows = probabilities[start : start + CHUNK].astype(np.float64)
+        entropies[start : start + CHUNK] = entr(rows / rows.sum(axis=1, keepdims=True)).sum(axis=1)
+    return entropies
 
 
 def check_lengths(first: Sequence, second: Sequence) -> None:

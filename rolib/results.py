@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -73,11 +73,10 @@ def read_predictions(config: Config, model: str, task: str, seed: int, probabili
     return Predictions.read(require(path, made_by(config)), probabilities)
 
 
-def read_ensemble(config: Config, teachers: Sequence[str], task: str, seed: int) -> Predictions:
-    """The combination of the stored predictions of several teachers, each at the same fine-tuning seed."""
-    scores = config.folder / "evaluation" / teachers[0] / task / f"seed-{seed}" / "scores.json"
-    runs = [read_predictions(config, teacher, task, seed) for teacher in teachers]
-    return ensemble_predictions(runs, read_json(scores, made_by(config))["labels"])
+def combine(config: Config, teachers: Mapping[str, Predictions], task: str, seed: int) -> Predictions:
+    """The ensemble of several teachers, each fine-tuned with the same seed."""
+    scores = config.folder / "evaluation" / next(iter(teachers)) / task / f"seed-{seed}" / "scores.json"
+    return ensemble_predictions(list(teachers.values()), read_json(scores, made_by(config))["labels"])
 
 
 def gate_table(scores: pd.DataFrame) -> pd.DataFrame:

@@ -35,23 +35,21 @@ def bootstrap(
     # A stream of its own for each number of examples: equal streams would couple unrelated test sets.
     weights = resample_weights(examples, resamples, (seed, examples, 0))
     shares = resample_weights(*runs, resamples, (seed, examples, 1)).T / next(iter(runs))
-    parts = {model: [] for model in models}
 
-    def score(model: Hashable, part: slice, chunk: np.ndarray) -> None:
-        runs_scores = [scorer(chunk) for scorer in models[model]]
-        means = {
-            name: sum(share[part] * run[name] for share, run in zip(shares, runs_scores, strict=True)) for name in runs_scores[0]
+    def part(start: int) -> dict[Hashable, Scores]:
+        share = shares[:, start : start + CHUNK]
+        chunk = weights[start : start + CHUNK].T.astype(np.float64, order="C")
+        runs_scores = {model: [scorer(chunk) for scorer in scorers] for model, scorers in models.items()}
+        return {
+            model: {name: sum(w * run[name] for w, run in zip(share, by_run, strict=True)) for name in by_run[0]}
+            for model, by_run in runs_scores.items()
         }
-        parts[model].append(means)
 
     with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:  # threads within threads would wait for each other
-        for start in range(0, resamples, CHUNK):
-            part = slice(start, start + CHUNK)
-            chunk = weights[part].T.astype(np.float64, order="C")
-            list(pool.map(lambda model: score(model, part, chunk), models))
+        parts = list(pool.map(part, range(0, resamples, CHUNK)))
     return {
-        model: {name: np.concatenate([chunk[name] for chunk in chunks], axis=-1) for name in chunks[0]}
-        for model, chunks in parts.items()
+        model: {name: np.concatenate([part[model][name] for part in parts], axis=-1) for name in parts[0][model]}
+        for model in models
     }
 
 

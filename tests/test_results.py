@@ -85,7 +85,8 @@ def scored(config):
 
 def predictions(config, model, task, seed):
     if model == "ensemble":
-        return results.read_ensemble(config, ["bert-cased", "bert-uncased"], task, seed).table()
+        teachers = {name: results.read_predictions(config, name, task, seed) for name in ("bert-cased", "bert-uncased")}
+        return results.combine(config, teachers, task, seed).table()
     return results.read_predictions(config, model, task, seed).table()
 
 
