@@ -99,9 +99,10 @@ def data_notes(config: Config) -> list[str]:
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }}
-th, td {{ padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+p {{ max-width: 62rem }} .table {{ overflow-x: auto }}
+table {{ border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; white-space: nowrap }}
+th, td {{ padding: .25rem .5rem; border-bottom: 1px solid #ddd; text-align: right }}
 td:nth-child(-n+3), th:nth-child(-n+3) {{ text-align: left }}
 figure {{ margin: 1.5rem 0 }} img {{ max-width: 100% }} figcaption {{ color: #555; font-size: .9rem }}
 .note {{ background: #fff6dd; border-left: 4px solid #e0a800; padding: .5rem 1rem }}
@@ -124,6 +125,8 @@ def write_report(path: Path, title: str, notes: list[str], parts: list[tuple[str
                 f'<figure><img alt="{caption}" src="data:image/png;base64,{image}"><figcaption>{caption}</figcaption></figure>'
             )
         else:
-            body.append(content.to_html(index=False, border=0, na_rep="–", float_format=lambda value: f"{value:.2f}"))
+            content = content.rename_axis(columns=None)
+            table = content.to_html(index=False, border=0, na_rep="–", float_format=lambda value: f"{value:.2f}")
+            body.append(f'<div class="table">{table}</div>')
     marked = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
     write_text(path, PAGE.format(title=html.escape(title), notes=marked, body="".join(body)))
