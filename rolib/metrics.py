@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy import sparse
 from scipy.special import entr
@@ -57,11 +59,18 @@ class Predictions:
     @classmethod
     def read(cls, path: Path, probabilities: bool = True) -> "Predictions":
         """A stored table; errors as `of`. Without probabilities (N, 0) it takes a tenth of the time."""
-        stored = pq.read_table(path, columns=COLUMNS if probabilities else COLUMNS[:-1])
+        columns = COLUMNS if probabilities else COLUMNS[:-1]
+        try:
+            stored = pq.read_table(path, columns=columns).select(columns)
+        except (pa.ArrowInvalid, KeyError) as error:
+            mend = "delete the folder of this run and evaluate the model again"
+            raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}): {mend}") from None
         rows = np.zeros((len(stored), 0), dtype=np.float32)
-        if probabilities:  # without a Python list for each row
-            rows = stored["probabilities"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            rows = rows.reshape(len(stored), len(rows) // max(1, len(stored)))
+        if probabilities and len(stored):  # without a Python list for each row
+            lists = stored["probabilities"].combine_chunks()
+            if len(pc.unique(pc.list_value_length(lists))) > 1:
+                raise ValueError(f"{path}: rows of unequal numbers of probabilities")
+            rows = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(stored), -1)
         return cls._checked(stored.select(COLUMNS[:-1]).to_pandas(), rows, str(path))
 
     @classmethod

@@ -288,6 +288,36 @@ def test_score_sts_and_parquet(tmp_path):
     }
 
 
+def test_a_stored_table_reads_as_it_was_written(tmp_path):
+    path = tmp_path / "predictions.parquet"
+    frame = table(WORDS).assign(probabilities=[[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]]).sample(frac=1, random_state=1)
+    frame.to_parquet(path)
+    for run, width in [(metrics.Predictions.read(path), 2), (metrics.Predictions.read(path, probabilities=False), 0)]:
+        again = metrics.Predictions.of(frame)
+        assert run.units.equals(again.units) and run.probabilities.shape == (4, width)
+        assert run.gold.tolist() == again.gold.tolist() == [row[2] for row in WORDS]
+        assert run.predicted.tolist() == again.predicted.tolist()
+    assert (metrics.Predictions.read(path).probabilities == again.probabilities).all()
+    assert metrics.score_predictions(task("ner"), again.table()) == metrics.score_predictions(task("ner"), frame)
+
+
+def test_damaged_stored_tables_are_refused_and_named(tmp_path):
+    path = tmp_path / "predictions.parquet"
+    path.write_bytes(b"no parquet at all")
+    with pytest.raises(ValueError, match=r"predictions.parquet is damaged \(.*\): delete the folder of this run"):
+        metrics.Predictions.read(path)
+    table(WORDS).drop(columns="gold").to_parquet(path)
+    with pytest.raises(ValueError, match=r"is damaged \(.*gold.*\): delete the folder"):
+        metrics.Predictions.read(path)
+    for ragged in ([[0.1, 0.9], [1.0], [0.2, 0.3, 0.5], [0.5, 0.5]], [[1.0], None, [1.0], [1.0]]):
+        table(WORDS).assign(probabilities=ragged).to_parquet(path)
+        with pytest.raises(ValueError, match="rows of unequal numbers of probabilities"):
+            metrics.Predictions.read(path)
+    table(WORDS).iloc[:0].to_parquet(path)
+    with pytest.raises(ValueError, match="it has no rows"):
+        metrics.Predictions.read(path)
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(
     "change, message",
