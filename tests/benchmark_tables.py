@@ -1,0 +1,22 @@
+"""How long the tables of a finished study take from stored predictions: python tests/benchmark_tables.py PROFILE (not a test)."""
+
+import sys
+import time
+
+from rolib import analysis
+from rolib.config import load_profile
+
+
+def main(profile: str) -> None:
+    """Print the seconds of notebook 06's and of notebook 04's tables."""
+    config = load_profile(profile)["analyse"]
+    runs = len(list(config.folder.glob("evaluation/*/*/seed-*/predictions.parquet")))
+    print(f"{profile}: {runs} runs, {config.resamples:,} resamples")
+    for tables in (analysis.score_tables, analysis.loyalty_tables):
+        start = time.perf_counter()
+        tables(config)
+        print(f"{tables.__name__}: {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
