@@ -105,13 +105,6 @@ def reliability(probabilities: Sequence, correct: Sequence[bool], bins: int = 10
     return pd.DataFrame({"low": edges[:-1], "high": edges[1:], **means, "count": count})
 
 
-def expected_calibration_error(probabilities: Sequence, correct: Sequence[bool], bins: int = 10) -> float:
-    """Mean over units of their bin's |accuracy - confidence|, 0 to 1 (Guo et al. 2017); input as `reliability`."""
-    table = reliability(probabilities, correct, bins)
-    gaps = (table["accuracy"] - table["confidence"]).abs()
-    return float((gaps * table["count"]).sum() / table["count"].sum())  # an empty bin's NaN is left out of the sum
-
-
 @lru_cache(maxsize=2)  # the examples' and the seeds' weights of the latest task: models share them
 def resample_weights(units: int, resamples: int, stream: tuple[int, ...]) -> np.ndarray:
     """How often each resample holds each unit, drawn with replacement: (resamples, units) uint16, row sums = units."""

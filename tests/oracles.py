@@ -34,6 +34,18 @@ def scores_elsewhere(task, table):
     }
 
 
+def expected_calibration_error(probabilities, correct, bins=10):
+    """Guo et al. 2017, unit by unit."""
+    units = [(max(row), bool(right)) for row, right in zip(probabilities, correct, strict=True)]
+    total = 0.0
+    for number in range(bins):
+        inside = [unit for unit in units if number / bins < unit[0] <= (number + 1) / bins]
+        if inside:
+            confidence, accuracy = (sum(side) / len(inside) for side in zip(*inside, strict=True))
+            total += len(inside) / len(units) * abs(confidence - accuracy)
+    return total
+
+
 def runs_of(tables):
     """Predictions by fine-tuning seed, in order of seeds, refused if unlike."""
     runs = {seed: Predictions.of(tables[seed], f"prediction table of seed {seed}") for seed in sorted(tables)}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from oracles import bootstrap_difference, bootstrap_loyalty, bootstrap_scores
+from oracles import bootstrap_difference, bootstrap_loyalty, bootstrap_scores, expected_calibration_error
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, recall_score
 
 from rolib import analysis, results, uncertainty
@@ -274,12 +274,19 @@ def test_disagreements_name_both_labels_and_their_probabilities(config, tables):
 
 def test_calibration_is_that_of_rolib_uncertainty(config, tables):
     runs = [predictions(config, "distil-multi", "di", seed) for seed in (1, 2, 3)]
-    errors = [uncertainty.expected_calibration_error(list(run["probabilities"]), run["gold"] == run["predicted"]) for run in runs]
+    errors = [expected_calibration_error(run["probabilities"], run["gold"] == run["predicted"]) for run in runs]
     row = one(analysis.calibration_table(tables["calibration"]), model="distil-multi", task="di")
     assert row["ece"] == pytest.approx(np.mean(errors))
     assert row["accuracy"] == pytest.approx(np.mean([(run["gold"] == run["predicted"]).mean() for run in runs]))
     assert row["confidence"] == pytest.approx(np.mean([max(p) for run in runs for p in run["probabilities"]]))
     assert set(tables["calibration"]["task"]) == set(SIZES) - {"sts"}
+
+
+def test_expected_calibration_error_by_hand():
+    # certain and right; certain and wrong; 0.75 and right: gaps |1/2 - 1| of two units and |1 - 3/4| of one
+    bins = uncertainty.reliability([[1, 0], [0, 1], [0.75, 0.25]], [True, False, True])
+    table = analysis.calibration_table(bins.assign(model="m", role="student", task="di", seed=1))
+    assert table["ece"].item() == pytest.approx((2 * 0.5 + 0.25) / 3)
 
 
 def test_written_tables_read_back(config, tables):
