@@ -221,7 +221,7 @@ def prediction_table(rows, outputs, task: Task, split: Dataset, labels: list[str
             if task.kind == "regression":
                 answer = label * STS_MAX, float(value[0]), []
             else:
-                answer = labels[label], labels[int(value.argmax())], value.tolist()
+                answer = labels[label], labels[int(value.argmax())], value
             records.append((ids[row["example"]], position, *answer))
     table = pd.DataFrame(records, columns=["example", "position", "gold", "predicted", "probabilities"])
     check_complete(table, split, task)

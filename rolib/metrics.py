@@ -61,7 +61,8 @@ class Predictions:
         """A stored table; errors as `of`. Without probabilities (N, 0) it takes a tenth of the time."""
         columns = COLUMNS if probabilities else COLUMNS[:-1]
         try:
-            stored = pq.read_table(path, columns=columns).select(columns)
+            # Without Arrow's own threads, as the tables of several runs are read side by side.
+            stored = pq.read_table(path, columns=columns, use_threads=False, memory_map=True).select(columns)
         except (pa.ArrowInvalid, KeyError) as error:
             mend = "delete the folder of this run and evaluate the model again"
             raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}): {mend}") from None

@@ -175,7 +175,7 @@ def test_prediction_table_of_scores_and_classes():
     rows = [{"example": 0, "labels": 1}, {"example": 1, "labels": 0}]
     table = ft.prediction_table(rows, [np.array([[0.25, 0.75]]), np.array([[0.3, 0.7]])], TASKS["sapn"], split, ["neg", "pos"])
     assert table["gold"].tolist() == ["pos", "neg"] and table["predicted"].tolist() == ["pos", "pos"]
-    assert table["probabilities"].tolist() == [[0.25, 0.75], [0.3, 0.7]]
+    assert np.stack(table["probabilities"]).tolist() == [[0.25, 0.75], [0.3, 0.7]]
 
 
 @pytest.mark.parametrize("name", ["upos", "sapn", "sts"])
@@ -278,6 +278,7 @@ def test_finetune_on_the_sample(name, model_folder, splits, tmp_path):
     assert result["labels"] == names
     if names:
         probabilities = np.stack(table["probabilities"])
+        assert probabilities.dtype == np.float32  # doubles would take twice the space and time
         assert probabilities.shape == (len(gold), len(names)) and (probabilities >= 0).all()
         np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
         assert table["predicted"].tolist() == [names[i] for i in probabilities.argmax(1)]
