@@ -4,6 +4,7 @@ PROFILE ?= tiny
 CORES ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
+RUNS = $(or $(ROLIB_RUNS),runs)/$(PROFILE)
 
 .PHONY: help demo mini study ablation publish lab test lint clean
 help:
@@ -37,7 +38,7 @@ ablation: $(STAMP)
 
 publish:
 	mkdir -p figures/$(PROFILE)
-	cp runs/$(PROFILE)/figures/*.png runs/$(PROFILE)/figures/*.txt runs/$(PROFILE)/*.csv figures/$(PROFILE)/
+	cp $(RUNS)/figures/*.png $(RUNS)/figures/*.txt $(RUNS)/*.csv figures/$(PROFILE)/
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks/00-start-here.ipynb
