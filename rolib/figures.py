@@ -71,6 +71,7 @@ def contact_sheet(folder: Path, columns: int = 4) -> Path:
         raise ValueError(f"{folder} holds no figure")
     rows = -(-len(files) // columns)
     sheet, panels = plt.subplots(rows, columns, figsize=(3 * columns, 2.4 * rows), squeeze=False)
+    sheet.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.12 / rows, wspace=0.04, hspace=0.14)
     for axes, path in zip(panels.flat, files, strict=False):
         axes.imshow(plt.imread(path)[::2, ::2])
         axes.set_title(path.stem, fontsize=8)
