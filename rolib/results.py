@@ -12,7 +12,6 @@ from rolib.config import Config
 from rolib.loyalty import ensemble_predictions
 from rolib.metrics import Predictions
 from rolib.runs import made_by, read_json, require, write_text
-from rolib.tasks import TASKS
 
 ROLES = ("teacher", "student", "mlm control", "random control")
 ENSEMBLE = "ensemble"  # of all teachers of a profile
@@ -58,15 +57,6 @@ def read_scores(config: Config) -> pd.DataFrame:
     return members(config).merge(scores, on="model")
 
 
-def headline_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Model x measure, in percent: the mean over seeds of each measure's headline score, and the mean of the measures."""
-    headline = scores[scores["score"] == scores["headline"]]
-    index = ["teacher", "role", "model", "layers"]
-    table = headline.pivot_table(index=index, columns="task", values="value", aggfunc="mean", sort=False) * 100
-    table = table[[task for task in TASKS if task in table]]
-    return table.assign(mean=table.mean(axis=1, skipna=False)).reset_index()
-
-
 def read_predictions(config: Config, model: str, task: str, seed: int, probabilities: bool = True) -> Predictions:
     """The stored predictions of one run."""
     path = config.folder / "evaluation" / model / task / f"seed-{seed}" / "predictions.parquet"
@@ -77,14 +67,6 @@ def combine(config: Config, teachers: Mapping[str, Predictions], task: str, seed
     """The ensemble of several teachers, each fine-tuned with the same seed."""
     scores = config.folder / "evaluation" / next(iter(teachers)) / task / f"seed-{seed}" / "scores.json"
     return ensemble_predictions(list(teachers.values()), read_json(scores, made_by(config))["labels"])
-
-
-def gate_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Each teacher's mean of the measures beside the same shape from random weights (percent): teacher, random_mean, teacher_mean."""
-    table = headline_table(scores)
-    table = table[table["model"].str.removesuffix("-random") == table["teacher"]]
-    kind = table["model"].str.endswith("-random").map({True: "random_mean", False: "teacher_mean"})
-    return table.assign(kind=kind).pivot(index="teacher", columns="kind", values="mean")
 
 
 def data_notes(config: Config) -> list[str]:

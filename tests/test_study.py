@@ -20,6 +20,15 @@ STUDENTS = {"distil-cased": "bert-cased", "distil-uncased": "bert-uncased", "dis
 CONTROLLED = ["distil-cased", "distil-uncased"]  # distil-multi has the shape of distil-cased, and so its controls
 
 
+def headline_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Model x measure, in percent: the mean over seeds of each measure's headline score, and the mean of the measures."""
+    headline = scores[scores["score"] == scores["headline"]]
+    index = ["teacher", "role", "model", "layers"]
+    table = headline.pivot_table(index=index, columns="task", values="value", aggfunc="mean", sort=False) * 100
+    table = table[[task for task in TASKS if task in table]]
+    return table.assign(mean=table.mean(axis=1, skipna=False)).reset_index()
+
+
 @pytest.fixture(scope="module")
 def study() -> Path:
     folder = Path(os.environ.get("ROLIB_RUNS", ROOT / "runs")) / "tiny"
@@ -35,7 +44,7 @@ def test_every_row_of_the_report_is_filled(study):
     models = {*STUDENTS, *STUDENTS.values()}
     models |= {f"{name}-random" for name in [*CONTROLLED, *STUDENTS.values()]} | {f"{student}-mlm" for student in CONTROLLED}
     assert set(scores["model"]) == models
-    table = results.headline_table(scores)
+    table = headline_table(scores)
     assert set(TASKS) < set(table.columns)
     assert table[list(TASKS)].notna().all(axis=None) and table["mean"].notna().all()
     assert table["mean"].to_numpy() == pytest.approx(table[list(TASKS)].mean(axis=1).to_numpy())
@@ -48,7 +57,7 @@ def test_every_row_of_the_report_is_filled(study):
 def test_every_score_has_an_interval_and_every_student_its_comparisons(study):
     scores, comparisons = (pd.read_csv(study / f"{name}.csv") for name in ("scores", "comparisons"))
     assert {"ensemble", *STUDENTS} < set(scores["model"]) and scores[["value", "low", "high"]].notna().all(axis=None)
-    table = results.headline_table(pd.read_csv(study / "results.csv")).set_index("model")
+    table = headline_table(pd.read_csv(study / "results.csv")).set_index("model")
     headline = scores[scores["headline"]].pivot(index="model", columns="task", values="value")
     for task in [*TASKS, "mean"]:
         assert (100 * headline.loc[table.index, task]).to_numpy() == pytest.approx(table[task].to_numpy())
