@@ -91,7 +91,7 @@ def score_tables(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
         models |= {name: read_runs(config, name, task, seeds, probabilities=False) for name in others}
         uncertainty.check_paired((f"{name}, seed {seed}", run) for name, runs in models.items() for seed, run in runs.items())
         scorers = {name: [scorer(TASKS[task], run) for run in runs.values()] for name, runs in models.items()}
-        examples = models[everyone["model"][0]][seeds[0]].examples[-1] + 1
+        examples = models[everyone["model"][0]][seeds[0]].num_examples
         draws = uncertainty.bootstrap(scorers, examples, config.resamples, config.seed)
         for name, by_seed in scorers.items():
             runs = pd.DataFrame([at_ones(run, examples) for run in by_seed])
@@ -206,7 +206,7 @@ def task_tables(config: Config, task: str, seeds: list[int]) -> dict[str, pd.Dat
                     tables["classes"].append(class_loyalty(*pair, config.resamples, config.seed).assign(**facts))
                     tables["confusion"].append(confusion(*pair).assign(**facts))
     floors = {name: floor_loyalty(TASKS[task], runs) for name, runs in teachers.items()}
-    examples = runs[seeds[0]].examples[-1] + 1
+    examples = runs[seeds[0]].num_examples
     done = {name: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for name, parts in tables.items()}
     return {"loyalty": task_loyalty(pairs, floors, examples, config)} | done
 
@@ -252,7 +252,6 @@ def floor_loyalty(task, runs: Runs) -> dict[str, float]:
 
     No student needs more: a teacher fine-tuned twice is no more loyal to itself.
     """
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         pairs = list(pool.map(lambda pair: compare_predictions(task, *pair), itertools.combinations(runs.values(), 2)))
     return {measure: float(np.mean([pair[measure] for pair in pairs])) for measure in (pairs[0] if pairs else {})}
@@ -266,7 +265,7 @@ def class_loyalty(teacher: Runs, student: Runs, resamples: int, seed: int) -> pd
     """
     labels = sorted({label for run in teacher.values() for label in run.predicted})
     scorers = [uncertainty.class_scorer(t.examples, t.predicted, s.predicted, labels) for t, s in _by_seed(teacher, student)]
-    examples = next(iter(teacher.values())).examples[-1] + 1
+    examples = next(iter(teacher.values())).num_examples
     points = [scorer(np.ones((examples, 1))) for scorer in scorers]
     hits, units = (np.mean([point[name][:, 0] for point in points], axis=0) for name in ("hits", "units"))
     draws = uncertainty.bootstrap({"student": scorers}, examples, resamples, seed)["student"]

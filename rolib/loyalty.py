@@ -106,7 +106,7 @@ def regression_loyalty_pearson(teacher_scores: Sequence, student_scores: Sequenc
 
 def compare_predictions(task, teacher: Predictions, student: Predictions) -> dict[str, float]:
     """Loyalty of a student to a teacher; see `loyalty_scorer`."""
-    return at_ones(loyalty_scorer(task, teacher, student), teacher.examples[-1] + 1)
+    return at_ones(loyalty_scorer(task, teacher, student), teacher.num_examples)
 
 
 def loyalty_scorer(task, teacher: Predictions, student: Predictions) -> Scorer:

@@ -8,6 +8,7 @@ a bootstrap resample those of the resample (rolib.uncertainty). It reduces predi
 thousands of resamples are products of two matrices.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,12 +50,12 @@ class Predictions:
         """From a table in any order; ValueError, which calls it `name`, if it is empty, lacks a value or repeats a unit."""
         if missing := [column for column in COLUMNS if column not in table.columns]:
             raise ValueError(f"{name}: missing columns {', '.join(missing)}")
-        rows = np.array(table["probabilities"].tolist()) if table["probabilities"].map(len).nunique() == 1 else None
-        if rows is None and len(table):
-            sizes = table["probabilities"].map(len)
-            odd = sizes[sizes != sizes.mode()[0]].index[0]
-            raise ValueError(f"{unit_name(table.loc[odd, UNIT])} has {sizes[odd]} probabilities in the {name}, unlike the others")
-        return cls._checked(table, rows, name)
+        rows = [() if row is None else row for row in table["probabilities"]]
+        (usual, _), *_ = Counter(map(len, rows)).most_common(1) or [(0, 0)]
+        for unit, row in zip(table[UNIT].itertuples(index=False), rows, strict=True):
+            if len(row) != usual:
+                raise ValueError(f"{unit_name(unit)} has {len(row)} probabilities in the {name}, the others have {usual}")
+        return cls._checked(table, np.array(rows), name)
 
     @classmethod
     def read(cls, path: Path, probabilities: bool = True) -> "Predictions":
@@ -99,6 +100,11 @@ class Predictions:
         """(N,) the number of each unit's example, from 0 in sorted order."""
         return pd.factorize(self.units["example"])[0]
 
+    @property
+    def num_examples(self) -> int:
+        """The number of examples (sentences for taggers)."""
+        return int(self.examples[-1]) + 1
+
     @cached_property
     def entropies(self) -> np.ndarray:
         """(N,) `row_entropies` of the probabilities; ValueError if they are none."""
@@ -121,7 +127,7 @@ def score_predictions(task, predictions: pd.DataFrame) -> dict[str, float]:
     rows does not matter. ValueError for a table that `Predictions` refuses, or a NER sentence that lacks a word.
     """
     run = Predictions.of(predictions)
-    return at_ones(scorer(task, run), run.examples[-1] + 1)
+    return at_ones(scorer(task, run), run.num_examples)
 
 
 def at_ones(score: Scorer, examples: int) -> dict[str, float]:

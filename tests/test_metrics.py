@@ -334,6 +334,14 @@ def test_bad_tables(name, change, message):
         metrics.score_predictions(task(name), change(table(WORDS)))
 
 
+def test_rows_without_probabilities_are_named():
+    frame = pd.concat([table(WORDS)] * 2).assign(example=list("aaabcccd"), probabilities=[[0.5, 0.5]] * 8)  # a doubled index
+    for bad in (None, [1.0]):
+        rows = [[0.5, 0.5]] * 4 + [bad] + [[0.5, 0.5]] * 3
+        with pytest.raises(ValueError, match=r"^example 'c', position 0 has [01] probabilities in the t, the others have 2"):
+            metrics.Predictions.of(frame.assign(probabilities=rows), "t")
+
+
 @pytest.mark.parametrize("dropped", [0, 1])
 def test_ner_refuses_a_missing_word(dropped):
     with pytest.raises(ValueError, match=f"a word is missing before example 'a', position {dropped + 1}"):
