@@ -20,7 +20,7 @@ from rolib.runs import made_by, read_json, write_text
 from rolib.tasks import TASKS
 
 ENSEMBLE_ROLE = "teacher ensemble"
-CONTROL = "mlm control"
+CONTROLS = ["mlm control", "random control"]
 LEVEL = 0.05  # of the family-wise error
 KEYS = ["model", "role", "teacher", "own", "task"]
 Runs = dict[int, Predictions]  # fine-tuning seed -> predictions
@@ -61,14 +61,15 @@ def with_ensemble(everyone: pd.DataFrame) -> pd.DataFrame:
 def compared(everyone: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Who is compared with whom: (student, other, the other's role).
 
-    Every student with its first teacher and with its MLM control (of a student with several teachers: that of its twin in
+    Every student with its first teacher and with its controls (of a student with several teachers: those of its twin in
     shape), and a student of several teachers with the students of one.
     """
     students, pairs = everyone[everyone["role"] == "student"], []
     for student in students.itertuples():
         pairs.append((student.model, student.teacher, "teacher"))
-        controls = everyone[(everyone["role"] == CONTROL) & (everyone["teacher"] == student.teacher)]
-        pairs += [(student.model, control, CONTROL) for control in controls["model"]]
+        of_shape = (everyone["teacher"] == student.teacher) & (everyone["layers"] == student.layers)
+        controls = everyone[of_shape & everyone["role"].isin(CONTROLS)]
+        pairs += [(student.model, control.model, control.role) for control in controls.itertuples()]
         if len(student.teachers) > 1:
             pairs += [(student.model, other.model, "student") for other in students.itertuples() if len(other.teachers) == 1]
     return pairs

@@ -145,7 +145,8 @@ def test_comparisons_are_paired_and_corrected_over_the_measures(config, scored):
     assert pairs == {
         *[("distil-cased", "bert-cased"), ("distil-uncased", "bert-uncased"), ("distil-multi", "bert-cased")],
         *[("distil-cased", "distil-cased-mlm"), ("distil-uncased", "distil-uncased-mlm"), ("distil-multi", "distil-cased-mlm")],
-        *[("distil-multi", "distil-cased"), ("distil-multi", "distil-uncased")],
+        *[("distil-multi", "distil-cased"), ("distil-multi", "distil-uncased"), ("distil-multi", "distil-cased-random")],
+        *[("distil-cased", "distil-cased-random"), ("distil-uncased", "distil-uncased-random")],
     }
     sides = [{seed: predictions(config, name, "sapn", seed) for seed in (1, 2, 3)} for name in ("distil-multi", "distil-cased")]
     draws = bootstrap_difference(TASKS["sapn"], *sides, 300, seed=3)[TASKS["sapn"].headline]

@@ -62,8 +62,8 @@ def test_every_score_has_an_interval_and_every_student_its_comparisons(study):
     for task in [*TASKS, "mean"]:
         assert (100 * headline.loc[table.index, task]).to_numpy() == pytest.approx(table[task].to_numpy())
     against = comparisons.groupby("model")["against"].agg(set).to_dict()
-    assert against["distil-multi"] == {"bert-cased", "distil-cased", "distil-uncased", "distil-cased-mlm"}
-    assert all(against[student] == {STUDENTS[student], f"{student}-mlm"} for student in CONTROLLED)
+    assert against["distil-multi"] == {"bert-cased", "distil-cased", "distil-uncased", "distil-cased-mlm", "distil-cased-random"}
+    assert all(against[student] == {STUDENTS[student], f"{student}-mlm", f"{student}-random"} for student in CONTROLLED)
 
 
 def test_report_page_holds_tables_figures_and_the_warning(study):
