@@ -13,8 +13,9 @@ import pandas as pd
 
 from rolib import uncertainty
 from rolib.config import Config
-from rolib.loyalty import chance_loyalty, compare_predictions, loyalty_scorer
-from rolib.metrics import Predictions, at_ones, scorer
+from rolib.loyalty import chance_loyalty, class_scorer, compare_predictions, loyalty_scorer
+from rolib.metrics import at_ones, scorer
+from rolib.predictions import Predictions, check_paired
 from rolib.results import ENSEMBLE, combine, members, read_predictions
 from rolib.runs import made_by, read_json, write_text
 from rolib.tasks import TASKS
@@ -90,7 +91,7 @@ def score_tables(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
         models = read_teachers(config, everyone, task, seeds)
         others = [name for name in everyone["model"] if name not in models]
         models |= {name: read_runs(config, name, task, seeds, probabilities=False) for name in others}
-        uncertainty.check_paired((f"{name}, seed {seed}", run) for name, runs in models.items() for seed, run in runs.items())
+        check_paired((f"{name}, seed {seed}", run) for name, runs in models.items() for seed, run in runs.items())
         scorers = {name: [scorer(TASKS[task], run) for run in runs.values()] for name, runs in models.items()}
         examples = models[everyone["model"][0]][seeds[0]].num_examples
         draws = uncertainty.bootstrap(scorers, examples, config.resamples, config.seed)
@@ -265,7 +266,7 @@ def class_loyalty(teacher: Runs, student: Runs, resamples: int, seed: int) -> pd
     the resamples that hold the label, so that a label of one sentence has a narrow one: mind `units`.
     """
     labels = sorted({label for run in teacher.values() for label in run.predicted})
-    scorers = [uncertainty.class_scorer(t.examples, t.predicted, s.predicted, labels) for t, s in _by_seed(teacher, student)]
+    scorers = [class_scorer(t.examples, t.predicted, s.predicted, labels) for t, s in _by_seed(teacher, student)]
     examples = next(iter(teacher.values())).num_examples
     points = [scorer(np.ones((examples, 1))) for scorer in scorers]
     hits, units = (np.mean([point[name][:, 0] for point in points], axis=0) for name in ("hits", "units"))

@@ -84,9 +84,8 @@ class TeacherConfig(TrainingConfig):
     hidden_size: Count
     num_heads: Count
     dropout: Share
-    gate_tasks: Annotated[
-        list[str], AfterValidator(known_tasks)
-    ]  # the measures of the gate: teacher against the same shape from random weights
+    # The measures of the gate: teacher against the same shape from random weights.
+    gate_tasks: Annotated[list[str], AfterValidator(known_tasks)]
     gate_examples: Size  # training examples a gate measure uses; 0 takes all
 
     @model_validator(mode="after")
@@ -143,9 +142,8 @@ class EvaluateConfig(Config):
 
     model: Name  # a teacher or student of this profile, or <name>-random for its shape with random weights
     tasks: Tasks
-    protocols: Annotated[
-        dict[str, str], AfterValidator(known_tasks)
-    ]  # per measure, one of rolib.tasks.PROTOCOLS: what is read and which score is the headline
+    # Per measure, one of rolib.tasks.PROTOCOLS: what is read and which score is the headline.
+    protocols: Annotated[dict[str, str], AfterValidator(known_tasks)]
     seeds: Annotated[list[Size], Field(min_length=1)]
     keep_models: bool  # save the fine-tuned model of the first seed
     max_train_examples: Size  # 0 takes all
@@ -289,7 +287,6 @@ def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
         "ablation": load(AblationConfig, common, base / "ablation.yaml"),
         "analyse": load(AnalyseConfig, common, base / "analyse.yaml"),
         "robustness": load(RobustnessConfig, common, base / "robustness.yaml"),
-        "explore": load(Config, common),
     }
     for kind in ("teachers", "students"):
         for stem, config in study[kind].items():

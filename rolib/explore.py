@@ -10,8 +10,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from rolib.alignment import split_words
 from rolib.corpus import normalise
-from rolib.loyalty import check_same_units
-from rolib.metrics import Predictions, unit_name
+from rolib.predictions import Predictions, check_same_units, unit_name
 from rolib.robustness import predict_perturbed
 from rolib.runs import read_json
 from rolib.tasks import Task, with_protocol

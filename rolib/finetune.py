@@ -170,6 +170,7 @@ def load_for_task(folder: Path, task: Task, labels: list[str], random_weights: b
 
 def _collate(tokenizer, task: Task):
     def collate(rows):
+        """Rows as one padded batch with its labels."""
         if task.protocol == "bi-encoder":
             features = [{"input_ids": row[side]} for side in ("input_ids", "second") for row in rows]
         else:

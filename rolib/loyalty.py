@@ -13,19 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import entr
 
-from rolib.metrics import (
-    CHUNK,
-    Predictions,
-    Scorer,
-    at_ones,
-    check_lengths,
-    distributions,
-    finite_pair,
-    pearson_scorer,
-    row_entropies,
-    span_scorer,
-    unit_name,
-)
+from rolib.metrics import Scorer, at_ones, check_lengths, counts, finite_pair, pearson_scorer, span_scorer
+from rolib.predictions import CHUNK, Predictions, check_same_units, distributions, row_entropies, unit_name
 
 STS_RANGE = (0.0, 5.0)  # lowest and highest similarity score
 BASE2 = math.sqrt(math.log(2))  # a change of base only scales the divergence, and its root the distance
@@ -133,6 +122,7 @@ def loyalty_scorer(task, teacher: Predictions, student: Predictions) -> Scorer:
     sums = np.stack([np.bincount(teacher.examples, weights=value) for value in values.values()])
 
     def scores(weights):
+        """At weights (examples, R)."""
         means = dict(zip(values, (totals := sums @ weights) / totals[-1], strict=True))
         del means["units"]
         if task.kind == "regression":
@@ -144,14 +134,12 @@ def loyalty_scorer(task, teacher: Predictions, student: Predictions) -> Scorer:
     return scores
 
 
-def check_same_units(one: Predictions, other: Predictions, names: tuple[str, str]) -> None:
-    """Raise ValueError, which names the first unit that only one of the two has."""
-    if one.units.equals(other.units):
-        return
-    sides = [pd.MultiIndex.from_frame(side.units) for side in (one, other)]
-    for here, there, name in zip(sides, sides[::-1], names, strict=True):
-        if len(alone := here.difference(there, sort=False)):
-            raise ValueError(f"{unit_name(alone[0])} is in the {name} only ({len(alone)} such units)")
+def class_scorer(examples: np.ndarray, teacher_labels: np.ndarray, student_labels: np.ndarray, classes: Sequence) -> Scorer:
+    """Label loyalty by the teacher's label: `hits` and `units`, (classes, R) each; their ratio is a class's loyalty."""
+    groups, shape = pd.Index(classes).get_indexer(teacher_labels), (len(classes), examples.max() + 1)
+    hit = teacher_labels == student_labels
+    hits, units = counts(groups[hit], examples[hit], shape), counts(groups, examples, shape)
+    return lambda weights: {"hits": hits @ weights, "units": units @ weights}
 
 
 def chance_loyalty(task, teacher: Predictions, student: Predictions, seed: int = 0, pairs: int = 2000) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Models: tokenizers, teachers, students from alternate teacher layers, plain Hugging Face folders."""
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -256,7 +257,9 @@ def save_model(model: PreTrainedModel, tokenizer, folder: Path, card: str) -> No
     """Save weights, tokenizer and model card as a plain Hugging Face folder."""
     model.save_pretrained(folder)
     if model.config.model_type == "distilbert":
-        # DistilBERT takes no segments. transformers writes down what a tokenizer was made with, so that is what to change.
+        # DistilBERT takes no segments. transformers writes down what a tokenizer was made with, so that is what to change,
+        # in a copy: the caller's goes on reading for BERT.
+        tokenizer = copy.deepcopy(tokenizer)
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")

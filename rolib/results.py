@@ -10,7 +10,7 @@ import yaml
 
 from rolib.config import Config
 from rolib.loyalty import ensemble_predictions
-from rolib.metrics import Predictions
+from rolib.predictions import Predictions
 from rolib.runs import made_by, read_json, require, write_text
 
 ROLES = ("teacher", "student", "mlm control", "random control")

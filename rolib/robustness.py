@@ -18,7 +18,7 @@ from rolib.corpus import normalise
 from rolib.distill import autocast, make_accelerator
 from rolib.finetune import encode, label_names, load_for_task, predict, prediction_table
 from rolib.loyalty import compare_predictions
-from rolib.metrics import Predictions
+from rolib.predictions import Predictions
 from rolib.results import members
 from rolib.runs import read_json
 from rolib.tasks import TASKS, Task
@@ -62,7 +62,7 @@ def perturb(split: Dataset, task: Task, function: Callable[[str], str]) -> Datas
 def predict_perturbed(
     model_folder: Path, task: Task, split: Dataset, functions: dict[str, Callable[[str], str]], batch_size: int, max_length: int
 ) -> dict[str, pd.DataFrame]:
-    """The prediction table (see rolib.metrics) of a kept fine-tuned model on a split under each of the perturbations.
+    """The prediction table (see rolib.predictions) of a kept fine-tuned model on a split under each of the perturbations.
 
     With `str` as the function, which changes nothing, these are the predictions of the fine-tuning run.
     """

@@ -212,7 +212,8 @@ def evaluate_model(
 ) -> list[dict]:
     """Fine-tune a model on every task with every seed; leave runs/<profile>/evaluation/<model>/<task>/seed-<k>.
 
-    source: the model's folder, if it is none of the profile's own; folder: where the results go instead. Returns the scores.json of each run; on_result is called with each as it comes.
+    source: the model's folder, if it is none of the profile's own; folder: where the results go instead. Returns the
+    scores.json of each run; on_result is called with each as it comes.
     """
     root, random_weights = data_root(config.data), config.model.endswith("-random")
     source = source or runs.model_folder(config, config.model.removesuffix("-random"))
@@ -228,13 +229,13 @@ def evaluate_model(
             recipe = {"tasks": [name], "seeds": [seed], "keep_models": config.keep_models and seed == config.seeds[0]}
             recipe |= {key: {name: getattr(config, key)[name]} for key in ("protocols", "epochs", "learning_rates")}
             one = config.model_copy(update=recipe)
-            folder = place / name / f"seed-{seed}"
-            if not runs.is_finished(folder, one, inputs):
+            run = place / name / f"seed-{seed}"
+            if not runs.is_finished(run, one, inputs):
                 splits = splits or load_task(name, root)
-                with runs.new_run(folder, one, inputs, device_name(), notes=[files.note] if files.note else []) as working:
+                with runs.new_run(run, one, inputs, device_name(), notes=[files.note] if files.note else []) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     finetune(one, name, seed, source, random_weights, splits, working)
-            results.append(runs.read_json(folder / "scores.json", "`make demo`"))
+            results.append(runs.read_json(run / "scores.json", "`make demo`"))
             on_result(results[-1])
     return results
 

@@ -5,7 +5,7 @@ weights: results of two calls over one test set are paired draw by draw and may 
 """
 
 import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from rolib.loyalty import check_same_units
-from rolib.metrics import Predictions, Scorer, counts
+from rolib.metrics import Scorer
 
 CHUNK = 200  # resamples at a time, so that their weights and ranks stay in the processor's cache
 Scores = dict[str, np.ndarray]  # score name -> (resamples,)
@@ -113,23 +112,6 @@ def resample_weights(units: int, resamples: int, stream: tuple[int, ...]) -> np.
         row[:] = np.bincount(rng.integers(units, size=units), minlength=units)
     weights.flags.writeable = False  # the cache hands out the same array again
     return weights
-
-
-def class_scorer(examples: np.ndarray, teacher_labels: np.ndarray, student_labels: np.ndarray, classes: Sequence) -> Scorer:
-    """Label loyalty by the teacher's label: `hits` and `units`, (classes, R) each; their ratio is a class's loyalty."""
-    groups, shape = pd.Index(classes).get_indexer(teacher_labels), (len(classes), examples.max() + 1)
-    hit = teacher_labels == student_labels
-    hits, units = counts(groups[hit], examples[hit], shape), counts(groups, examples, shape)
-    return lambda weights: {"hits": hits @ weights, "units": units @ weights}
-
-
-def check_paired(runs: Iterable[tuple[str, Predictions]]) -> None:
-    """Raise ValueError, which names the run, unless all (name, run) predicted the same units with the same gold labels."""
-    (first_name, first), *others = runs
-    for name, run in others:
-        check_same_units(first, run, (f"predictions of {first_name}", f"predictions of {name}"))
-        if not np.array_equal(first.gold, run.gold):
-            raise ValueError(f"the predictions of {first_name} and of {name} differ in their gold labels")
 
 
 def _checked(values: Sequence[float]) -> np.ndarray:

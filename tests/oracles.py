@@ -7,15 +7,13 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from rolib import metrics, uncertainty
 from rolib.loyalty import loyalty_scorer
-from rolib.metrics import Predictions
+from rolib.predictions import UNIT, Predictions, check_paired
 
 
 def scores_elsewhere(task, table):
     """Scores of a prediction table by scikit-learn, SciPy and nervaluate; of NER those that nervaluate defines alike."""
     if task.name == "ner":
-        gold, predicted = (
-            table.sort_values(metrics.UNIT).groupby("example")[side].agg(list).tolist() for side in ("gold", "predicted")
-        )
+        gold, predicted = (table.sort_values(UNIT).groupby("example")[side].agg(list).tolist() for side in ("gold", "predicted"))
         classes = sorted({tag[2:] for tags in [*gold, *predicted] for tag in tags if tag != "O"})
         if not classes:  # nervaluate refuses
             return dict.fromkeys(metrics.SPAN_SCORES, 0.0)
@@ -49,7 +47,7 @@ def expected_calibration_error(probabilities, correct, bins=10):
 def runs_of(tables):
     """Predictions by fine-tuning seed, in order of seeds, refused if unlike."""
     runs = {seed: Predictions.of(tables[seed], f"prediction table of seed {seed}") for seed in sorted(tables)}
-    uncertainty.check_paired((f"seed {seed}", run) for seed, run in runs.items())
+    check_paired((f"seed {seed}", run) for seed, run in runs.items())
     return runs
 
 

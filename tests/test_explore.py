@@ -12,8 +12,8 @@ from rolib.alignment import split_words
 from rolib.config import EvaluateConfig
 from rolib.corpus import normalise
 from rolib.explore import FILTERS, STS_TOLERANCE, predict_text, side_by_side
-from rolib.metrics import Predictions
 from rolib.models import init_student, save_model
+from rolib.predictions import Predictions
 from rolib.tasks import SAMPLE, TASKS, load_task
 
 KINDS = {"upos": "accuracy", "sapn": "title+content", "sar": "content", "di": "macro_f1", "sts": "pair"}

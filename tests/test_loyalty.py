@@ -15,7 +15,7 @@ from scipy.special import rel_entr
 from sklearn.metrics import accuracy_score, mean_absolute_error, root_mean_squared_error
 
 from rolib import loyalty
-from rolib.metrics import Predictions
+from rolib.predictions import Predictions
 
 steady = settings(deadline=None, derandomize=True)  # the same examples on every machine, however slow
 UPOS, NER, STS = (

@@ -13,7 +13,7 @@ from nervaluate import Evaluator
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
-from rolib import metrics
+from rolib import metrics, predictions
 
 steady = settings(deadline=None, derandomize=True)  # the same examples on every machine, however slow
 TAGS = ["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER"]
@@ -46,7 +46,7 @@ def spearman(gold, predicted):
 
 def span_f1(gold, predicted):
     """Of sentences of tags."""
-    sides = ([metrics.spans(tags) for tags in side] for side in (gold, predicted))
+    sides = ([predictions.spans(tags) for tags in side] for side in (gold, predicted))
     return metrics.at_ones(metrics.span_scorer(*sides), len(gold))
 
 
@@ -122,13 +122,13 @@ def test_length_and_emptiness(score):
     ],
 )
 def test_spans(tags, expected):
-    assert metrics.spans(tags.split()) == expected
+    assert predictions.spans(tags.split()) == expected
 
 
 @pytest.mark.parametrize("tag", ["PER", "S-PER", "B-", "B", "I", "", "-PER", "o"])
 def test_spans_refuses_other_tags(tag):
     with pytest.raises(ValueError, match="at word 1: expected O, B-class or I-class"):
-        metrics.spans(["B-PER", tag])
+        predictions.spans(["B-PER", tag])
 
 
 @steady
@@ -148,7 +148,7 @@ def test_span_f1_against_nervaluate(sentences):
 @steady
 @given(tagged())
 def test_boundary_macro_against_plain_loops(sentences):
-    gold, predicted = ([metrics.spans(tags) for tags in side] for side in sentences)
+    gold, predicted = ([predictions.spans(tags) for tags in side] for side in sentences)
     scores = []
     for label in ["LOC", "ORG", "PER"]:
         counts = {"predicted": [0, 0], "gold": [0, 0]}  # hits, all
@@ -292,12 +292,12 @@ def test_a_stored_table_reads_as_it_was_written(tmp_path):
     path = tmp_path / "predictions.parquet"
     frame = table(WORDS).assign(probabilities=[[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]]).sample(frac=1, random_state=1)
     frame.to_parquet(path)
-    for run, width in [(metrics.Predictions.read(path), 2), (metrics.Predictions.read(path, probabilities=False), 0)]:
-        again = metrics.Predictions.of(frame)
+    for run, width in [(predictions.Predictions.read(path), 2), (predictions.Predictions.read(path, probabilities=False), 0)]:
+        again = predictions.Predictions.of(frame)
         assert run.units.equals(again.units) and run.probabilities.shape == (4, width)
         assert run.gold.tolist() == again.gold.tolist() == [row[2] for row in WORDS]
         assert run.predicted.tolist() == again.predicted.tolist()
-    assert (metrics.Predictions.read(path).probabilities == again.probabilities).all()
+    assert (predictions.Predictions.read(path).probabilities == again.probabilities).all()
     assert metrics.score_predictions(task("ner"), again.table()) == metrics.score_predictions(task("ner"), frame)
 
 
@@ -305,17 +305,17 @@ def test_damaged_stored_tables_are_refused_and_named(tmp_path):
     path = tmp_path / "predictions.parquet"
     path.write_bytes(b"no parquet at all")
     with pytest.raises(ValueError, match=r"predictions.parquet is damaged \(.*\): delete the folder of this run"):
-        metrics.Predictions.read(path)
+        predictions.Predictions.read(path)
     table(WORDS).drop(columns="gold").to_parquet(path)
     with pytest.raises(ValueError, match=r"is damaged \(.*gold.*\): delete the folder"):
-        metrics.Predictions.read(path)
+        predictions.Predictions.read(path)
     for ragged in ([[0.1, 0.9], [1.0], [0.2, 0.3, 0.5], [0.5, 0.5]], [[1.0], None, [1.0], [1.0]]):
         table(WORDS).assign(probabilities=ragged).to_parquet(path)
         with pytest.raises(ValueError, match="rows of unequal numbers of probabilities"):
-            metrics.Predictions.read(path)
+            predictions.Predictions.read(path)
     table(WORDS).iloc[:0].to_parquet(path)
     with pytest.raises(ValueError, match="it has no rows"):
-        metrics.Predictions.read(path)
+        predictions.Predictions.read(path)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -339,7 +339,7 @@ def test_rows_without_probabilities_are_named():
     for bad in (None, [1.0]):
         rows = [[0.5, 0.5]] * 4 + [bad] + [[0.5, 0.5]] * 3
         with pytest.raises(ValueError, match=r"^example 'c', position 0 has [01] probabilities in the t, the others have 2"):
-            metrics.Predictions.of(frame.assign(probabilities=rows), "t")
+            predictions.Predictions.of(frame.assign(probabilities=rows), "t")
 
 
 @pytest.mark.parametrize("dropped", [0, 1])

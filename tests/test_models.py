@@ -329,6 +329,12 @@ def test_load_teacher_from_a_missing_folder(tmp_path, refused):
     refused(tmp_path / "nowhere", "not a model folder")
 
 
+def test_saving_a_student_leaves_the_tokenizer_as_it_is(tmp_path, toy_bert, toy_tokenizer):
+    models.save_model(models.init_student(toy_bert(), 2), toy_tokenizer, tmp_path / "student", "")
+    assert "token_type_ids" in toy_tokenizer("Casa", "știrea")  # the teacher still reads pairs
+    assert "token_type_ids" not in AutoTokenizer.from_pretrained(tmp_path / "student")("Casa", "știrea")
+
+
 def test_load_teacher_with_an_unknown_hub_id(refused):
     refused("nobody/nothing", "not to be had from the hub")
 

@@ -13,7 +13,8 @@ from rolib import analysis, results, uncertainty
 from rolib import loyalty as loyalties
 from rolib.config import AnalyseConfig
 from rolib.loyalty import probability_loyalty
-from rolib.metrics import Predictions, score_predictions
+from rolib.metrics import score_predictions
+from rolib.predictions import Predictions
 from rolib.tasks import TASKS
 
 NER_TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]

@@ -16,8 +16,8 @@ from rolib import stages
 from rolib.config import EvaluateConfig, RobustnessConfig
 from rolib.corpus import normalise
 from rolib.loyalty import compare_predictions
-from rolib.metrics import Predictions
 from rolib.models import init_student, save_model
+from rolib.predictions import Predictions
 from rolib.robustness import PERTURBATIONS, cedilla, compare_perturbed, perturb, predict_perturbed, strip_diacritics
 from rolib.tasks import PROTOCOLS, SAMPLE, TASKS, load_task, with_protocol
 

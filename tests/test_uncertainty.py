@@ -14,7 +14,7 @@ from oracles import bootstrap_difference, bootstrap_loyalty, bootstrap_scores, s
 from scipy import stats
 
 from rolib import loyalty, metrics, uncertainty
-from rolib.metrics import Predictions
+from rolib.predictions import Predictions
 
 steady = settings(deadline=None, derandomize=True)  # the same examples on every machine, however slow
 KINDS = {"upos": "tagging", "ner": "tagging", "sar": "classification", "sts": "regression"}
@@ -95,6 +95,12 @@ def test_scores_of_resamples_against_tables_written_out(name, labels):
         resampled = written_out(table, drawn)
         expected = metrics.score_predictions(task(name), resampled) | scores_elsewhere(task(name), resampled)
         assert {score: values[number] for score, values in scores.items()} == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_resample_of_one_example_is_constant_whatever_rounding_leaves():
+    sides = np.random.default_rng(4).normal(3.3, 1.1, (2, 300))
+    scores = metrics.correlation_scorer(np.arange(300), *sides)(300 * np.eye(300))
+    assert not scores["pearson"].any() and not scores["spearman"].any()
 
 
 @pytest.mark.parametrize("name", KINDS)
