@@ -308,3 +308,17 @@ def test_a_missing_run_is_named(config, tmp_path, monkeypatch):
     for function in (analysis.loyalty_tables, analysis.score_tables):
         with pytest.raises(FileNotFoundError, match=r"distil-multi/sar/seed-2/predictions.parquet is missing: run `make study"):
             function(config)
+
+
+def test_runs_on_other_data_are_refused_and_named(config, tmp_path, monkeypatch):
+    write_study(tmp_path / "toy", seeds=(1, 2), sizes={"sar": SIZES["sar"]})
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    path = tmp_path / "toy/evaluation/distil-multi/sar/seed-2/predictions.parquet"
+    table = pd.read_parquet(path)
+    table.assign(gold=table["gold"].to_numpy()[::-1]).to_parquet(path)
+    with pytest.raises(ValueError, match="predictions of .* and of distil-multi, seed 2 differ in their gold labels"):
+        analysis.score_tables(config)
+    table[:-1].to_parquet(path)
+    for function in (analysis.loyalty_tables, analysis.score_tables):
+        with pytest.raises(ValueError, match=r"example '.*', position 0 is in the .* only \(1 such units\)"):
+            function(config)
