@@ -163,6 +163,22 @@ def test_comparisons_are_paired_and_corrected_over_the_measures(config, scored):
         assert one(family, task="mean")["p_holm"] == one(family, task="mean")["p"]
 
 
+def test_a_difference_holds_only_after_the_correction():
+    def draws(below):  # of 999, so many below 0: p = 2 (below + 1) / 1000
+        return np.repeat([-0.1, 0.1], [below, 999 - below])
+
+    gaps = {"upos": draws(9), "xpos": draws(9), "ner": draws(0), "mean": draws(19)}
+    headlines = {("t", task): np.zeros(999) for task in gaps} | {("s", task): values for task, values in gaps.items()}
+    points = {key: values.mean() for key, values in headlines.items()}
+    table = analysis._compare([("s", "t", "teacher")], headlines, points).set_index("task")
+    assert table["p"].to_dict() == pytest.approx({"upos": 0.02, "xpos": 0.02, "ner": 0.002, "mean": 0.04})
+    assert table["p_holm"].to_dict() == pytest.approx({"upos": 0.04, "xpos": 0.04, "ner": 0.006, "mean": 0.04})
+    assert table["holds"].all()
+    headlines["s", "upos"] = headlines["s", "xpos"] = draws(14)  # p = 0.03, corrected 0.06
+    table = analysis._compare([("s", "t", "teacher")], headlines, points).set_index("task")
+    assert (table["p"] < 0.05).all() and table["holds"].to_dict() == {"upos": False, "xpos": False, "ner": True, "mean": True}
+
+
 def test_tables_print_half_intervals_and_mark_what_holds():
     row = {"role": "student", "model": "s", "headline": True, "value": 0.917, "low": 0.91, "high": 0.922}
     scores = pd.DataFrame([row | {"task": "upos"}, row | {"task": "sar"}, row | {"task": "sar", "headline": False}])
