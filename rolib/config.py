@@ -84,9 +84,6 @@ class TeacherConfig(TrainingConfig):
     hidden_size: Count
     num_heads: Count
     dropout: Share
-    # The measures of the gate: teacher against the same shape from random weights.
-    gate_tasks: Annotated[list[str], AfterValidator(known_tasks)]
-    gate_examples: Size  # training examples a gate measure uses; 0 takes all
 
     @model_validator(mode="after")
     def _heads_divide(self):

@@ -34,12 +34,11 @@ from rolib.losses import IGNORE
 from rolib.masking import MaskingCollator
 from rolib.metrics import score_predictions
 from rolib.robustness import PERTURBATIONS, predict_perturbed
-from rolib.tasks import TASKS, load_task, task_source, with_protocol
+from rolib.tasks import load_task, task_source, with_protocol
 
 # A fresh task head and unused MLM weights are what fine-tuning means; a report of them for every run buries the progress.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
-GATE_EPOCHS, GATE_LEARNING_RATE = 3, 5e-4
 PLATEAU_MARGIN = 1.0  # nats below the frequency baseline from which a model counts as having left the plateau
 
 
@@ -83,7 +82,7 @@ def corpus_hash(config: TrainingConfig, root: Path) -> str:
 
 
 def prepare_teacher(config: TeacherConfig, on_log: Callable[[dict], None] = lambda record: None) -> Path:
-    """Pre-train or fetch a teacher, check the gate, and leave runs/<profile>/teachers/<teacher>."""
+    """Pre-train or fetch a teacher, and leave it with its gate.json as runs/<profile>/teachers/<teacher>."""
     root, folder = data_root(config.data), config.folder / "teachers" / config.teacher
     inputs = {"corpus": corpus_hash(config, root), "source": config.source}
     if runs.is_finished(folder, config, inputs):
@@ -103,56 +102,23 @@ def prepare_teacher(config: TeacherConfig, on_log: Callable[[dict], None] = lamb
         case = "lower-cased" if config.lowercase else "cased"
         card = model_card(config, config.teacher, f"BERT teacher, {origin}, {case}, accents kept")
         models.save_model(teacher, tokenizer, working, card)
-        runs.write_json(working / "gate.json", check_gate(config, teacher, tokenizer, blocks, root, working))
+        runs.write_json(working / "gate.json", leave_plateau(config, teacher, tokenizer, blocks))
     return folder
 
 
-def check_gate(config: TeacherConfig, teacher: BertForMaskedLM, tokenizer, blocks: DatasetDict, root: Path, folder: Path) -> dict:
-    """Has the teacher left the frequency plateau, and does it beat its own shape from random weights?
+def leave_plateau(config: TeacherConfig, teacher: BertForMaskedLM, tokenizer, blocks: DatasetDict) -> dict:
+    """The first half of the gate: has the teacher learned more than frequencies? A teacher on that plateau teaches nothing.
 
-    Returns held_out_mlm and frequency_baseline (nats), the headline score of each gate measure for both, the verdicts
-    `left_plateau` and `beats_random` (None without gate measures).
+    Returns held_out_mlm and frequency_baseline (nats), and left_plateau: is the first `PLATEAU_MARGIN` below the second? The
+    second half, whether it beats random weights on the measures, is `evaluate_model` of both (notebook 01).
     """
     collator = MaskingCollator([tokenizer], config.mask_share, config.seed)
-    model = models.MaskedLM(teacher).to(distill.make_accelerator().device)
-    held_out = distill.held_out_losses(model, [], blocks["held_out"], collator, config, next(model.parameters()).device)
+    device = distill.make_accelerator().device
+    held_out = distill.held_out_losses(models.MaskedLM(teacher).to(device), [], blocks["held_out"], collator, config, device)
     teacher.cpu()
-    recipe = EvaluateConfig(
-        profile=config.profile,
-        seed=config.seed,
-        data=config.data,
-        model=config.teacher,
-        tasks=config.gate_tasks or list(TASKS)[:1],
-        protocols={name: task.protocol for name, task in TASKS.items()},
-        seeds=[config.seed],
-        keep_models=False,
-        max_train_examples=config.gate_examples,
-        max_length=128,
-        batch_size=16,
-        epochs=dict.fromkeys(TASKS, GATE_EPOCHS),
-        learning_rates=dict.fromkeys(TASKS, GATE_LEARNING_RATE),
-        warmup_share=0.1,
-        weight_decay=0.01,
-    )
-    scores = {}
-    for name in config.gate_tasks:
-        splits = load_task(name, root)
-        scores[name] = {}
-        for kind in ("teacher", "random"):
-            output = folder / "gate" / name / kind
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
-            result = finetune(recipe, name, config.seed, folder, kind == "random", splits, output)
-            scores[name][kind] = result["test"][TASKS[name].headline]
     baseline = frequency_baseline(blocks, tokenizer, config)
-    ahead = sum(score["teacher"] - score["random"] for score in scores.values())
-    return {
-        **held_out,
-        "frequency_baseline": baseline,
-        "left_plateau": held_out["held_out_mlm"] < baseline - PLATEAU_MARGIN,
-        "scores": scores,
-        "beats_random": ahead > 0 if scores else None,
-    }
+    left = held_out["held_out_mlm"] < baseline - PLATEAU_MARGIN
+    return held_out | {"frequency_baseline": baseline, "left_plateau": left}
 
 
 def load_teachers(config: StudentConfig) -> tuple[list[distill.Teacher], list]:

@@ -129,9 +129,8 @@ def teacher_config():
     from rolib.config import TeacherConfig
 
     shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "dropout": 0.0}
-    gate = {"gate_tasks": ["upos"], "gate_examples": 0}
     source = {"teacher": "toy", "source": "pretrain", "lowercase": False, "vocab_size": 200}
-    return lambda **changes: TeacherConfig(**(RECIPE | shape | gate | source | changes))
+    return lambda **changes: TeacherConfig(**(RECIPE | shape | source | changes))
 
 
 @pytest.fixture(scope="session")

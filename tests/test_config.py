@@ -157,7 +157,6 @@ def test_a_float_inside_a_table_that_yaml_reads_as_text(params):
         ("common", "seed", -1, "got -1"),
         ("common", "seed", "1", "valid integer, got '1'"),
         ("common", "profile", "../tiny", "got '../tiny'"),
-        ("pretrain", "gate_tasks", ["pos"], "unknown task 'pos': use upos"),
         ("pretrain", "learning_rate", 0.0, "greater than 0"),
         ("evaluate", "tasks", ["upos", "sentiment"], "unknown task 'sentiment': use upos, xpos, ner"),
         ("evaluate", "tasks", [], "at least 1 item"),
