@@ -174,8 +174,6 @@ class RobustnessConfig(Config):
     tasks: Tasks
     models: list[Name]  # [] takes every evaluated model
     max_test_examples: Size  # 0 takes all
-    batch_size: Count
-    max_length: Annotated[int, Field(ge=8, le=512)]  # pieces; as in the fine-tuning, or the model reads other windows
 
 
 class AblationConfig(Config):
@@ -301,7 +299,7 @@ def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
 
 
 def check_robustness(config: RobustnessConfig, study: dict, where: str) -> None:
-    """Raise ConfigError for a model or measure that the study does not evaluate, or for windows other than its own."""
+    """Raise ConfigError for a model or measure that the study does not evaluate."""
     known = [*study["teachers"], *study["students"]]
     for name in config.models:
         if name.removesuffix("-random").removesuffix("-mlm") not in known:
@@ -309,8 +307,6 @@ def check_robustness(config: RobustnessConfig, study: dict, where: str) -> None:
     for task in config.tasks:
         if task not in study["evaluate"].tasks:
             raise ConfigError(f"tasks ({where}): {task} is not in evaluate.yaml: add it there or remove it here")
-    if config.max_length != (length := study["evaluate"].max_length):
-        raise ConfigError(f"max_length ({where}): is {config.max_length}, must be {length} as in evaluate.yaml: correct it")
 
 
 def check_depth(student_layers: int, teacher_layers: int, where: str = "notebook parameters") -> None:

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from rolib.alignment import split_words
 from rolib.corpus import normalise
 from rolib.predictions import Predictions, check_same_units, unit_name
-from rolib.robustness import predict_perturbed
+from rolib.robustness import predict_perturbed, task_of
 from rolib.runs import read_json
-from rolib.tasks import Task, with_protocol
+from rolib.tasks import Task
 
 STS_TOLERANCE = 0.5  # similarity scores that lie closer count as equal
 
@@ -64,9 +63,7 @@ def predict_text(run: Path, text: str, other: str = "") -> pd.DataFrame:
     the probability of each label, or the STS `score`. A LaRoSeDa model reads the text as a review without a title.
     ValueError for an empty text.
     """
-    result = read_json(run / "scores.json", "03-evaluate-model")
-    max_length = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["max_length"]
-    task, labels = with_protocol(result["task"], result["protocol"]), result["labels"]
+    task, labels = task_of(run), read_json(run / "scores.json", "03-evaluate-model")["labels"]
     text, other = normalise(text), normalise(other)
     if not text or (task.kind == "regression" and not other):
         raise ValueError(f"{task.name}: no text to read" + " in one of the two boxes" * (task.kind == "regression"))
@@ -81,7 +78,7 @@ def predict_text(run: Path, text: str, other: str = "") -> pd.DataFrame:
         row = {"text": pair[0], "text_pair": pair[1], "label": 0}
         features = {"text": string, "text_pair": string, "label": label}
     split = Dataset.from_list([{"id": "typed"} | row], features=Features({"id": string} | features))
-    table = predict_perturbed(run / "model", task, split, {"typed": str}, 1, max_length)["typed"]
+    table = predict_perturbed(run, split, {"typed": str})["typed"]
     values = np.stack(table["probabilities"]) if labels else table[["predicted"]].to_numpy()
     index = pd.MultiIndex.from_arrays([range(len(words)), words], names=["position", "text"])
     return pd.DataFrame(values, index=index, columns=labels or ["score"])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import yaml
 from datasets import Dataset
 from transformers import AutoTokenizer
 
@@ -21,7 +22,7 @@ from rolib.loyalty import compare_predictions
 from rolib.predictions import Predictions
 from rolib.results import members
 from rolib.runs import read_json
-from rolib.tasks import TASKS, Task
+from rolib.tasks import TASKS, Task, with_protocol
 
 PLAIN = str.maketrans("ăâîșțşţĂÂÎȘȚŞŢ", "aaiststAAISTST")
 COMMA_TO_CEDILLA = str.maketrans("șțȘȚ", "şţŞŢ")
@@ -59,23 +60,29 @@ def perturb(split: Dataset, task: Task, function: Callable[[str], str]) -> Datas
     return Dataset.from_dict(columns, features=split.features)
 
 
-def predict_perturbed(
-    model_folder: Path, task: Task, split: Dataset, functions: dict[str, Callable[[str], str]], batch_size: int, max_length: int
-) -> dict[str, pd.DataFrame]:
-    """The prediction table (see rolib.predictions) of a kept fine-tuned model on a split under each of the perturbations.
+def task_of(run: Path) -> Task:
+    """The measure of a fine-tuning run, under its protocol."""
+    result = read_json(run / "scores.json", "03-evaluate-model")
+    return with_protocol(result["task"], result["protocol"])
 
-    With `str` as the function, which changes nothing, these are the predictions of the fine-tuning run.
+
+def predict_perturbed(run: Path, split: Dataset, functions: dict[str, Callable[[str], str]]) -> dict[str, pd.DataFrame]:
+    """The prediction table (see rolib.predictions) of a run's kept model on a split under each of the perturbations.
+
+    With `str` as the function, which changes nothing, these are the predictions of the fine-tuning run: windows and batches
+    are as they were there.
     """
-    labels = label_names(task, split)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    device = make_accelerator().device
-    model = load_for_task(model_folder, task, labels, random_weights=False).to(device)
+    task, recipe = task_of(run), yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    labels, device = label_names(task, split), make_accelerator().device
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    model = load_for_task(run / "model", task, labels, random_weights=False).to(device)
+    max_length = min(recipe["max_length"], model.config.max_position_embeddings)
     tables = {}
     for name, function in functions.items():
         perturbed = perturb(split, task, function)
-        rows, _ = encode(perturbed, task, tokenizer, min(max_length, model.config.max_position_embeddings), clean=str)
+        rows, _ = encode(perturbed, task, tokenizer, max_length, clean=str)
         with autocast(device):
-            outputs = predict(model, rows, task, tokenizer, batch_size, device)
+            outputs = predict(model, rows, task, tokenizer, 4 * recipe["batch_size"], device)
         tables[name] = prediction_table(rows, outputs, task, perturbed, labels)
     return tables
 

@@ -33,8 +33,8 @@ from rolib.finetune import finetune, sample_examples
 from rolib.losses import IGNORE
 from rolib.masking import MaskingCollator
 from rolib.metrics import score_predictions
-from rolib.robustness import PERTURBATIONS, predict_perturbed
-from rolib.tasks import load_task, task_source, with_protocol
+from rolib.robustness import PERTURBATIONS, predict_perturbed, task_of
+from rolib.tasks import load_task, task_source
 
 # A fresh task head and unused MLM weights are what fine-tuning means; a report of them for every run buries the progress.
 transformers_logging.set_verbosity_error()
@@ -275,11 +275,10 @@ def measure_robustness(config: RobustnessConfig, on_result: Callable[[dict], Non
 
 def perturb_run(config: RobustnessConfig, run: Path, split: Dataset, folder: Path) -> None:
     """The predictions and scores of one fine-tuning run on a split under every perturbation, written into `folder`."""
-    result = runs.read_json(run / "scores.json", "`make demo`")
-    task = with_protocol(result["task"], result["protocol"])
+    result, task = runs.read_json(run / "scores.json", runs.made_by(config)), task_of(run)
     original = pd.read_parquet(run / "predictions.parquet")
     tables = {"original": original[original["example"].isin(split["id"][:])]}
-    tables |= predict_perturbed(run / "model", task, split, PERTURBATIONS, config.batch_size, config.max_length)
+    tables |= predict_perturbed(run, split, PERTURBATIONS)
     scores = {}
     for name, table in tables.items():
         table.astype({"position": "int32"}).to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)

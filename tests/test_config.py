@@ -213,7 +213,6 @@ def test_a_student_without_its_teacher(params):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"max_length": 64}, ["max_length", "is 64, must be 128 as in evaluate.yaml: correct it"]),
         ({"models": ["bert-cased", "bert-large-random"]}, ["models", "no model 'bert-large-random'; there are bert-cased"]),
         ({"tasks": []}, ["tasks", "at least 1 item"]),
     ],

@@ -19,7 +19,7 @@ from rolib.loyalty import compare_predictions
 from rolib.models import init_student, save_model
 from rolib.predictions import Predictions
 from rolib.robustness import PERTURBATIONS, cedilla, compare_perturbed, perturb, predict_perturbed, strip_diacritics
-from rolib.tasks import PROTOCOLS, SAMPLE, TASKS, load_task, with_protocol
+from rolib.tasks import PROTOCOLS, SAMPLE, TASKS, load_task
 
 ROMANIAN = st.text("abcxyzăâîșțşţABCXYZĂÂÎȘȚŞŢ éÖ.,-0123456789")
 MARKED = st.text(st.sampled_from("aAiIsStTăâîșțşţĂÂÎȘȚŞŢ \u0302\u0306\u0326\u0327\u0301"))
@@ -126,14 +126,13 @@ def study(tmp_path_factory, toy_bert, _toy_tokenizer, few):
 
 def config(**changes):
     recipe = {"profile": "toy", "seed": 1, "data": "sample", "tasks": list(PROTOCOL), "models": [], "max_test_examples": 0}
-    return RobustnessConfig(**(recipe | {"batch_size": 8, "max_length": 32} | changes))
+    return RobustnessConfig(**(recipe | changes))
 
 
 @pytest.mark.parametrize("name", PROTOCOL)
 def test_without_a_perturbation_the_predictions_are_the_runs_own(name, study, few):
     run = study / "evaluation" / "small" / name / "seed-1"
-    task = with_protocol(name, PROTOCOL[name])
-    table = predict_perturbed(run / "model", task, few(name)["test"], {"none": str}, 4, 32)["none"]
+    table = predict_perturbed(run, few(name)["test"], {"none": str})["none"]
     stored = pd.read_parquet(run / "predictions.parquet")
     columns = ["example", "position", "gold"]
     pd.testing.assert_frame_equal(table[columns], stored[columns], check_dtype=False)
