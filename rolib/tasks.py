@@ -5,7 +5,6 @@ mirror and the download cache are read by the same code. Texts stay as upstream 
 """
 
 import hashlib
-import json
 import re
 import unicodedata
 import zipfile
@@ -13,12 +12,15 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 SAMPLE = Path(__file__).parent / "sample"
 SPLITS = ("train", "validation", "test")
 UPOS_TAGS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split()
-STARS = list("1245")  # LaRoSeDa has no rating 3
 DIALECTS = {"1": "Moldavian", "2": "Romanian", "MD": "Moldavian", "RO": "Romanian"}  # official, VarDial
+ENTITY_TAG = r"O|[BI]-\S+"
 LEMMA, UPOS, XPOS, ENTITY = 2, 3, 4, 10  # columns of CoNLL-U; RONEC v1 adds the entity tag as an eleventh
 
 
@@ -30,6 +32,35 @@ class Task:
     title: str
     protocol: str  # one of PROTOCOLS
     headline: str  # the score that picks the best checkpoint and fills the summary table
+
+
+class Review(BaseModel):
+    """An entry of LaRoSeDa's JSON files."""
+
+    index: str
+    title: str
+    content: str
+    starRating: Literal["1", "2", "4", "5"]  # there is no 3
+
+
+class Reviews(BaseModel):
+    """A LaRoSeDa JSON file."""
+
+    reviews: list[Review]
+
+
+class AnnotatedSentence(BaseModel):
+    """An entry of RONEC's JSON files (version 2)."""
+
+    id: int | str
+    tokens: Annotated[list[str], Field(min_length=1)]
+    ner_tags: list[Annotated[str, Field(pattern=f"^({ENTITY_TAG})$")]]
+
+    @model_validator(mode="after")
+    def _a_tag_for_each_token(self):
+        if len(self.tokens) != len(self.ner_tags):
+            raise ValueError(f"{len(self.tokens)} tokens but {len(self.ner_tags)} ner_tags")
+        return self
 
 
 @dataclass(frozen=True)
@@ -249,34 +280,18 @@ def _checked_tag(tag, column, where):
         return _known(tag, UPOS_TAGS, where)
     if column == XPOS and tag in ("", "_"):
         raise ValueError(f"{where}: the word has no XPOS tag, expected one (such as Ncfsrn) in column 5, found {tag!r}")
-    if column == ENTITY and not re.fullmatch(r"O|[BI]-\S+", str(tag)):
+    if column == ENTITY and not re.fullmatch(ENTITY_TAG, tag):
         raise ValueError(f"{where}: unknown entity tag {tag!r}, expected O, B-CLASS or I-CLASS")
     return tag
 
 
 def _json_sentences(path, column):
-    rows = []
-    for number, (sentence_id, tokens, tags) in enumerate(_records(path, _json(path), "id", "tokens", "ner_tags"), 1):
-        where = f"{path}, entry {number}"
-        if not (isinstance(tokens, list) and isinstance(tags, list) and 0 < len(tokens) == len(tags)):
-            raise ValueError(f"{where}: expected a list of tokens and one of as many ner_tags, at least one")
-        labels = [_checked_tag(tag, column, where) for tag in tags]
-        rows.append({"id": str(sentence_id), "tokens": tokens, "labels": labels})
-    return rows
+    return [{"id": str(row.id), "tokens": row.tokens, "labels": row.ner_tags} for row in _json(path, list[AnnotatedSentence])]
 
 
 def _reviews(path):
-    content = _json(path)
-    if not isinstance(content, dict) or "reviews" not in content:
-        raise ValueError(f'{path}: expected {{"reviews": [...]}}')
-    rows = []
-    records = _records(path, content["reviews"], "index", "title", "content", "starRating")
-    for number, (index, title, text, stars) in enumerate(records, 1):
-        if not all(isinstance(value, str) for value in (index, title, text, stars)):
-            raise ValueError(f"{path}, entry {number}: expected text as index, title, content and starRating")
-        label = _known(stars, STARS, f"{path}, entry {number}")
-        rows.append({"id": index, "text": title, "text_pair": text, "label": label})
-    return rows
+    rows = _json(path, Reviews).reviews
+    return [{"id": row.index, "text": row.title, "text_pair": row.content, "label": row.starRating} for row in rows]
 
 
 def _pairs(path, split):
@@ -317,16 +332,6 @@ def _deal_tenths(texts, labels):
     return [turns[key] % 10 for key in keys]
 
 
-def _records(path, entries, *keys):
-    """The values of `keys` in each entry of a JSON list."""
-    if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected a list of entries")
-    for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict) or not set(keys) <= set(entry):
-            raise ValueError(f"{path}, entry {number}: expected an object with {', '.join(keys)}")
-    return [[entry[key] for key in keys] for entry in entries]
-
-
 def _known(label, names, where):
     if label not in names:
         raise ValueError(f"{where}: unknown label {label!r}, expected one of {', '.join(names)}")
@@ -353,8 +358,11 @@ def _lines(path):
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def _json(path):
+def _json(path, kind):
+    """The content of a JSON file as the type `kind`."""
     try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: expected JSON ({error.msg})") from error
+        return TypeAdapter(kind).validate_json(_text(path))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ", ".join(f"entry {key + 1}" if isinstance(key, int) else key for key in fault["loc"]) or "the file"
+        raise ValueError(f"{path}, {place}: {fault['msg']}, found {str(fault['input'])[:80]!r}") from None
