@@ -5,7 +5,6 @@ As a table (what a run stores): `example` (id, str), `position` (word index from
 STS). One row a scored unit: a word for taggers, an example otherwise.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,50 +32,41 @@ class Predictions:
     probabilities: np.ndarray  # (N, C)
 
     @classmethod
-    def of(cls, table: pd.DataFrame, name: str = "prediction table") -> "Predictions":
-        """From a table in any order; ValueError, which calls it `name`, if it is empty, lacks a value or repeats a unit."""
-        if missing := [column for column in COLUMNS if column not in table.columns]:
+    def of(cls, table: pd.DataFrame | pa.Table, name: str = "prediction table", columns: Sequence = COLUMNS) -> "Predictions":
+        """From a table in any order. ValueError, which calls it `name`, if it is empty, lacks a value or repeats a unit."""
+        if isinstance(table, pd.DataFrame):
+            table = pa.Table.from_pandas(table, preserve_index=False)
+        if missing := [column for column in columns if column not in table.column_names]:
             raise ValueError(f"{name}: missing columns {', '.join(missing)}")
-        rows = [() if row is None else row for row in table["probabilities"]]
-        (usual, _), *_ = Counter(map(len, rows)).most_common(1) or [(0, 0)]
-        for unit, row in zip(table[UNIT].itertuples(index=False), rows, strict=True):
-            if len(row) != usual:
-                raise ValueError(f"{unit_name(unit)} has {len(row)} probabilities in the {name}, the others have {usual}")
-        return cls._checked(table, np.array(rows), name)
+        if not len(table):
+            raise ValueError(f"{name}: it has no rows, so there is nothing to score")
+        rows = table.select(COLUMNS[:-1]).to_pandas()
+        probabilities = np.zeros((len(rows), 0), dtype=np.float32)
+        odd = np.zeros(len(rows), dtype=bool)
+        if "probabilities" in columns:  # without a Python list for each row
+            lists = table["probabilities"].combine_chunks()
+            sizes = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+            odd = sizes != np.bincount(sizes).argmax()
+            probabilities = lists.flatten().to_numpy(zero_copy_only=False)
+        faults = [("missing value", rows.isna().any(axis=1)), ("more than one row", rows.duplicated(UNIT))]
+        for problem, bad in [*faults, ("another number of probabilities than elsewhere", odd)]:
+            if bad.any():
+                raise ValueError(f"{name}: {problem} for {unit_name(rows.loc[bad, UNIT].iloc[0])}")
+        order = rows.sort_values(UNIT).index
+        rows, probabilities = rows.loc[order], probabilities.reshape(len(rows), -1)[order]
+        sides = (rows[side].to_numpy(dtype=None if rows[side].dtype.kind == "f" else object) for side in ("gold", "predicted"))
+        return cls(rows[UNIT].reset_index(drop=True), *sides, probabilities)
 
     @classmethod
     def read(cls, path: Path, probabilities: bool = True) -> "Predictions":
-        """A stored table; errors as `of`. Without probabilities (N, 0) it takes a tenth of the time."""
+        """A stored table; ValueError for a damaged one. Without probabilities (N, 0) it takes a tenth of the time."""
         columns = COLUMNS if probabilities else COLUMNS[:-1]
         try:
             # Without Arrow's own threads, as the tables of several runs are read side by side.
-            stored = pq.read_table(path, columns=columns, use_threads=False, memory_map=True).select(columns)
-        except (pa.ArrowInvalid, KeyError) as error:
+            return cls.of(pq.read_table(path, columns=columns, use_threads=False, memory_map=True), "table", columns)
+        except ValueError as error:  # Arrow's too
             mend = "delete the folder of this run and evaluate the model again"
             raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}): {mend}") from None
-        rows = np.zeros((len(stored), 0), dtype=np.float32)
-        if probabilities and len(stored):  # without a Python list for each row
-            lists = stored["probabilities"].combine_chunks()
-            if len(pc.unique(pc.list_value_length(lists))) > 1:
-                raise ValueError(f"{path}: rows of unequal numbers of probabilities")
-            rows = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(stored), -1)
-        return cls._checked(stored.select(COLUMNS[:-1]).to_pandas(), rows, str(path))
-
-    @classmethod
-    def _checked(cls, table: pd.DataFrame, probabilities: np.ndarray, name: str) -> "Predictions":
-        if table.empty:
-            raise ValueError(f"{name}: it has no rows, so there is nothing to score")
-        table = table[COLUMNS[:-1]].reset_index(drop=True)
-        lacking, doubled = table.isna().any(axis=1), table.duplicated(UNIT)
-        for problem, rows in [("missing value", lacking), ("more than one row", doubled)]:
-            if rows.any():
-                raise ValueError(f"{name}: {problem} for {unit_name(table.loc[rows, UNIT].iloc[0])}")
-        table = table.sort_values(UNIT)
-        return cls(
-            table[UNIT].reset_index(drop=True),
-            *(table[side].to_numpy(dtype=None if table[side].dtype.kind == "f" else object) for side in ("gold", "predicted")),
-            probabilities[table.index],
-        )
 
     def table(self) -> pd.DataFrame:
         """As a table, in order of units."""

@@ -350,9 +350,13 @@ def test_label_orders_of_different_length():
     with pytest.raises(ValueError, match="example 's10', position 0 has 4 probabilities in the student's table.*has 5"):
         compare(UPOS, teacher, tagging_table(2, labels=TAGS[:4]))
     short = teacher.assign(probabilities=[[0.5, 0.5] if row == 7 else p for row, p in teacher["probabilities"].items()])
-    with pytest.raises(ValueError, match="example 's9', position 1 has 2 probabilities in the student's table"):
+    with pytest.raises(
+        ValueError, match="^student's table: another number of probabilities than elsewhere for example 's9', position 1"
+    ):
         compare(UPOS, teacher, short)
-    with pytest.raises(ValueError, match="example 's9', position 1 has 2 probabilities in the teacher's table"):
+    with pytest.raises(
+        ValueError, match="^teacher's table: another number of probabilities than elsewhere for example 's9', position 1"
+    ):
         compare(UPOS, short, teacher)
 
 

@@ -311,7 +311,7 @@ def test_damaged_stored_tables_are_refused_and_named(tmp_path):
         predictions.Predictions.read(path)
     for ragged in ([[0.1, 0.9], [1.0], [0.2, 0.3, 0.5], [0.5, 0.5]], [[1.0], None, [1.0], [1.0]]):
         table(WORDS).assign(probabilities=ragged).to_parquet(path)
-        with pytest.raises(ValueError, match="rows of unequal numbers of probabilities"):
+        with pytest.raises(ValueError, match="damaged .*another number of probabilities than elsewhere for example"):
             predictions.Predictions.read(path)
     table(WORDS).iloc[:0].to_parquet(path)
     with pytest.raises(ValueError, match="it has no rows"):
@@ -338,7 +338,7 @@ def test_rows_without_probabilities_are_named():
     frame = pd.concat([table(WORDS)] * 2).assign(example=list("aaabcccd"), probabilities=[[0.5, 0.5]] * 8)  # a doubled index
     for bad in (None, [1.0]):
         rows = [[0.5, 0.5]] * 4 + [bad] + [[0.5, 0.5]] * 3
-        with pytest.raises(ValueError, match=r"^example 'c', position 0 has [01] probabilities in the t, the others have 2"):
+        with pytest.raises(ValueError, match="^t: another number of probabilities than elsewhere for example 'c', position 0"):
             predictions.Predictions.of(frame.assign(probabilities=rows), "t")
 
 
