@@ -25,7 +25,7 @@ $(STAMP): requirements.txt pyproject.toml
 
 study: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores $(CORES) --config profile=$(PROFILE) --quiet rules
-	$(BIN)/python -m rolib $(PROFILE)
+	@cat $(RUNS)/summary.txt
 
 demo:
 	$(MAKE) study PROFILE=tiny

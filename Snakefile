@@ -35,7 +35,7 @@ wildcard_constraints:
 
 rule all:
     input:
-        f"{DONE}/06-report-results.ipynb",
+        f"{RUNS}/report.html",
 
 
 rule teacher:
@@ -130,6 +130,16 @@ rule report:
         f"{DONE}/06-report-results.ipynb",
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
+
+
+rule page:  # what notebook 06 shows, without its code
+    input:
+        f"{DONE}/06-report-results.ipynb",
+    output:
+        f"{RUNS}/report.html",
+    shell:
+        "jupyter nbconvert --log-level WARN --to html --no-input --TagRemovePreprocessor.enabled=True "
+        "--TagRemovePreprocessor.remove_cell_tags not-on-the-page --output-dir {RUNS} --output report {input}"
 
 
 rule ablation:  # on demand: make ablation PROFILE=...

@@ -1,4 +1,4 @@
-"""One theme for every figure, one function that saves it, one sheet that shows them all."""
+"""One theme for every figure, one function that saves it."""
 
 import os
 from pathlib import Path
@@ -12,15 +12,10 @@ from matplotlib.figure import Figure
 
 from rolib.runs import write_text
 
-ROLES = {  # colour-blind safe (seaborn's colorblind palette), one colour a role in every figure
-    "teacher": sns.color_palette("colorblind")[0],
-    "teacher ensemble": sns.color_palette("colorblind")[4],
-    "student": sns.color_palette("colorblind")[1],
-    "mlm control": sns.color_palette("colorblind")[2],
-    "random control": sns.color_palette("colorblind")[7],
-}
+PALETTE = sns.color_palette("colorblind")  # colour-blind safe; a role has one colour in every figure
+ROLES = {"teacher": PALETTE[0], "teacher ensemble": PALETTE[4], "student": PALETTE[1], "mlm control": PALETTE[2]}
+ROLES["random control"] = PALETTE[7]
 MARKERS = "osD^vP*X"
-SHEET = "contact-sheet.png"
 
 
 def set_theme() -> None:
@@ -52,33 +47,8 @@ def plot_intervals(axes: Axes, table: pd.DataFrame, x: str, order: list[str]) ->
         rows = table[table["model"] == model].set_index(x).reindex(order)
         places = np.arange(len(order)) + 0.8 * ((number + 0.5) / len(models) - 0.5)
         spread = np.clip([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0, None)
-        look = {
-            "fmt": MARKERS[number % len(MARKERS)],
-            "color": ROLES[rows["role"].dropna().iloc[0]],
-            "markersize": 4,
-            "elinewidth": 1,
-        }
-        axes.errorbar(places, rows["value"], yerr=spread, label=model, **look)
+        marker, colour = MARKERS[number % len(MARKERS)], ROLES[rows["role"].dropna().iloc[0]]
+        axes.errorbar(places, rows["value"], spread, fmt=marker, color=colour, markersize=4, elinewidth=1, label=model)
     axes.set_xticks(range(len(order)), order)
     axes.grid(axis="x", visible=False)
     axes.legend(title=None, bbox_to_anchor=(1, 1), loc="upper left")
-
-
-def contact_sheet(folder: Path, columns: int = 4) -> Path:
-    """Write `folder`/contact-sheet.png: every other figure of the folder, small, under its name. ValueError if there is none."""
-    files = sorted(path for path in folder.glob("[!.]*.png") if path.name != SHEET)
-    if not files:
-        raise ValueError(f"{folder} holds no figure")
-    rows = -(-len(files) // columns)
-    sheet, panels = plt.subplots(rows, columns, figsize=(3 * columns, 2.4 * rows), squeeze=False)
-    sheet.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - 0.12 / rows, wspace=0.04, hspace=0.14)
-    for axes, path in zip(panels.flat, files, strict=False):
-        axes.imshow(plt.imread(path)[::2, ::2])
-        axes.set_title(path.stem, fontsize=8)
-    for axes in panels.flat:
-        axes.axis("off")
-    with plt.rc_context({"savefig.bbox": None}):  # not cropped: one size for one number of figures
-        sheet.savefig(folder / f".{SHEET}", dpi=100)
-    plt.close(sheet)
-    os.replace(folder / f".{SHEET}", folder / SHEET)
-    return folder / SHEET

@@ -6,7 +6,8 @@ front of it is what is measured.
 """
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -14,15 +15,17 @@ import yaml
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from rolib.config import RobustnessConfig
+from rolib import runs
+from rolib.config import Config, RobustnessConfig
 from rolib.corpus import normalise
 from rolib.distill import autocast, make_accelerator
-from rolib.finetune import encode, label_names, load_for_task, predict, prediction_table
+from rolib.download import data_root
+from rolib.finetune import encode, label_names, load_for_task, predict, prediction_table, sample_examples
 from rolib.loyalty import compare_predictions
+from rolib.metrics import score_predictions
 from rolib.predictions import Predictions
 from rolib.results import members
-from rolib.runs import read_json
-from rolib.tasks import TASKS, Task, with_protocol
+from rolib.tasks import TASKS, Task, load_task, with_protocol
 
 PLAIN = str.maketrans("ăâîșțşţĂÂÎȘȚŞŢ", "aaiststAAISTST")
 COMMA_TO_CEDILLA = str.maketrans("șțȘȚ", "şţŞŢ")
@@ -62,7 +65,7 @@ def perturb(split: Dataset, task: Task, function: Callable[[str], str]) -> Datas
 
 def task_of(run: Path) -> Task:
     """The measure of a fine-tuning run, under its protocol."""
-    result = read_json(run / "scores.json", "03-evaluate-model")
+    result = runs.read_json(run / "scores.json", "03-evaluate-model")
     return with_protocol(result["task"], result["protocol"])
 
 
@@ -87,8 +90,63 @@ def predict_perturbed(run: Path, split: Dataset, functions: dict[str, Callable[[
     return tables
 
 
+def kept_runs(config: Config, tasks: Sequence[str], models: Sequence[str] = ()) -> list[Path]:
+    """The run folders, the first seed of each task and evaluated model, that hold a fine-tuned model.
+
+    models: those wanted; none named, every one. FileNotFoundError, with the mend, if there is none.
+    """
+    place, found = runs.require(config.folder / "evaluation", runs.made_by(config)), {}
+    for task in tasks:
+        for path in sorted(place.glob(f"*/{task}/seed-*/model/model.safetensors")):
+            model, run = path.parts[-5], path.parents[1]
+            if not models or model in models:
+                found.setdefault((task, model), run)
+    if not found:
+        raise FileNotFoundError(f"{place} holds no fine-tuned model: set keep_models to true in evaluate.yaml and evaluate again")
+    return list(found.values())
+
+
+def measure_robustness(config: RobustnessConfig) -> list[dict]:
+    """Predict perturbed test splits with every kept fine-tuned model; leave runs/<profile>/robustness/<model>/<task>.
+
+    A folder holds <perturbation>.parquet (prediction tables) and scores.json: the scores on the same examples as they
+    are ("original", the run's own predictions) and of each perturbation. Returns the scores.json of each.
+    """
+    results = []
+
+    @cache  # of the measures whose runs are not finished
+    def test_split(task):
+        return sample_examples(load_task(task, data_root(config.data))["test"], config.max_test_examples, config.seed)
+
+    for run in runs.progress(kept_runs(config, config.tasks, config.models), desc="perturbed test splits"):
+        model, task = run.parts[-3:-1]
+        one = config.model_copy(update={"tasks": [task], "models": [model]})
+        folder = config.folder / "robustness" / model / task
+        inputs = {file: runs.sha256(run / file) for file in ("predictions.parquet", "model/model.safetensors")}
+        inputs["perturbations"] = ", ".join(PERTURBATIONS)
+        if not runs.is_finished(folder, one, inputs):
+            with runs.new_run(folder, one, inputs) as working:
+                perturb_run(run, test_split(task), working)
+        results.append({"model": model} | runs.read_json(folder / "scores.json", runs.made_by(config)))
+    return results
+
+
+def perturb_run(run: Path, split: Dataset, folder: Path) -> None:
+    """The predictions and scores of one fine-tuning run on a split under every perturbation, written into `folder`."""
+    result, task = runs.read_json(run / "scores.json", "03-evaluate-model"), task_of(run)
+    original = pd.read_parquet(run / "predictions.parquet")
+    tables = {"original": original[original["example"].isin(split["id"][:])]}
+    tables |= predict_perturbed(run, split, PERTURBATIONS)
+    scores = {}
+    for name, table in tables.items():
+        table.astype({"position": "int32"}).to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)
+        scores[name] = score_predictions(task, table)
+    kept = {key: result[key] for key in ("task", "seed", "protocol", "headline")}
+    runs.write_json(folder / "scores.json", kept | {"examples": len(split), "scores": scores})
+
+
 def compare_perturbed(config: RobustnessConfig) -> pd.DataFrame:
-    """Scores and loyalty under each perturbation, from what stages.measure_robustness left.
+    """Scores and loyalty under each perturbation, from what `measure_robustness` left.
 
     Columns: model, role, teacher, task, seed, headline (a score's name), perturbation ("original" is none), score, value,
     change (value less that of the original). Loyalty is to the first teacher under the same perturbation; there is none
@@ -100,7 +158,7 @@ def compare_perturbed(config: RobustnessConfig) -> pd.DataFrame:
             folder, reference = (config.folder / "robustness" / name / task for name in (member.model, member.teacher))
             if not (folder / "scores.json").exists():
                 continue
-            result = read_json(folder / "scores.json", "07-measure-robustness")
+            result = runs.read_json(folder / "scores.json", "07-measure-robustness")
             follows = member.model.removesuffix("-random") != member.teacher and (reference / "scores.json").exists()
             for perturbation, values in result["scores"].items():
                 if follows:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 import yaml
 from tqdm import tqdm
 
@@ -71,30 +72,26 @@ def model_folder(config: Config, name: str) -> Path:
     raise FileNotFoundError(f"{config.folder}: no finished model {name!r}: run {made_by(config)} first")
 
 
-def _git_commit() -> str:
-    def git(*words):
-        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown (no git checkout)"
+def device_name() -> str:
+    """The device that a run uses, for manifests and captions."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
-def manifest(config: Config, inputs: dict[str, str], device: str, seconds: float, **more) -> dict:
+def manifest(config: Config, inputs: dict[str, str], seconds: float) -> dict:
     """What is needed to tell where a result came from; `inputs` maps a name to the hash of what was read."""
+    describe = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    git = subprocess.run(describe, capture_output=True, text=True) if shutil.which("git") else None
     return {
-        "git_commit": _git_commit(),
+        "git_commit": git.stdout.strip() if git and git.returncode == 0 else "unknown (no git checkout)",
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cores": os.cpu_count(),
-        "device": device,
+        "device": device_name(),
         "seed": config.seed,
         "inputs": inputs,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "duration_seconds": round(seconds, 1),
-        **more,
     }
 
 
@@ -109,23 +106,21 @@ def is_finished(folder: Path, config: Config, inputs: dict[str, str]) -> bool:
 
 
 @contextlib.contextmanager
-def new_run(folder: Path, config: Config, inputs: dict[str, str], device: str, **more) -> Iterator[Path]:
-    """Yield a working folder beside `folder`; on success its manifest is added and it takes the final name.
+def new_run(folder: Path, config: Config, inputs: dict[str, str], **more) -> Iterator[Path]:
+    """Yield a working folder beside `folder`; on success its manifest (and `more` in it) is added and it takes the final name.
 
     A working folder left by an interrupted run with the same configuration and inputs is yielded as it is, so that
     its checkpoints can be used; any other is thrown away.
     """
     working = folder.with_name(f".{folder.name}.partial")
-    identity = {"config": to_dict(config), "inputs": inputs}
-    identity_file = working / "identity.json"
+    identity, identity_file = {"config": to_dict(config), "inputs": inputs}, working / "identity.json"
     if working.exists() and (not identity_file.exists() or json.loads(identity_file.read_text()) != identity):
         shutil.rmtree(working)
-    working.mkdir(parents=True, exist_ok=True)
     write_json(identity_file, identity)
     write_text(working / "config.yaml", yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False))
     start = time.perf_counter()
     yield working
-    write_json(working / "manifest.json", manifest(config, inputs, device, time.perf_counter() - start, **more))
+    write_json(working / "manifest.json", manifest(config, inputs, time.perf_counter() - start) | more)
     shutil.rmtree(working / "checkpoints", ignore_errors=True)
     identity_file.unlink()
     if folder.exists():

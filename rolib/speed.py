@@ -47,19 +47,12 @@ def measure(folders: dict[str, Path], config: SpeedConfig) -> list[dict]:
         pieces = [torch.randint(5, model.config.vocab_size, size, generator=generator).to(device) for model in models.values()]
         turns = range(config.warmup_runs + config.timed_runs)
         seconds = np.array([list(map(time_forward, models.values(), pieces)) for _ in turns])[config.warmup_runs :]
-        for name, runs, batch in zip(models, seconds.T, pieces, strict=True):
+        for (name, model), runs, batch in zip(models.items(), seconds.T, pieces, strict=True):
             q1, median, q3 = np.percentile(1000 * runs, [25, 50, 75])
-            row = {
-                "model": name,
-                "parameters": count_parameters(models[name]),  # with BERT's pooler, as the paper counts; no head
-                "megabytes": (folders[name] / "model.safetensors").stat().st_size / 1e6,  # MLM head included
-                "batch_size": batch_size,
-                "sequence_length": config.sequence_length,
-                "latency_ms": median,
-                "latency_q1_ms": q1,
-                "latency_q3_ms": q3,
-                "tokens_per_second": batch.numel() / (median / 1000),
-                "peak_memory_mb": peak_memory(models[name], batch),
-            }
+            row = {"model": name, "batch_size": batch_size, "sequence_length": config.sequence_length}
+            row |= {"parameters": count_parameters(model)}  # with BERT's pooler, as the paper counts; no head
+            row |= {"megabytes": (folders[name] / "model.safetensors").stat().st_size / 1e6}  # MLM head included
+            row |= {"latency_ms": median, "latency_q1_ms": q1, "latency_q3_ms": q3}
+            row |= {"tokens_per_second": batch.numel() / (median / 1000), "peak_memory_mb": peak_memory(model, batch)}
             rows.append(row)
     return rows

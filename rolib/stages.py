@@ -1,39 +1,24 @@
-"""The stages of a study: what notebooks 01, 02 and 03 run, and robustness. Each reads finished inputs and leaves run folders.
+"""The stages of a study: what notebooks 01, 02 and 03 run. Each reads finished inputs and leaves run folders.
 
 A stage that already ran with the same configuration and the same inputs returns its folder at once.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from rolib import corpus, distill, models, runs
 from rolib.alignment import Projection, check_wordpiece, same_vocabulary
-from rolib.config import (
-    AblationConfig,
-    Config,
-    EvaluateConfig,
-    RobustnessConfig,
-    StudentConfig,
-    TeacherConfig,
-    TrainingConfig,
-    check_depth,
-    load_profile,
-    to_dict,
-    validate,
-)
+from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig, check_depth
 from rolib.download import data_root
-from rolib.finetune import finetune, sample_examples
+from rolib.finetune import finetune
 from rolib.losses import IGNORE
 from rolib.masking import MaskingCollator
-from rolib.metrics import score_predictions
-from rolib.robustness import PERTURBATIONS, predict_perturbed, task_of
 from rolib.tasks import load_task, task_source
 
 # A fresh task head and unused MLM weights are what fine-tuning means; a report of them for every run buries the progress.
@@ -42,17 +27,12 @@ transformers_logging.disable_progress_bar()
 PLATEAU_MARGIN = 1.0  # nats below the frequency baseline from which a model counts as having left the plateau
 
 
-def device_name() -> str:
-    """The device that a run uses, for manifests and captions."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-
-
 def prepare_blocks(config: TrainingConfig, texts: DatasetDict, tokenizers: list) -> DatasetDict:
     """Blocks of the train and held-out documents, with a view for each tokenizer."""
     return DatasetDict({name: corpus.build_blocks(split, tokenizers, config.block_length) for name, split in texts.items()})
 
 
-def frequency_baseline(blocks: DatasetDict, tokenizer, config: TrainingConfig) -> float:
+def frequency_baseline(blocks: DatasetDict, tokenizer, collator: MaskingCollator) -> float:
     """Held-out MLM loss (nats) of a model that knows the pieces' frequencies and nothing else.
 
     It predicts the add-one smoothed unigram distribution of the train blocks at the masked held-out positions: the
@@ -62,7 +42,6 @@ def frequency_baseline(blocks: DatasetDict, tokenizer, config: TrainingConfig) -
     for batch in blocks["train"].select_columns("input_ids").iter(1000):
         pieces = torch.tensor([piece for block in batch["input_ids"] for piece in block[0][1:-1]])
         counts += torch.bincount(pieces, minlength=len(tokenizer))
-    collator = MaskingCollator([tokenizer], config.mask_share, config.seed)
     labels = collator(list(blocks["held_out"]))[0]["labels"]
     labels = labels[labels != IGNORE]
     return cross_entropy(counts.log().expand(len(labels), -1), labels).item()
@@ -93,7 +72,7 @@ def prepare_teacher(config: TeacherConfig, on_log: Callable[[dict], None] = lamb
     else:
         teacher, tokenizer = models.load_teacher(config)
     blocks = prepare_blocks(config, texts, [tokenizer])
-    with runs.new_run(folder, config, inputs, device_name(), notes=[]) as working:
+    with runs.new_run(folder, config, inputs, notes=[]) as working:
         if config.source == "pretrain":
             torch.manual_seed(config.seed)
             teacher = models.build_teacher(config, tokenizer)
@@ -112,13 +91,11 @@ def leave_plateau(config: TeacherConfig, teacher: BertForMaskedLM, tokenizer, bl
     Returns held_out_mlm and frequency_baseline (nats), and left_plateau: is the first `PLATEAU_MARGIN` below the second? The
     second half, whether it beats random weights on the measures, is `evaluate_model` of both (notebook 01).
     """
-    collator = MaskingCollator([tokenizer], config.mask_share, config.seed)
-    device = distill.make_accelerator().device
+    collator, device = MaskingCollator([tokenizer], config.mask_share, config.seed), distill.make_accelerator().device
     held_out = distill.held_out_losses(models.MaskedLM(teacher).to(device), [], blocks["held_out"], collator, config, device)
     teacher.cpu()
-    baseline = frequency_baseline(blocks, tokenizer, config)
-    left = held_out["held_out_mlm"] < baseline - PLATEAU_MARGIN
-    return held_out | {"frequency_baseline": baseline, "left_plateau": left}
+    baseline = frequency_baseline(blocks, tokenizer, collator)
+    return held_out | {"frequency_baseline": baseline, "left_plateau": held_out["held_out_mlm"] < baseline - PLATEAU_MARGIN}
 
 
 def load_teachers(config: StudentConfig) -> tuple[list[distill.Teacher], list]:
@@ -162,7 +139,7 @@ def distil_student(
         student = models.init_student(first, config.num_layers)
     else:
         student = models.init_local_attention(DistilBertForMaskedLM(models.student_shape(first.config, config.num_layers)))
-    with runs.new_run(folder, config, inputs, device_name()) as working:
+    with runs.new_run(folder, config, inputs) as working:
         student = distill.train(config, student, tokenizers, blocks, working, teachers, on_log)
         how = f"distilled from {' and '.join(config.shares)}" if teachers else "pre-trained by masked words alone (control)"
         card = model_card(config, config.student, f"DistilBERT with {config.num_layers} layers, {how}")
@@ -198,90 +175,9 @@ def evaluate_model(
             run = place / name / f"seed-{seed}"
             if not runs.is_finished(run, one, inputs):
                 splits = splits or load_task(name, root)
-                with runs.new_run(run, one, inputs, device_name(), notes=[files.note] if files.note else []) as working:
+                with runs.new_run(run, one, inputs, notes=[files.note] if files.note else []) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     finetune(one, name, seed, source, random_weights, splits, working)
             results.append(runs.read_json(run / "scores.json", "`make demo`"))
             on_result(results[-1])
     return results
-
-
-def ablate(config: AblationConfig, on_result: Callable[[dict], None] = lambda result: None) -> list[dict]:
-    """Distil and evaluate every variant of a student with every seed; leave runs/<profile>/ablation/<variant>/seed-<k>.
-
-    The seed decides the masks, the order and the fine-tuning; all variants of a seed see the same blocks. Returns one row
-    each: variant, seed, the last held-out losses and coverage, and the headline score of each task. ConfigError for a variant
-    that cannot be, before the first one is trained.
-    """
-    study, rows = load_profile(config.profile), []
-    base = to_dict(study["students"][config.student]) | {"steps": config.steps}
-    variants = {name: validate(StudentConfig, base | changes, f"variants.{name}") for name, changes in config.variants.items()}
-    recipe = study["evaluate"].model_copy(update={"model": config.student, "tasks": config.tasks, "keep_models": False})
-    for seed in config.seeds:
-        for name, variant in variants.items():
-            folder = config.folder / "ablation" / name / f"seed-{seed}"
-            student = distil_student(variant.model_copy(update={"seed": seed}), folder=folder / "student")
-            last = runs.read_metrics(student / "metrics.jsonl")[-1]
-            row = {"variant": name, "seed": seed} | {key: last[key] for key in last if key.startswith("held_out")}
-            for result in evaluate_model(
-                recipe.model_copy(update={"seeds": [seed]}), source=student, folder=folder / "evaluation"
-            ):
-                row[result["task"]] = result["test"][result["headline"]]
-            rows.append(row)
-            on_result(row)
-    return rows
-
-
-def kept_runs(config: Config, tasks: Iterable[str], models: Sequence[str] = ()) -> list[Path]:
-    """The run folders, one for each task and evaluated model, that hold a fine-tuned model; FileNotFoundError if none does.
-
-    models: those wanted; none named, every one.
-    """
-    found = {}
-    for task in tasks:
-        for path in sorted(config.folder.glob(f"evaluation/*/{task}/seed-*/model/model.safetensors")):
-            if not models or path.parts[-5] in models:
-                found.setdefault(path.parents[2], path.parents[1])
-    place = config.folder / "evaluation"
-    if not place.exists():
-        raise FileNotFoundError(f"{place} is missing: run {runs.made_by(config)} first")
-    if not found:
-        raise FileNotFoundError(f"{place} holds no fine-tuned model: set keep_models to true in evaluate.yaml and evaluate again")
-    return list(found.values())
-
-
-def measure_robustness(config: RobustnessConfig, on_result: Callable[[dict], None] = lambda result: None) -> list[dict]:
-    """Predict perturbed test splits with every kept fine-tuned model; leave runs/<profile>/robustness/<model>/<task>.
-
-    A folder holds <perturbation>.parquet (prediction tables) and scores.json: the scores on the same examples as they
-    are ("original", the run's own predictions) and of each perturbation. Returns the scores.json of each.
-    """
-    root, splits, results = data_root(config.data), {}, []
-    for run in kept_runs(config, config.tasks, config.models):
-        model, name = run.parts[-3:-1]
-        one = config.model_copy(update={"tasks": [name], "models": [model]})
-        folder = config.folder / "robustness" / model / name
-        inputs = {file: runs.sha256(run / file) for file in ("predictions.parquet", "model/model.safetensors")}
-        inputs["perturbations"] = ", ".join(PERTURBATIONS)
-        if not runs.is_finished(folder, one, inputs):
-            if name not in splits:
-                splits[name] = sample_examples(load_task(name, root)["test"], config.max_test_examples, config.seed)
-            with runs.new_run(folder, one, inputs, device_name()) as working:
-                perturb_run(one, run, splits[name], working)
-        results.append({"model": model} | runs.read_json(folder / "scores.json", "robustness"))
-        on_result(results[-1])
-    return results
-
-
-def perturb_run(config: RobustnessConfig, run: Path, split: Dataset, folder: Path) -> None:
-    """The predictions and scores of one fine-tuning run on a split under every perturbation, written into `folder`."""
-    result, task = runs.read_json(run / "scores.json", runs.made_by(config)), task_of(run)
-    original = pd.read_parquet(run / "predictions.parquet")
-    tables = {"original": original[original["example"].isin(split["id"][:])]}
-    tables |= predict_perturbed(run, split, PERTURBATIONS)
-    scores = {}
-    for name, table in tables.items():
-        table.astype({"position": "int32"}).to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)
-        scores[name] = score_predictions(task, table)
-    kept = {key: result[key] for key in ("task", "seed", "protocol", "headline")}
-    runs.write_json(folder / "scores.json", kept | {"examples": len(split), "scores": scores})

@@ -12,7 +12,7 @@ from datasets import DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolib import stages
+from rolib import robustness, stages
 from rolib.config import EvaluateConfig, RobustnessConfig
 from rolib.corpus import normalise
 from rolib.loyalty import compare_predictions
@@ -120,6 +120,7 @@ def study(tmp_path_factory, toy_bert, _toy_tokenizer, few):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROLIB_RUNS", str(root))
         patch.setattr(stages, "load_task", few)
+        patch.setattr(robustness, "load_task", few)
         stages.evaluate_model(config)
         yield root / "toy"
 
@@ -143,7 +144,7 @@ def test_without_a_perturbation_the_predictions_are_the_runs_own(name, study, fe
 
 
 def test_every_kept_model_is_measured_once(study):
-    results = stages.measure_robustness(config())
+    results = robustness.measure_robustness(config())
     assert [(result["model"], result["task"], result["examples"]) for result in results] == [("small", n, 20) for n in PROTOCOL]
     for result in results:
         folder = study / "robustness" / "small" / result["task"]
@@ -160,16 +161,16 @@ def test_every_kept_model_is_measured_once(study):
         assert not np.allclose(np.stack(tables["cedilla"][column]), np.stack(stored[column]))
     manifests = sorted(study.glob("robustness/*/*/manifest.json"))
     before = [path.read_bytes() for path in manifests]
-    assert len(before) == 3 and stages.measure_robustness(config()) == results
-    assert stages.measure_robustness(config(tasks=["sar"])) == [results[1]]
-    assert stages.measure_robustness(config(models=["small", "large"])) == results  # who else is measured changes nothing
+    assert len(before) == 3 and robustness.measure_robustness(config()) == results
+    assert robustness.measure_robustness(config(tasks=["sar"])) == [results[1]]
+    assert robustness.measure_robustness(config(models=["small", "large"])) == results  # who else is measured changes nothing
     assert [path.read_bytes() for path in manifests] == before
     with pytest.raises(FileNotFoundError, match="no fine-tuned model: set keep_models"):
-        stages.measure_robustness(config(models=["large"]))
+        robustness.measure_robustness(config(models=["large"]))
 
 
 def test_a_cap_scores_the_same_examples_with_and_without(study):
-    (result,) = stages.measure_robustness(config(tasks=["ner"], max_test_examples=5))
+    (result,) = robustness.measure_robustness(config(tasks=["ner"], max_test_examples=5))
     table = pd.read_parquet(study / "robustness" / "small" / "ner" / "lower.parquet")
     assert result["examples"] == 5 == table["example"].nunique()
     original = pd.read_parquet(study / "robustness" / "small" / "ner" / "original.parquet")
@@ -180,7 +181,7 @@ def test_no_kept_model_is_an_error_with_its_mend(study, tmp_path, monkeypatch):
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
     shutil.copytree(study / "evaluation", tmp_path / "toy" / "evaluation", ignore=shutil.ignore_patterns("model"))
     with pytest.raises(FileNotFoundError, match="no fine-tuned model: set keep_models to true in evaluate.yaml"):
-        stages.measure_robustness(config())
+        robustness.measure_robustness(config())
 
 
 # --- the table of a study --------------------------------------------------------------------------

@@ -20,7 +20,7 @@ def config(seed=1, profile="toy"):
 
 
 def finish(folder, seed=1, inputs=INPUTS, text="result", **more):
-    with runs.new_run(folder, config(seed), inputs, "CPU", **more) as working:
+    with runs.new_run(folder, config(seed), inputs, **more) as working:
         (working / "result.txt").write_text(text, encoding="utf-8")
     return folder
 
@@ -30,7 +30,7 @@ def finish(folder, seed=1, inputs=INPUTS, text="result", **more):
 
 def test_a_run_appears_whole(tmp_path):
     folder = tmp_path / "students" / "small"
-    with runs.new_run(folder, config(), INPUTS, "CPU, 1 threads", notes=["știre"]) as working:
+    with runs.new_run(folder, config(), INPUTS, notes=["știre"]) as working:
         assert not folder.exists() and working.is_dir() and working.parent == folder.parent
         assert not (working / "manifest.json").exists()
         (working / "checkpoints").mkdir()
@@ -39,18 +39,18 @@ def test_a_run_appears_whole(tmp_path):
     assert list(folder.parent.iterdir()) == [folder]  # nothing is left beside it
     assert yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) == to_dict(config())
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["inputs"] == INPUTS and manifest["seed"] == 1 and manifest["device"] == "CPU, 1 threads"
+    assert manifest["inputs"] == INPUTS and manifest["seed"] == 1 and manifest["device"] == runs.device_name()
     assert manifest["notes"] == ["știre"] and manifest["duration_seconds"] >= 0
     assert set(manifest["packages"]) >= {"torch", "transformers", "datasets"} and manifest["git_commit"]
 
 
 def test_an_interrupted_run_leaves_no_folder_and_goes_on(tmp_path):
     folder = tmp_path / "small"
-    with pytest.raises(KeyboardInterrupt), runs.new_run(folder, config(), INPUTS, "CPU") as working:
+    with pytest.raises(KeyboardInterrupt), runs.new_run(folder, config(), INPUTS) as working:
         (working / "step-3").write_text("kept", encoding="utf-8")
         raise KeyboardInterrupt
     assert not folder.exists() and not runs.is_finished(folder, config(), INPUTS)
-    with runs.new_run(folder, config(), INPUTS, "CPU") as working:
+    with runs.new_run(folder, config(), INPUTS) as working:
         assert (working / "step-3").read_text(encoding="utf-8") == "kept"
     assert runs.is_finished(folder, config(), INPUTS)
 
@@ -60,17 +60,17 @@ def test_an_interrupted_run_leaves_no_folder_and_goes_on(tmp_path):
 )
 def test_another_runs_remains_are_thrown_away(tmp_path, seed, inputs):
     folder = tmp_path / "small"
-    with pytest.raises(ValueError), runs.new_run(folder, config(), INPUTS, "CPU") as working:
+    with pytest.raises(ValueError), runs.new_run(folder, config(), INPUTS) as working:
         (working / "step-3").write_text("old", encoding="utf-8")
         raise ValueError
-    with runs.new_run(folder, config(seed), inputs, "CPU") as working:
+    with runs.new_run(folder, config(seed), inputs) as working:
         assert not (working / "step-3").exists()
     assert runs.is_finished(folder, config(seed), inputs)
 
 
 def test_a_failed_repetition_keeps_the_finished_run(tmp_path):
     folder = finish(tmp_path / "small", text="first")
-    with pytest.raises(ValueError), runs.new_run(folder, config(2), INPUTS, "CPU"):
+    with pytest.raises(ValueError), runs.new_run(folder, config(2), INPUTS):
         raise ValueError
     assert (folder / "result.txt").read_text(encoding="utf-8") == "first"
     assert runs.is_finished(folder, config(), INPUTS)
@@ -105,7 +105,7 @@ def test_is_finished_means_this_configuration_and_these_inputs(tmp_path):
 def test_any_configuration_is_recognised_again(tmp_path_factory, student_config, rate, share, corpus):
     made = student_config(learning_rate=rate, mask_share=share, corpus=corpus)
     folder = tmp_path_factory.mktemp("runs") / "small"
-    with runs.new_run(folder, made, {}, "CPU"):
+    with runs.new_run(folder, made, {}):
         pass
     assert runs.is_finished(folder, made, {})
 

@@ -126,18 +126,6 @@ def test_roles_have_colours_of_their_own():
     assert len(set(figures.ROLES.values())) == len(figures.ROLES) >= 4
 
 
-def test_contact_sheet_shows_every_figure_but_itself(tmp_path):
-    with pytest.raises(ValueError, match="no figure"):
-        figures.contact_sheet(tmp_path)
-    for name in "abcde":
-        figures.save_figure(drawing(), tmp_path, name, "Loss.")
-    sheet = figures.contact_sheet(tmp_path)
-    first = sheet.read_bytes()
-    assert figures.contact_sheet(tmp_path).read_bytes() == first and sheet.name == "contact-sheet.png"
-    assert plt.imread(sheet).shape[:2] == (480, 1200)  # two rows of four
-    assert not list(tmp_path.glob(".*"))
-
-
 def test_intervals_stand_side_by_side():
     axes = plt.subplots()[1]
     row = {"role": "student", "value": 0.5, "low": 0.4, "high": 0.7}

@@ -5,13 +5,13 @@ import os
 import subprocess
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from rolib import results
-from rolib.__main__ import main
 from rolib.config import ROOT, load_profile
 from rolib.robustness import PERTURBATIONS
 from rolib.tasks import TASKS
@@ -69,13 +69,20 @@ def test_every_score_has_an_interval_and_every_student_its_comparisons(study):
 def test_report_page_holds_tables_figures_and_the_warning(study):
     page = (study / "report.html").read_text(encoding="utf-8")
     assert results.SAMPLE_WARNING in page and "distil-uncased-random" in page
-    assert page.count("data:image/png;base64,") == 10 and (study / "figures" / "contact-sheet.png").exists()
+    assert page.count("data:image/png;base64,") == 10 and page.count("<table") == 8
     assert ">nan<" not in page.lower()  # a cell without a value
+    assert "made_by" not in page and "Goal" not in page  # neither code nor what the notebook says of itself
 
 
-def test_the_study_ends_with_its_tables_and_where_they_lie(study, capsys):
-    main("tiny")
-    printed = capsys.readouterr().out
+def test_contact_sheet_shows_every_figure_but_itself(study):
+    others = {path.stem for path in (study / "figures").glob("*.png")} - {"contact-sheet"}
+    height, width = plt.imread(study / "figures" / "contact-sheet.png").shape[:2]
+    assert {"scores", "label-loyalty", "robustness", "latency"} < others
+    assert (height, width) == (240 * -(-len(others) // 4), 1200) and not list((study / "figures").glob(".*"))
+
+
+def test_the_summary_holds_the_tables_and_where_they_lie(study):
+    printed = (study / "summary.txt").read_text(encoding="utf-8")
     scores = pd.read_csv(study / "scores.csv").query("model == 'distil-multi' and task == 'upos' and headline")
     [row] = scores.itertuples()
     assert f"{100 * row.value:.1f} ± {50 * (row.high - row.low):.1f}" in printed
