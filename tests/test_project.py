@@ -1,10 +1,12 @@
 """The project's own promises: pinned versions that fit, notebooks that are documents, parameters with one source of truth."""
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from pathlib import Path
 
@@ -129,3 +131,44 @@ def test_every_make_target_of_the_readme_exists():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text()):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+LAYOUT = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+    tokenize.ENCODING,
+}
+
+
+def code_lines(file: Path) -> int:
+    """Lines that hold code: without blank lines, comments and docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = [
+        node.body[0]
+        for node in ast.walk(ast.parse(file.read_bytes()))
+        if isinstance(node, documented) and ast.get_docstring(node)
+    ]
+    silent = {line for node in docstrings for line in range(node.lineno, node.end_lineno + 1)}
+    with open(file, "rb") as stream:
+        tokens = [token for token in tokenize.tokenize(stream.readline) if token.type not in LAYOUT]
+    return len({line for token in tokens for line in range(token.start[0], token.end[0] + 1)} - silent)
+
+
+def test_code_lines_are_counted_without_comments_and_docstrings(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text(
+        '"""Says\nwhat."""\n\nVALUE = (  # why\n    1,\n)\n\n\ndef f():\n    """Does."""\n    # because\n    return "a"\n'
+    )
+    assert code_lines(file) == 5
+
+
+def test_rolib_stays_thin():
+    files = sorted((ROOT / "rolib").glob("*.py"))
+    assert sum(map(code_lines, files)) <= 2200
+    functions = [node for file in files for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.FunctionDef)]
+    long = {node.name for node in functions if node.end_lineno - node.lineno >= 45}
+    assert long == {"train", "finetune"}  # the two loops, in numbered steps
