@@ -132,8 +132,8 @@ def build_blocks(texts: datasets.Dataset, tokenizers: list, block_length: int) -
         return rows
 
     # Starting processes costs more than they save on a small corpus.
-    processes = min(os.cpu_count() or 1, 8) if len(texts) > 1000 else None
-    blocks = texts.map(tokenize, batched=True, batch_size=64, remove_columns=["text"], num_proc=processes, desc="blocks")
+    workers = min(os.cpu_count() or 1, 8) if len(texts) > 1000 else None
+    blocks = texts.map(tokenize, batched=True, batch_size=64, remove_columns=["text"], num_proc=workers, desc="blocks")
     if not len(blocks):
         raise ValueError("the corpus holds no word: every document is empty after normalisation")
     return blocks.add_column("index", list(range(len(blocks))))
