@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from typing_extensions import TypedDict  # pydantic takes the one of typing only from Python 3.12
 
 from rolib.tasks import PROTOCOLS, TASKS
@@ -23,8 +23,6 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
-
-
 TaskName = Literal[*TASKS]
 Tasks = Annotated[list[TaskName], Field(min_length=1)]
 Protocols = TypedDict("Protocols", {task: Literal[*protocols] for task, protocols in PROTOCOLS.items()}, total=False)
@@ -34,10 +32,8 @@ class ConfigError(ValueError):
     """A parameter that cannot work; the message names its key, its file and the mend."""
 
 
-class Config(BaseModel):
+class Config(BaseModel, frozen=True, extra="forbid", strict=True):
     """What every notebook shares (params/<profile>/common.yaml)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     profile: Name  # results lie in runs/<profile>
     seed: Size  # the one source of randomness

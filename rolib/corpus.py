@@ -64,9 +64,7 @@ def _texts(sources: dict[str, tuple], words_per_source: int, seed: int) -> Itera
             count += 1
             yield {"text": text}
     if count < 2:
-        raise ValueError(
-            f"corpus {', '.join(sources)}: {count} documents, at least 2 are needed; a blank line separates documents"
-        )
+        raise ValueError(f"corpus {', '.join(sources)}: {count} documents, at least 2 are needed, blank lines between them")
 
 
 def load_corpus(config: TrainingConfig, data_root: Path) -> datasets.DatasetDict:

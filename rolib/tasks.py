@@ -223,9 +223,7 @@ def _conllu_sentences(path, column, pattern, expected):
             row = None
         elif not line.startswith("#"):
             _expect(row is not None, where, "a line '# sent_id = ...' before the first word", line)
-            token = (
-                fields[1].strip("\ufeff") if len(fields) == width else ""
-            )  # some sentences of RONEC v1 start with a byte order mark
+            token = len(fields) == width and fields[1].strip("\ufeff")  # RONEC v1 has some byte order marks
             _expect(token and re.fullmatch(r"\d+([-.]\d+)?", fields[0]), where, columns, line)
             if not fields[0].isdigit():
                 continue  # a multi-word token or an empty node
