@@ -1,6 +1,6 @@
 """Fetch the upstream data files at pinned commits and verify each one before it takes its place.
 
-`python -m rolib.download [--root DIR] [NAME...]` fills the cache folder (or DIR). The table of files is upstream.csv;
+`python -m rolib.download [--root DIR]` fills the cache folder (or DIR). The table of files is upstream.csv;
 files that are known by their git blob id only are checked by that id, the others by SHA-256.
 """
 
@@ -48,20 +48,15 @@ def verify(path, file: UpstreamFile):
         raise ValueError(f"{path} is damaged: its {file.algorithm} checksum is {found}, expected {file.checksum}: {mend}")
 
 
-def download(root, only=None, base_url=BASE_URL):
-    """Fetch the upstream files of all data sets, or of those named in `only`, into the folder `root`.
+def download(root, base_url=BASE_URL):
+    """Fetch the upstream files of all data sets into the folder `root`.
 
     A file that is already there is verified, not fetched again. Each file is fetched under a temporary name and takes
     its place only when its checksum is right, so a broken transfer leaves nothing behind.
-    Raises ValueError for an unknown data set name or a damaged file, OSError for a failed transfer.
+    Raises ValueError for a damaged file, OSError for a failed transfer.
     """
-    names = sorted({file.path.split("/")[0] for file in FILES})
-    if unknown := sorted(set(only or ()) - set(names)):
-        raise ValueError(f"unknown data set {unknown[0]!r}: the data sets are {', '.join(names)}")
     for file in FILES:
         target, url = Path(root) / file.path, f"{base_url}/{file.url}"
-        if only and file.path.split("/")[0] not in only:
-            continue
         if target.exists():
             verify(target, file)
             continue
@@ -101,14 +96,13 @@ def main(arguments=None):
     """The command line: fetch and verify; errors are one line."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="Fetch and verify the data sets.", epilog=LICENCES)
     parser.add_argument("--root", type=Path, default=pooch.os_cache("rolib"), help="folder to fill (default: %(default)s)")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to fetch (default: all)")
-    options = parser.parse_args(arguments)
+    root = parser.parse_args(arguments).root
     print(LICENCES)
     try:
-        download(options.root, options.names)
+        download(root)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"The data is complete and verified: {options.root}")
+    print(f"The data is complete and verified: {root}")
 
 
 if __name__ == "__main__":
