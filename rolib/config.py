@@ -4,15 +4,14 @@
 `load_profile` checks a whole profile before the first notebook starts.
 """
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from types import MappingProxyType, ModuleType
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from typing_extensions import TypedDict  # pydantic takes the one of typing only from Python 3.12
 
 from rolib.tasks import PROTOCOLS, TASKS
 
@@ -24,27 +23,17 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
-
-
-def known_tasks(tasks):
-    """Return `tasks` unchanged; ValueError names the first unknown one."""
-    for task in tasks:
-        if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}: use {', '.join(TASKS)}")
-    return tasks
-
-
-Tasks = Annotated[list[str], Field(min_length=1), AfterValidator(known_tasks)]
+TaskName = Literal[*TASKS]
+Tasks = Annotated[list[TaskName], Field(min_length=1)]
+Protocols = TypedDict("Protocols", {task: Literal[*protocols] for task, protocols in PROTOCOLS.items()}, total=False)
 
 
 class ConfigError(ValueError):
     """A parameter that cannot work; the message names its key, its file and the mend."""
 
 
-class Config(BaseModel):
+class Config(BaseModel, frozen=True, extra="forbid", strict=True):
     """What every notebook shares (params/<profile>/common.yaml)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     profile: Name  # results lie in runs/<profile>
     seed: Size  # the one source of randomness
@@ -113,14 +102,6 @@ class StudentConfig(TrainingConfig):
     soft_targets: Literal["all", "masked"]  # the tokens whose teacher distribution is matched
     freeze_positions: bool
 
-    @field_validator("teachers")
-    @classmethod
-    def _first_counts(cls, teachers):
-        first = next(iter(teachers))
-        if not teachers[first]:
-            raise ValueError(f"{first} has weight 0, but the first teacher gives the student its vocabulary: raise it or reorder")
-        return teachers
-
     @property
     def shares(self) -> dict[str, float]:
         """The teachers that count and their weights, scaled to the sum 1."""
@@ -128,7 +109,10 @@ class StudentConfig(TrainingConfig):
         return {name: weight / total for name, weight in self.teachers.items() if weight}
 
     @model_validator(mode="after")
-    def _some_weight(self):
+    def _something_to_learn(self):
+        first = next(iter(self.teachers))
+        if not self.teachers[first]:
+            raise ValueError(f"teacher {first} has weight 0, but the first gives the student its vocabulary: raise it or reorder")
         if self.objective == "distill" and self.alpha_ce + self.alpha_mlm + self.alpha_cos == 0:
             raise ValueError("alpha_ce, alpha_mlm and alpha_cos are all 0: nothing would be learned, raise one")
         return self
@@ -139,25 +123,16 @@ class EvaluateConfig(Config):
 
     model: Name  # a teacher or student of this profile, or <name>-random for its shape with random weights
     tasks: Tasks
-    # Per measure, one of rolib.tasks.PROTOCOLS: what is read and which score is the headline.
-    protocols: Annotated[dict[str, str], AfterValidator(known_tasks)]
+    protocols: Protocols  # per measure, one of rolib.tasks.PROTOCOLS: what is read and which score is the headline
     seeds: Annotated[list[Size], Field(min_length=1)]
     keep_models: bool  # save the fine-tuned model of the first seed
     max_train_examples: Size  # 0 takes all
     max_length: Annotated[int, Field(ge=8, le=512)]  # pieces
     batch_size: Count
-    epochs: Annotated[dict[str, Count], AfterValidator(known_tasks)]  # per measure
-    learning_rates: Annotated[dict[str, Positive], AfterValidator(known_tasks)]  # per measure
+    epochs: dict[TaskName, Count]  # per measure
+    learning_rates: dict[TaskName, Positive]  # per measure
     warmup_share: Share
     weight_decay: Weight
-
-    @field_validator("protocols")
-    @classmethod
-    def _known_protocols(cls, protocols):
-        for task, protocol in protocols.items():
-            if protocol not in PROTOCOLS[task]:
-                raise ValueError(f"{task} has no protocol {protocol!r}: use {' or '.join(PROTOCOLS[task])}")
-        return protocols
 
     @model_validator(mode="after")
     def _every_task_has_a_recipe(self):
@@ -201,27 +176,25 @@ class SpeedConfig(Config):
     timed_runs: Annotated[int, Field(ge=3)]
 
 
-def one_line(error: ValidationError, where: str) -> str:
-    """The first fault of a pydantic error as `key (file): what is wrong; the mend`."""
-    fault = error.errors()[0]
-    key = ".".join(map(str, fault["loc"])) or "parameters"
-    message = fault["msg"].removeprefix("Value error, ")
-    mend = {
-        "extra_forbidden": "unknown key: correct its spelling or remove it",
-        "missing": "missing: add it",
-        "float_type": f"{message}, got {fault['input']!r}: write it like 5.0e-5 (YAML reads 5e-5 as text)",
-    }.get(fault["type"])
-    got = "" if fault["type"] == "value_error" else f", got {fault['input']!r}: correct the value"
-    return f"{key} ({where}): {mend or message + got}"
+def validate(kind: type[Config], values: dict, default: str, where: dict[str, str] | None = None):
+    """Build a config; ConfigError says of the first key at fault `key (file): what is wrong; the mend`.
 
-
-def validate(kind: type[Config], values: dict, default: str, where: Mapping[str, str] = MappingProxyType({})):
-    """Build a config; ConfigError names the first key at fault and where it stands (`where` by key, else `default`)."""
+    where: the file of each key, else it is `default`.
+    """
     try:
         return kind(**values)
     except ValidationError as error:
-        key = next(iter(error.errors()[0]["loc"]), "")
-        raise ConfigError(one_line(error, where.get(str(key), default))) from None
+        fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"] if part != "[key]") or "parameters"
+    message = fault["msg"].removeprefix("Value error, ")
+    got = f"{message}, got {fault['input']!r}"
+    text = {
+        "extra_forbidden": "unknown key: correct its spelling or remove it",
+        "missing": "missing: add it",
+        "float_type": f"{got}: write it like 5.0e-5 (YAML reads 5e-5 as text)",
+        "value_error": message,
+    }.get(fault["type"], f"{got}: correct the value")
+    raise ConfigError(f"{key} ({(where or {}).get(key.split('.')[0], default)}): {text}")
 
 
 def load(kind: type[Config], *files: Path | str, **overrides) -> Config:
@@ -251,12 +224,8 @@ def from_notebook(kind: type[Config], namespace: dict) -> Config:
 
     Call it before the notebook defines variables of its own; imports, functions and IPython's names do not count.
     """
-    shell = {"In", "Out", "exit", "quit", "open", "get_ipython"}
-    values = {
-        key: value
-        for key, value in namespace.items()
-        if not key.startswith("_") and key not in shell and not isinstance(value, ModuleType) and not callable(value)
-    }
+    plain, shell = str | int | float | list | dict | None, ("In", "Out")
+    values = {key: value for key, value in namespace.items() if isinstance(value, plain) and key[0] != "_" and key not in shell}
     return validate(kind, values, "notebook parameters")
 
 
@@ -272,51 +241,46 @@ def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
     common, training = base / "common.yaml", base / "training.yaml"
 
     def each(kind, folder, recipe):
-        return {file.stem: load(kind, common, training, base / recipe, file) for file in sorted((base / folder).glob("*.yaml"))}
+        configs = {}
+        for file in sorted((base / folder).glob("*.yaml")):
+            config = configs[file.stem] = load(kind, common, training, base / recipe, file)
+            name = getattr(config, folder[:-1])
+            if name != file.stem:
+                raise ConfigError(f"{folder[:-1]} ({file}): is {name!r}, must be the file's name {file.stem!r}")
+        return configs
 
-    study = {
-        "teachers": each(TeacherConfig, "teachers", "pretrain.yaml"),
-        "students": each(StudentConfig, "students", "distill.yaml"),
-        "evaluate": load(EvaluateConfig, common, base / "evaluate.yaml", model="any"),
-        "speed": load(SpeedConfig, common, base / "speed.yaml"),
-        "ablation": load(AblationConfig, common, base / "ablation.yaml"),
-        "analyse": load(AnalyseConfig, common, base / "analyse.yaml"),
-        "robustness": load(RobustnessConfig, common, base / "robustness.yaml"),
-    }
-    for kind in ("teachers", "students"):
-        for stem, config in study[kind].items():
-            name = getattr(config, kind[:-1])
-            if name != stem:
-                raise ConfigError(f"{kind[:-1]} ({base / kind / stem}.yaml): is {name!r}, must be the file's name {stem!r}")
-    for name, student in study["students"].items():
+    teachers = each(TeacherConfig, "teachers", "pretrain.yaml")
+    students = each(StudentConfig, "students", "distill.yaml")
+    for name, student in students.items():
         file = base / "students" / f"{name}.yaml"
-        for teacher in student.teachers:
-            if teacher not in study["teachers"]:
-                raise ConfigError(f"teachers ({file}): no teacher {teacher!r}; there are {', '.join(study['teachers'])}")
-        check_depth(student.num_layers, study["teachers"][next(iter(student.teachers))].num_layers, str(file))
-    check_robustness(study["robustness"], study, str(base / "robustness.yaml"))
+        check_known(student.teachers, teachers, f"teachers ({file})")
+        check_depth(student.num_layers, teachers[next(iter(student.teachers))].num_layers, str(file))
+    study = {"teachers": teachers, "students": students}
+    study["evaluate"] = load(EvaluateConfig, common, base / "evaluate.yaml", model="any")
+    others = {"speed": SpeedConfig, "ablation": AblationConfig, "analyse": AnalyseConfig, "robustness": RobustnessConfig}
+    study |= {name: load(kind, common, base / f"{name}.yaml") for name, kind in others.items()}
+    models = [name.removesuffix("-random").removesuffix("-mlm") for name in study["robustness"].models]
+    check_known(models, teachers | students, f"models ({base / 'robustness.yaml'})")
+    check_known(study["robustness"].tasks, study["evaluate"].tasks, f"tasks ({base / 'robustness.yaml'})")
     return study
 
 
-def check_robustness(config: RobustnessConfig, study: dict, where: str) -> None:
-    """Raise ConfigError for a model or measure that the study does not evaluate."""
-    known = [*study["teachers"], *study["students"]]
-    for name in config.models:
-        if name.removesuffix("-random").removesuffix("-mlm") not in known:
-            raise ConfigError(f"models ({where}): no model {name!r}; there are {', '.join(known)} and their controls")
-    for task in config.tasks:
-        if task not in study["evaluate"].tasks:
-            raise ConfigError(f"tasks ({where}): {task} is not in evaluate.yaml: add it there or remove it here")
+def check_known(names: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise ConfigError for a name that is not one of those that the profile has."""
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"{where}: no {name!r} in this profile, which has {', '.join(known)}: correct it, or add it to the profile"
+            )
 
 
 def check_depth(student_layers: int, teacher_layers: int, where: str = "notebook parameters") -> None:
     """Raise ConfigError when the student is deeper than its teacher."""
     if student_layers > teacher_layers:
-        raise ConfigError(
-            f"num_layers ({where}): student deeper than teacher ({student_layers} > {teacher_layers} layers): lower it"
-        )
+        layers = f"{student_layers} > {teacher_layers} layers"
+        raise ConfigError(f"num_layers ({where}): student deeper than teacher ({layers}): lower it")
 
 
 def to_dict(config: Config) -> dict:
     """A config as plain JSON values, for config.yaml and for comparing runs."""
-    return json.loads(config.model_dump_json())
+    return config.model_dump(mode="json")

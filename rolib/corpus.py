@@ -1,11 +1,10 @@
 """Romanian text: documents -> normalised text -> words -> blocks that fit a model, stored as Arrow."""
 
-import itertools
 import os
 import random
 import unicodedata
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, groupby, zip_longest
 from pathlib import Path
 
 import datasets
@@ -30,7 +29,7 @@ def read_documents(path: Path) -> Iterator[str]:
     """Yield the normalised documents of a UTF-8 file: blocks of lines that blank lines separate."""
     try:
         with open(path, encoding="utf-8") as file:
-            for filled, lines in itertools.groupby(file, key=lambda line: bool(line.strip())):
+            for filled, lines in groupby(file, key=lambda line: bool(line.strip())):
                 if filled and (text := normalise(" ".join(lines))):
                     yield text
     except UnicodeDecodeError as error:
@@ -42,40 +41,30 @@ def source_folder(corpus: str, data_root: Path) -> Path:
     return data_root / "corpus" if corpus == "data" else Path(corpus)
 
 
-def _sources(corpus: str, data_root: Path) -> list[Path]:
-    folder = source_folder(corpus, data_root)
-    files = sorted(folder.glob("*.txt"))
-    if not files:
-        raise FileNotFoundError(
-            f"corpus {folder}: no .txt file; set `corpus` to a folder of text files or hub:<id>:<config>, or ROLIB_DATA "
-            "to a mirror that has corpus/"
-        )
-    if not any(next(read_documents(file), None) for file in files):
-        raise ValueError(f"corpus {folder}: 0 documents, at least 2 are needed; documents are separated by a blank line")
-    return files
+def _documents(source: str, seed: int) -> Iterator[str]:
+    """The documents of a file, shuffled, or of a set of the hub (`hub:<id>:<config>`), streamed in its own order."""
+    if source.startswith("hub:"):
+        hub_id, _, subset = source.removeprefix("hub:").partition(":")
+        rows = datasets.load_dataset(hub_id, subset or None, split="train", streaming=True)
+        return filter(None, (normalise(row["text"]) for row in rows))
+    documents = list(read_documents(Path(source)))
+    random.Random(seed).shuffle(documents)
+    return iter(documents)
 
 
-def _take(documents: Iterator[str], words: int) -> Iterator[str]:
-    """Documents until their words reach `words` (0: all)."""
-    seen = 0
-    for text in documents:
-        if words and seen >= words:
-            return
-        seen += len(text.split())
-        yield text
-
-
-def _texts(files: list[Path], words_per_source: int, seed: int) -> Iterator[dict]:
-    for file in files:
-        documents = list(read_documents(file))
-        random.Random(seed).shuffle(documents)
-        yield from ({"text": text} for text in _take(documents, words_per_source))
-
-
-def _hub_texts(name: str, words: int) -> Iterator[dict]:
-    hub_id, _, subset = name.partition(":")
-    rows = datasets.load_dataset(hub_id, subset or None, split="train", streaming=True)
-    yield from ({"text": text} for text in _take((normalise(row["text"]) for row in rows), words) if text)
+def _texts(sources: dict[str, tuple], words_per_source: int, seed: int) -> Iterator[dict]:
+    """The documents of each source until their words reach `words_per_source` (0: all)."""
+    count = 0
+    for source in sources:
+        words = 0
+        for text in _documents(source, seed):
+            if words_per_source and words >= words_per_source:
+                break
+            words += len(text.split())
+            count += 1
+            yield {"text": text}
+    if count < 2:
+        raise ValueError(f"corpus {', '.join(sources)}: {count} documents, at least 2 are needed, blank lines between them")
 
 
 def load_corpus(config: TrainingConfig, data_root: Path) -> datasets.DatasetDict:
@@ -83,24 +72,19 @@ def load_corpus(config: TrainingConfig, data_root: Path) -> datasets.DatasetDict
 
     Raises FileNotFoundError for a folder without text and ValueError for a corpus too small to split.
     """
-    cache = str(config.folder / "corpus")
-    if config.corpus.startswith("hub:"):
-        generator, arguments = _hub_texts, {"name": config.corpus[4:], "words": config.words_per_source}
-    else:
-        files = _sources(config.corpus, data_root)
-        # datasets recognises its cache by these arguments: size and time of the files make a changed corpus a new one.
-        stamp = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        generator = _texts
-        arguments = {"files": files, "words_per_source": config.words_per_source, "seed": config.seed}
-        cache = f"{cache}/{datasets.fingerprint.Hasher.hash(stamp)}"
+    # datasets recognises its cache by these arguments: size and time of the files make a changed corpus a new one.
+    arguments = {"sources": {config.corpus: ()}, "words_per_source": config.words_per_source, "seed": config.seed}
+    if not config.corpus.startswith("hub:"):
+        folder = source_folder(config.corpus, data_root)
+        stats = {str(file): file.stat() for file in sorted(folder.glob("*.txt"))}
+        if not stats:
+            mend = "set `corpus` to a folder of text files or hub:<id>:<config>, or ROLIB_DATA to a mirror that has corpus/"
+            raise FileNotFoundError(f"corpus {folder}: no .txt file; {mend}")
+        arguments["sources"] = {file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
     try:
-        texts = datasets.Dataset.from_generator(generator, gen_kwargs=arguments, cache_dir=cache, split="train")
+        texts = datasets.Dataset.from_generator(_texts, cache_dir=str(config.folder / "corpus"), gen_kwargs=arguments)
     except datasets.exceptions.DatasetGenerationError as error:
         raise error.__cause__ from None
-    if len(texts) < 2:
-        raise ValueError(
-            f"corpus {config.corpus}: {len(texts)} documents, at least 2 are needed; documents are separated by a blank line"
-        )
     held_out = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(texts))))
     split = texts.train_test_split(test_size=held_out, seed=config.seed)
     return datasets.DatasetDict(train=split["train"], held_out=split["test"])
@@ -112,14 +96,13 @@ def windows(sizes: list[tuple[int, ...]], room: int) -> list[list[int]]:
     sizes: the number of pieces of each word, for each tokenizer. Every word lies in exactly one run; a word longer than
     `room` stands alone.
     """
-    runs, used = [[]], None
+    runs, used = [[]], ()
     for index, size in enumerate(sizes):
-        total = size if used is None else tuple(map(sum, zip(used, size, strict=True)))
-        if runs[-1] and max(total) > room:
+        used = tuple(map(sum, zip_longest(used, size, fillvalue=0)))
+        if runs[-1] and max(used) > room:
             runs.append([])
-            total = size
+            used = size
         runs[-1].append(index)
-        used = total
     return runs
 
 
@@ -147,10 +130,8 @@ def build_blocks(texts: datasets.Dataset, tokenizers: list, block_length: int) -
         return rows
 
     # Starting processes costs more than they save on a small corpus.
-    processes = min(os.cpu_count() or 1, 8) if len(texts) > 1000 else None
-    blocks = texts.map(
-        tokenize, batched=True, batch_size=64, remove_columns=texts.column_names, num_proc=processes, desc="blocks"
-    )
+    workers = min(os.cpu_count() or 1, 8) if len(texts) > 1000 else None
+    blocks = texts.map(tokenize, batched=True, batch_size=64, remove_columns=["text"], num_proc=workers, desc="blocks")
     if not len(blocks):
         raise ValueError("the corpus holds no word: every document is empty after normalisation")
     return blocks.add_column("index", list(range(len(blocks))))

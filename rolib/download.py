@@ -1,6 +1,6 @@
 """Fetch the upstream data files at pinned commits and verify each one before it takes its place.
 
-`python -m rolib.download [--root DIR] [NAME...]` fills the cache folder (or DIR). The table of files is upstream.csv;
+`python -m rolib.download [--root DIR]` fills the cache folder (or DIR). The table of files is upstream.csv;
 files that are known by their git blob id only are checked by that id, the others by SHA-256.
 """
 
@@ -9,8 +9,8 @@ import csv
 import hashlib
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pooch
 
@@ -21,8 +21,7 @@ COMMAND = "python -m rolib.download"
 LICENCES = "The data sets carry their own licences (see each LICENSE file); LaRoSeDa and MOROCO are non-commercial."
 
 
-@dataclass(frozen=True)
-class UpstreamFile:
+class UpstreamFile(NamedTuple):
     path: str  # below the data root; its first folder is the name of the data set
     url: str  # below the base URL: owner/repository/commit/path
     algorithm: str  # "sha256" | "git-blob"
@@ -30,66 +29,48 @@ class UpstreamFile:
 
 
 with open(Path(__file__).with_name("upstream.csv"), encoding="utf-8", newline="") as _table:
-    FILES = tuple(
-        UpstreamFile(path, "/".join(address), algorithm, checksum)
-        for path, *address, algorithm, checksum in list(csv.reader(_table))[1:]
-    )
+    FILES = tuple(UpstreamFile(*row) for row in list(csv.reader(_table))[1:])
 
 
 def checksum(path, algorithm) -> str:
-    """Hex digest of a file: "sha256", or "git-blob" (SHA-1 over `blob <length>`, a zero byte and the bytes).
-
-    Raises ValueError for another algorithm.
-    """
+    """Hex digest of a file: "sha256", or "git-blob" (SHA-1 over `blob <length>`, a zero byte and the bytes)."""
     if algorithm == "sha256":
         return pooch.file_hash(str(path), alg="sha256")
-    if algorithm == "git-blob":
-        content = Path(path).read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    raise ValueError(f"unknown checksum algorithm {algorithm!r}: expected sha256 or git-blob")
+    content = Path(path).read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def verify(path, algorithm, expected):
-    """Raise ValueError if a file's checksum is not the expected one."""
-    found = checksum(path, algorithm)
-    if found != expected:
-        mend = f"Delete the file and run `{COMMAND}` again"
-        raise ValueError(f"{path} is damaged: its {algorithm} checksum is {found}, expected {expected}. {mend}")
+def verify(path, file: UpstreamFile):
+    """Raise ValueError if the checksum of the file at `path` is not the one in the table."""
+    found = checksum(path, file.algorithm)
+    if found != file.checksum:
+        mend = f"delete it if it is still there, and run `{COMMAND}` again"
+        raise ValueError(f"{path} is damaged: its {file.algorithm} checksum is {found}, expected {file.checksum}: {mend}")
 
 
-def download(root, only=None, base_url=BASE_URL):
-    """Fetch the upstream files of all data sets, or of those named in `only`, into the folder `root`.
+def download(root, base_url=BASE_URL):
+    """Fetch the upstream files of all data sets into the folder `root`.
 
     A file that is already there is verified, not fetched again. Each file is fetched under a temporary name and takes
     its place only when its checksum is right, so a broken transfer leaves nothing behind.
-    Raises ValueError for an unknown data set name or a damaged file, OSError for a failed transfer.
+    Raises ValueError for a damaged file, OSError for a failed transfer.
     """
-    names = sorted({file.path.split("/")[0] for file in FILES})
-    if unknown := sorted(set(only or ()) - set(names)):
-        raise ValueError(f"unknown data set {unknown[0]!r}: the data sets are {', '.join(names)}")
     for file in FILES:
-        target = Path(root) / file.path
-        if only and file.path.split("/")[0] not in only:
-            continue
+        target, url = Path(root) / file.path, f"{base_url}/{file.url}"
         if target.exists():
-            verify(target, file.algorithm, file.checksum)
-        else:
-            _fetch(f"{base_url}/{file.url}", target, file)
-
-
-def _fetch(url, target, file):
-    part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    print(file.path, file=sys.stderr)
-    try:
-        pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)(url, str(part), None)
-        if checksum(part, file.algorithm) != file.checksum:
-            raise ValueError(f"{target}: {url} sent a damaged file, which was thrown away; run `{COMMAND}` again")
-        os.replace(part, target)
-    except OSError as error:  # requests' errors are OSErrors
-        raise OSError(f"{target}: the transfer of {url} failed ({error}); run `{COMMAND}` again") from error
-    finally:
-        part.unlink(missing_ok=True)
+            verify(target, file)
+            continue
+        print(file.path, file=sys.stderr)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        try:
+            pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)(url, str(part), None)
+            verify(part, file)
+            os.replace(part, target)
+        except OSError as error:  # requests' errors are OSErrors
+            raise OSError(f"{target}: the transfer of {url} failed ({error}); run `{COMMAND}` again") from error
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def data_root(setting) -> Path:
@@ -100,10 +81,10 @@ def data_root(setting) -> Path:
     """
     if setting == "sample":
         return SAMPLE
-    if setting != "real":
-        return _folder(setting, "the data root")
-    if os.environ.get("ROLIB_DATA"):
-        return _folder(os.environ["ROLIB_DATA"], "the data root in ROLIB_DATA")
+    if folder := os.environ.get("ROLIB_DATA") if setting == "real" else setting:
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"the data root {str(folder)!r} is no folder: set `data` or ROLIB_DATA to one that exists")
+        return Path(folder)
     cache = Path(pooch.os_cache("rolib"))
     if missing := [file.path for file in FILES if not (cache / file.path).is_file()]:
         found = f"{len(missing)} of {len(FILES)} data files are not in {cache} (the first is {missing[0]})"
@@ -111,24 +92,17 @@ def data_root(setting) -> Path:
     return cache
 
 
-def _folder(path, name):
-    if not Path(path).is_dir():
-        raise FileNotFoundError(f"{name} is {str(path)!r}, but there is no such folder: name one that exists")
-    return Path(path)
-
-
 def main(arguments=None):
     """The command line: fetch and verify; errors are one line."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="Fetch and verify the data sets.", epilog=LICENCES)
     parser.add_argument("--root", type=Path, default=pooch.os_cache("rolib"), help="folder to fill (default: %(default)s)")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets to fetch (default: all)")
-    options = parser.parse_args(arguments)
+    root = parser.parse_args(arguments).root
     print(LICENCES)
     try:
-        download(options.root, options.names)
+        download(root)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"The data is complete and verified: {options.root}")
+    print(f"The data is complete and verified: {root}")
 
 
 if __name__ == "__main__":

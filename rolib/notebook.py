@@ -42,17 +42,10 @@ def run(notebook: Path, output: Path, files: list[str], overrides: dict) -> None
     # nbclient waits for ever for the state of an output widget that nobody shows (jupyter/nbclient issue 197).
     nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.stem}.partial.ipynb")
-    papermill.execute_notebook(
-        notebook,
-        partial,
-        config.to_dict(values),
-        cwd=config.ROOT,
-        progress_bar=False,
-        execution_timeout=HOURS_PER_CELL * 3600,
-        stderr_file=sys.stderr,
-        stdout_file=sys.stdout,
-    )
+    partial = output.with_suffix(".partial.ipynb")
+    settings = {"cwd": config.ROOT, "execution_timeout": HOURS_PER_CELL * 3600}
+    streams = {"progress_bar": False, "stderr_file": sys.stderr, "stdout_file": sys.stdout}
+    papermill.execute_notebook(notebook, partial, config.to_dict(values), **settings, **streams)
     os.replace(partial, output)
 
 
@@ -69,9 +62,9 @@ def main() -> None:
     except config.ConfigError as error:
         sys.exit(f"error: {error}")
     except papermill.PapermillExecutionError as error:
-        last = str(error.evalue).strip().splitlines()
-        partial = options.output.with_name(f"{options.output.stem}.partial.ipynb")
-        sys.exit(f"error: {error.ename}: {last[0] if last else ''} (in {options.notebook}; the cells that ran are in {partial})")
+        first = str(error.evalue).strip().partition("\n")[0]
+        partial = options.output.with_suffix(".partial.ipynb")
+        sys.exit(f"error: {error.ename}: {first} (in {options.notebook}; the cells that ran are in {partial})")
 
 
 if __name__ == "__main__":
