@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, get_linear_schedule_with_warmup
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -139,12 +140,8 @@ def collate(rows: list[dict], task: Task, tokenizer) -> dict[str, Tensor]:
     """Rows of `encode` as one padded batch with its labels: (B, T) for taggers, else (B,)."""
     readings = zip(*(row["inputs"] for row in rows), strict=True)
     batch = dict(tokenizer.pad([read for reading in readings for read in reading], return_tensors="pt"))
-    if task.kind == "tagging":
-        width = batch["input_ids"].shape[1]
-        labels = [row["labels"] + [IGNORE] * (width - len(row["labels"])) for row in rows]
-    else:
-        labels = [row["labels"][0] for row in rows]
-    return batch | {"labels": torch.tensor(labels, dtype=torch.float if task.kind == "regression" else torch.long)}
+    labels = pad_sequence([torch.tensor(row["labels"]) for row in rows], batch_first=True, padding_value=IGNORE)
+    return batch | {"labels": labels if task.kind == "tagging" else labels[:, 0]}
 
 
 @torch.no_grad()
