@@ -48,10 +48,8 @@ def autocast(device: torch.device):
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """AdamW groups: no decay on biases and layer norms, told by their shape, so that no naming scheme is missed."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def length_batches(lengths: list[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -147,9 +145,8 @@ def soft_target_terms(logits: Tensor, rows: Tensor, teachers, outputs, batch, co
     members, uld, terms = [], 0.0, {}
     for teacher, (teacher_logits, _) in zip(teachers, outputs, strict=True):
         probs = (teacher_logits.float() / config.temperature).softmax(-1)
-        say = torch.full_like(probs[:, 0], teacher.weight)
-        if config.weighting == "confidence":
-            say = say * confidence(probs)
+        sure = confidence(probs) if config.weighting == "confidence" else torch.ones_like(probs[:, 0])
+        say = teacher.weight * sure
         if teacher.view == 0:
             members.append((torch.arange(len(say), device=say.device), probs, say))
             continue
@@ -252,12 +249,6 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
     return step
 
 
-def log_record(means: dict[str, float], alpha: dict[str, float], learning_rate: float, tokens: int, seconds: float) -> dict:
-    """What a log window says: its mean terms, the weighted sum of the losses, learning rate and speed."""
-    loss = sum(weight * means[term] for term, weight in alpha.items())
-    return means | {"loss": loss, "learning_rate": learning_rate, "tokens": tokens, "tokens_per_second": tokens / seconds}
-
-
 def train(
     config: TrainingConfig,
     student: PreTrainedModel,
@@ -270,10 +261,10 @@ def train(
     """Train `student` on blocks["train"]; log to `folder`/metrics.jsonl, keep checkpoints, go on from the newest one.
 
     tokenizers: of the views of the blocks, the student's first. teachers: the first gives the student its vocabulary and its
-    start; each further one is compared through a trainable map, since the student does not share its basis; the maps
-    are not saved. Without teachers the student is pre-trained by MLM. on_log is called with each metrics record (a notebook draws it). Losses are
-    weighed by tokens over micro-batches and processes, so that 8 x 1 and 2 x 4 accumulation give the same step.
-    Returns the trained student on the CPU. Raises FloatingPointError when the loss is no longer finite.
+    start; the states of each further one are compared through a trainable map, which is not saved; without teachers the
+    student is pre-trained by MLM. on_log is called with each metrics record. Losses are weighed by tokens over micro-batches
+    and processes, so that 8 x 1 and 2 x 4 accumulation give the same step. Returns the trained student on the CPU. Raises
+    FloatingPointError when the loss is no longer finite.
     """
     # Step 1: everything random comes from the seed.
     set_seed(config.seed)
@@ -286,8 +277,8 @@ def train(
         student.base_model.embeddings.position_embeddings.weight.requires_grad_(False)
     alpha = weights(config, teachers)
     factors = torch.tensor(list(alpha.values()), device=device)
-    mapped = [t for term, t in zip(cosine_terms(teachers), teachers, strict=False) if term in alpha and term != "cos"]
-    student = MaskedLM(student, [teacher.model.model.config.hidden_size for teacher in mapped])
+    mapped = [teacher.model.model for teacher in teachers[1:] if f"cos_{teacher.name}" in alpha]
+    student = MaskedLM(student, [model.config.hidden_size for model in mapped])
     groups = parameter_groups(student, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup_share * config.steps), config.steps)
@@ -331,20 +322,21 @@ def train(
         # Step 7: log, evaluate, keep. The only points where the device is waited for.
         record = {}
         if step % config.log_every == 0 or step == config.steps:
-            means = dict(zip(alpha, (accelerator.reduce(sums) / (step - logged)).tolist(), strict=True))
-            record = log_record(means, alpha, schedule.get_last_lr()[0], tokens, time.perf_counter() - clock)
+            record = dict(zip(alpha, (accelerator.reduce(sums) / (step - logged)).tolist(), strict=True))
+            record["loss"] = sum(weight * record[term] for term, weight in alpha.items())
+            if not math.isfinite(record["loss"]):
+                raise FloatingPointError(f"step {step}: the loss is {record['loss']}: lower learning_rate")
+            speed = tokens / (time.perf_counter() - clock)
+            record |= {"learning_rate": schedule.get_last_lr()[0], "tokens": tokens, "tokens_per_second": speed}
             sums, tokens, logged, clock = 0.0, 0, step, time.perf_counter()
         if step % config.checkpoint_every == 0 or step == config.steps:
             paused = time.perf_counter()
             record |= held_out_losses(accelerator.unwrap_model(model), teachers, blocks["held_out"], collator, config, device)
             clock += time.perf_counter() - paused
-        if record:
-            if not math.isfinite(record.get("loss", 0.0)):
-                raise FloatingPointError(f"step {step}: the loss is {record['loss']}: lower learning_rate")
-            if accelerator.is_main_process:
-                append_metrics(folder / "metrics.jsonl", {"step": step, **record})
-                bar.set_postfix({key: f"{value:.3f}" for key, value in record.items() if value < 1e3}, refresh=False)
-                on_log({"step": step, **record})
+        if record and accelerator.is_main_process:
+            append_metrics(folder / "metrics.jsonl", {"step": step, **record})
+            bar.set_postfix({key: f"{value:.3f}" for key, value in record.items() if value < 1e3}, refresh=False)
+            on_log({"step": step, **record})
         if step % config.checkpoint_every == 0 and step < config.steps:
             save_checkpoint(accelerator, folder, step)
     trained = accelerator.unwrap_model(model).model.cpu().eval()
