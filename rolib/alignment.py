@@ -5,7 +5,7 @@ two tokenizers, both models predict at the same place, and what the second says 
 the first. Elsewhere the words themselves remain comparable: a word's state is the mean of its pieces' states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -14,7 +14,7 @@ from torch import Tensor
 from rolib.config import ConfigError
 
 # What a normaliser may do to Romanian text: case, comma and cedilla letters, accents, digits, punctuation, symbols.
-PROBES = "Știință ȘTIINȚĂ şcoală Ţară Într-un n-a ÎNȚELEPCIUNE café 12,5% „da” €"
+PROBES = "Știință ȘTIINȚĂ şcoală Ţară Într-un n-a ÎNȚELEPCIUNE café 12,5% „da” €".split()
 
 
 def split_words(text: str) -> list[str]:
@@ -94,12 +94,11 @@ def check_normalisers(tokenizer, other, names: tuple[str, str]) -> None:
     for name, each in zip(names, (tokenizer, other), strict=True):
         check_wordpiece(each, name)
     read, read_other = normaliser(tokenizer), normaliser(other)
-    for probe in PROBES.split():
-        if read_other(read(probe)) != read_other(probe) and read(read_other(probe)) != read(probe):
-            raise ConfigError(
-                f"{names[0]} reads {probe!r} as {read(probe)!r} and {names[1]} as {read_other(probe)!r}: neither can be told "
-                "from the other; take teachers of which one keeps all that the other reads (case, accents)"
-            )
+    for probe in PROBES:
+        one, two = read(probe), read_other(probe)
+        if read_other(one) != two and read(two) != one:
+            mend = "take teachers of which one keeps all that the other reads (case, accents)"
+            raise ConfigError(f"{names[0]} reads {probe!r} as {one!r} and {names[1]} as {two!r}, neither tells the other: {mend}")
 
 
 def normaliser(tokenizer):
@@ -111,13 +110,8 @@ def normaliser(tokenizer):
 def same_vocabulary(tokenizer, other) -> bool:
     """True if two tokenizers number the same pieces alike and read text alike: their models' outputs correspond."""
     read, read_other = normaliser(tokenizer), normaliser(other)
-    same_text = all(read(probe) == read_other(probe) for probe in PROBES.split())
+    same_text = all(read(probe) == read_other(probe) for probe in PROBES)
     return same_text and tokenizer.get_vocab() == other.get_vocab()
-
-
-def read_piece(piece: str, read) -> str:
-    """A piece as another tokenizer would write it: its text through that one's normaliser `read`, ## kept."""
-    return "##" + read(piece[2:]) if piece.startswith("##") and len(piece) > 2 else read(piece)
 
 
 class Projection:
@@ -132,20 +126,12 @@ class Projection:
     def __init__(self, tokenizer, teacher_tokenizer, names: tuple[str, str] = ("the student", "the teacher")):
         check_normalisers(tokenizer, teacher_tokenizer, names)
         own, theirs = Vocabulary(tokenizer), Vocabulary(teacher_tokenizer)
-        self.teacher_reads_less = all(theirs.read(own.read(p)) == theirs.read(p) for p in PROBES.split())
+        self.teacher_reads_less = all(theirs.read(own.read(probe)) == theirs.read(probe) for probe in PROBES)
         fine, coarse = (own, theirs) if self.teacher_reads_less else (theirs, own)
-        join = torch.full((fine.size,), coarse.size)  # an index past the end: no counterpart
-        for piece, i in fine.pieces.items():
-            j = coarse.pieces.get("##" + coarse.read(piece[2:]) if piece.startswith("##") else coarse.read(piece))
-            join[i] = coarse.size if j is None else j
-        if (join == coarse.size).all():
+        self.join = fine.counterparts(coarse, coarse.read)
+        self.equal = theirs.counterparts(own, str)  # by equal spelling
+        if all(self.join[i] == coarse.size for i in fine.pieces.values()):
             raise ConfigError(f"{names[0]} and {names[1]} have no piece in common: take teachers of one language and script")
-        for role, i in fine.roles.items():
-            join[i] = coarse.roles[role]
-        self.join = join
-        same = {piece: own.pieces[piece] for piece in theirs.pieces if piece in own.pieces}
-        same = {theirs.pieces[piece]: c for piece, c in same.items()} | {theirs.roles[role]: c for role, c in own.roles.items()}
-        self.equal = torch.tensor([same.get(u, own.size) for u in range(theirs.size)])  # by equal spelling
 
     def to(self, device) -> "Projection":
         """Move the indices to a device; returns self."""
@@ -192,8 +178,16 @@ class Vocabulary:
 
     def __init__(self, tokenizer):
         self.read, self.size = normaliser(tokenizer), len(tokenizer)
-        specials = tokenizer.special_tokens_map
-        self.roles = {role: tokenizer.convert_tokens_to_ids(specials[role]) for role in sorted(specials)}
-        self.pieces = {
-            piece: i for piece, i in tokenizer.get_vocab().items() if i not in self.roles.values() and self.read(piece) == piece
-        }
+        self.roles = {role: tokenizer.convert_tokens_to_ids(piece) for role, piece in tokenizer.special_tokens_map.items()}
+        plain = {piece: i for piece, i in tokenizer.get_vocab().items() if i not in self.roles.values()}
+        self.pieces = {piece: i for piece, i in plain.items() if self.read(piece) == piece}
+
+    def counterparts(self, other: "Vocabulary", read: Callable[[str], str]) -> Tensor:
+        """(size,): for each piece the index in the other vocabulary of what `read` makes of it (## kept), other.size for none."""
+        index = torch.full((self.size,), other.size)
+        for piece, i in self.pieces.items():
+            spelling = "##" + read(piece[2:]) if piece.startswith("##") else read(piece)
+            index[i] = other.pieces.get(spelling, other.size)
+        for role, i in self.roles.items():
+            index[i] = other.roles[role]
+        return index

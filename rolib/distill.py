@@ -3,19 +3,17 @@
 import contextlib
 import json
 import math
-import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
-import datasets
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
+from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
@@ -50,10 +48,8 @@ def autocast(device: torch.device):
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """AdamW groups: no decay on biases and layer norms, told by their shape, so that no naming scheme is missed."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def length_batches(lengths: list[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -74,19 +70,27 @@ class Teacher:
     projection: Projection | None = None  # for any other view
 
 
-def weights(config: TrainingConfig, teachers: Sequence[Teacher]) -> dict[str, float]:
-    """The weight of each loss term, those above 0; without a teacher the MLM term alone.
+def cosine_terms(teachers: Sequence[Teacher]) -> list[str]:
+    """The name of each teacher's loss of states: cos for the first, cos_<name> for a further one."""
+    return ["cos", *(f"cos_{teacher.name}" for teacher in teachers[1:])]
 
-    Terms: ce (soft targets of all teachers), mlm, cos (states of the first teacher), cos_<name> (of each further one).
+
+def weights(config: TrainingConfig, teachers: Sequence[Teacher]) -> dict[str, float]:
+    """What a run computes and logs, in order: each loss with its weight, if it has one, then the measures with weight 0.
+
+    Losses: ce (soft targets of all teachers), mlm, `cosine_terms`; without a teacher mlm alone. Measures, for each teacher with
+    another vocabulary: coverage_<name>, the share of masked words where it and the student predict at one place, and
+    mass_<name>, the share of its probability there that has a counterpart in the student's vocabulary.
     """
     if not teachers:
         return {"mlm": 1.0}
-    alpha = {"ce": config.alpha_ce, "mlm": config.alpha_mlm}
     compared = teachers[:1] if config.hidden_states == "first" else teachers
     total = sum(teacher.weight for teacher in compared)
-    for i, teacher in enumerate(compared):
-        alpha[f"cos_{teacher.name}" if i else "cos"] = config.alpha_cos * teacher.weight / total
-    return {term: weight for term, weight in alpha.items() if weight}
+    alpha = {"ce": config.alpha_ce, "mlm": config.alpha_mlm}
+    for term, teacher in zip(cosine_terms(compared), compared, strict=True):
+        alpha[term] = config.alpha_cos * teacher.weight / total
+    measures = [f"{measure}_{teacher.name}" for teacher in teachers if teacher.view for measure in ("coverage", "mass")]
+    return {term: weight for term, weight in alpha.items() if weight} | dict.fromkeys(measures, 0.0)
 
 
 def soft_rows(view: dict[str, Tensor], config: TrainingConfig) -> Tensor:
@@ -100,33 +104,49 @@ def by_piece(teacher: Teacher, config: TrainingConfig) -> bool:
     return teacher.view == 0 and config.hidden_states != "words"
 
 
-def term_counts(batch: list[dict], teachers: Sequence[Teacher], config: TrainingConfig) -> dict[str, int]:
-    """What each value of `loss_terms` is a mean over, in its order: tokens, masked pieces, words, shared positions."""
+def term_places(batch: list[dict], teachers: Sequence[Teacher], config: TrainingConfig) -> dict[str, Tensor]:
+    """Where each value of `weights` is taken, (B, L) bool in the student's view: it is a mean over these places."""
     view = batch[0]
-    masked, starts = view["labels"] != IGNORE, word_starts(view["word_ids"])
-    counts = {"ce": soft_rows(view, config), "mlm": masked}
-    for i, teacher in enumerate(teachers):
-        counts[f"cos_{teacher.name}" if i else "cos"] = view["attention_mask"] if by_piece(teacher, config) else starts
-    counts = {term: counts[term] for term in weights(config, teachers)}
-    for teacher in teachers:
+    tokens, masked, starts = view["attention_mask"].bool(), view["labels"] != IGNORE, word_starts(view["word_ids"])
+    places = {"ce": soft_rows(view, config), "mlm": masked}
+    for term, teacher in zip(cosine_terms(teachers), teachers, strict=False):
+        places[term] = tokens if by_piece(teacher, config) else starts
         if teacher.view:
-            counts[f"coverage_{teacher.name}"] = masked & starts
-            counts[f"mass_{teacher.name}"] = batch[teacher.view]["shared_first"] & soft_rows(view, config)
-    return {term: int(selected.sum()) for term, selected in counts.items()}
+            places[f"coverage_{teacher.name}"] = masked & starts
+            places[f"mass_{teacher.name}"] = places["ce"] & batch[teacher.view]["shared_first"]
+    return {term: places[term] for term in weights(config, teachers)}
 
 
-def soft_target_term(logits: Tensor, rows: Tensor, teachers, outputs, batch, config) -> tuple[Tensor, dict[str, Tensor]]:
-    """The soft-target term of one micro-batch, a mean over the student's soft rows, and the mass its projections reached.
+def term_counts(batch: list[dict], teachers: Sequence[Teacher], config: TrainingConfig) -> dict[str, int]:
+    """How many places each value of `loss_terms` is a mean over."""
+    return {term: int(places.sum()) for term, places in term_places(batch, teachers, config).items()}
+
+
+@torch.no_grad()
+def teacher_outputs(teacher: Teacher, batch: list[dict], config: TrainingConfig) -> tuple[Tensor, Tensor]:
+    """A teacher's logits where its soft targets are wanted, and its last hidden states, in its own view."""
+    view = batch[teacher.view]
+    wanted = soft_rows(view, config)
+    if teacher.view:
+        wanted = wanted & view["shared"]
+    if not config.alpha_ce or (teacher.view and config.soft_target_strategy == "none"):
+        wanted = torch.zeros_like(wanted)
+    with autocast(wanted.device):
+        logits, hidden, _ = teacher.model(view["input_ids"], view["attention_mask"], wanted)
+    return logits, hidden
+
+
+def soft_target_terms(logits: Tensor, rows: Tensor, teachers, outputs, batch, config) -> dict[str, Tensor]:
+    """The soft-target loss of one micro-batch, a mean over the student's soft rows, and the mass of each projection.
 
     logits: (N, V) at `rows` (B, L); outputs: each teacher's logits at the same places, for a teacher with another vocabulary
-    where a word is one piece in both views. What is projected joins the mixed target; ULD is a term of its own.
+    where a word is one piece in both views. What is projected joins the mixed target; ULD is a loss of its own.
     """
-    members, uld, mass = [], 0.0, {}
-    for teacher, teacher_logits in zip(teachers, outputs, strict=True):
-        probs = F.softmax(teacher_logits.float() / config.temperature, dim=-1)
-        say = torch.full_like(probs[:, 0], teacher.weight)
-        if config.weighting == "confidence":
-            say = say * confidence(probs)
+    members, uld, terms = [], 0.0, {}
+    for teacher, (teacher_logits, _) in zip(teachers, outputs, strict=True):
+        probs = (teacher_logits.float() / config.temperature).softmax(-1)
+        sure = confidence(probs) if config.weighting == "confidence" else torch.ones_like(probs[:, 0])
+        say = teacher.weight * sure
         if teacher.view == 0:
             members.append((torch.arange(len(say), device=say.device), probs, say))
             continue
@@ -136,78 +156,48 @@ def soft_target_term(logits: Tensor, rows: Tensor, teachers, outputs, batch, con
         elif config.soft_target_strategy != "none":
             probs, covered = getattr(teacher.projection, config.soft_target_strategy)(probs, members[0][1][here])
             members.append((here, probs, say))
-            mass[f"mass_{teacher.name}"] = covered.sum() / max(1, len(covered))
-    return distribution_loss(logits, mix_targets(members), config.temperature) + uld, mass
-
-
-def state_terms(states: list[Tensor], teachers, outputs, batch, config) -> dict[str, Tensor]:
-    """The cosine term of each teacher. states: the student's (B, L, H) for the first teacher, then each through its map."""
-    terms, view = {}, batch[0]
-    tokens = view["attention_mask"].bool()
-    for i, (state, teacher, output) in enumerate(zip(states, teachers, outputs, strict=False)):
-        if by_piece(teacher, config):
-            pair = state[tokens], output[tokens].float()
-        else:
-            pair = pool_words(state, view["word_ids"]), pool_words(output.float(), batch[teacher.view]["word_ids"])
-        terms[f"cos_{teacher.name}" if i else "cos"] = cosine_loss(*pair)
-    return terms
+            terms[f"mass_{teacher.name}"] = covered.sum() / max(1, len(covered))
+    return terms | {"ce": distribution_loss(logits, mix_targets(members), config.temperature) + uld}
 
 
 def loss_terms(student: nn.Module, teachers: Sequence[Teacher], batch: list[dict], config: TrainingConfig) -> dict[str, Tensor]:
-    """The terms of `weights` for one micro-batch, each a mean, and the coverage of teachers with another vocabulary.
-
-    batch: the views of `MaskingCollator`. coverage_<name>: the share of masked words where teacher and student predict at one
-    place; mass_<name>: the share of its probability there that has a counterpart in the student's vocabulary.
-    """
-    alpha, view = weights(config, teachers), batch[0]
-    masked = view["labels"] != IGNORE
-    rows = soft_rows(view, config) if "ce" in alpha else masked
+    """The values of `weights` for one micro-batch, each a mean over `term_places`. batch: the views of `MaskingCollator`."""
+    view, places = batch[0], term_places(batch, teachers, config)
+    rows = places.get("ce", view["labels"] != IGNORE)
     logits, hidden, mapped = student(view["input_ids"], view["attention_mask"], rows)
-    terms = {}
-    if "mlm" in alpha:
+    outputs = [teacher_outputs(teacher, batch, config) for teacher in teachers]
+    terms = dict.fromkeys(places, logits.new_zeros(()))
+    if "mlm" in places:
         terms["mlm"] = mlm_loss(logits, view["labels"][rows])
-    if "ce" in alpha or "cos" in alpha:
-        outputs = [teacher_outputs(teacher, batch, "ce" in alpha, config) for teacher in teachers]
-        if "ce" in alpha:
-            teacher_logits = [output[0] for output in outputs]
-            terms["ce"], mass = soft_target_term(logits, rows, teachers, teacher_logits, batch, config)
-            terms |= mass
-        if "cos" in alpha:
-            terms |= state_terms([hidden, *mapped], teachers, [output[1] for output in outputs], batch, config)
+    if "ce" in places:
+        terms |= soft_target_terms(logits, rows, teachers, outputs, batch, config)
+    for term, teacher, state, (_, output) in zip(cosine_terms(teachers), teachers, [hidden, *mapped], outputs, strict=False):
+        if term in places and by_piece(teacher, config):
+            terms[term] = cosine_loss(state[places[term]], output[places[term]].float())
+        elif term in places:
+            theirs = pool_words(output.float(), batch[teacher.view]["word_ids"])
+            terms[term] = cosine_loss(pool_words(state, view["word_ids"]), theirs)
     for teacher in teachers:
         if teacher.view:
-            words = (masked & word_starts(view["word_ids"])).sum().clamp(min=1)
-            terms[f"coverage_{teacher.name}"] = (masked & batch[teacher.view]["shared_first"]).sum() / words
-    zero = logits.new_zeros(())
-    return {term: terms.get(term, zero) for term in term_counts(batch, teachers, config)}
+            words = places[f"coverage_{teacher.name}"]
+            terms[f"coverage_{teacher.name}"] = (words & batch[teacher.view]["shared_first"]).sum() / words.sum().clamp(min=1)
+    return terms
 
 
 @torch.no_grad()
-def teacher_outputs(teacher: Teacher, batch: list[dict], soft: bool, config) -> tuple[Tensor, Tensor]:
-    """A teacher's logits where its soft targets are wanted (nowhere unless `soft`), and its last hidden states."""
-    view = batch[teacher.view]
-    wanted = soft_rows(view, config) & (view["shared"] if teacher.view else True)
-    if not soft or (teacher.view and config.soft_target_strategy == "none"):
-        wanted = torch.zeros_like(wanted)
-    with autocast(wanted.device):
-        logits, hidden, _ = teacher.model(view["input_ids"], view["attention_mask"], wanted)
-    return logits, hidden
-
-
-@torch.no_grad()
-def held_out_losses(student, teachers, blocks: datasets.Dataset, collator: MaskingCollator, config, device) -> dict[str, float]:
+def held_out_losses(student, teachers, blocks: Dataset, collator: MaskingCollator, config, device) -> dict[str, float]:
     """Mean of each value of `loss_terms` over the held-out blocks, always under the masks of epoch 0."""
     training, collator.epoch = student.training, 0
     student.eval()
     batches = length_batches(blocks["length"], config.batch_size, config.seed, epoch=0)
-    total, count = Counter(), Counter()
+    sums, counts = 0.0, 0
     for batch in DataLoader(blocks, batch_sampler=batches, collate_fn=collator, generator=torch.Generator()):
-        here = term_counts(batch, teachers, config)
-        terms = loss_terms(student, teachers, send_to_device(batch, device), config)
-        count.update(here)
-        total.update({term: terms[term].double().item() * here[term] for term in here})
+        here = torch.tensor(list(term_counts(batch, teachers, config).values()))
+        terms = torch.stack(list(loss_terms(student, teachers, send_to_device(batch, device), config).values()))
+        sums, counts = sums + terms.double().cpu() * here, counts + here
     student.train(training)
-    return {f"held_out_{term}": total[term] / max(1, count[term]) for term in count}
+    means = (sums / counts.clamp(min=1)).tolist()
+    return {f"held_out_{term}": mean for term, mean in zip(weights(config, teachers), means, strict=True)}
 
 
 def step_batches(blocks, collator, config: TrainingConfig, accelerator: Accelerator, first: int) -> Iterator[list[dict]]:
@@ -216,34 +206,32 @@ def step_batches(blocks, collator, config: TrainingConfig, accelerator: Accelera
     The order depends on the seed alone, so a resumed run goes on where it stopped without reading what came before.
     """
     width = config.accumulation * accelerator.num_processes
-    lengths, step, epoch = blocks["length"], 0, 0
-    while step < config.steps:
-        batches = length_batches(lengths, config.batch_size, config.seed, epoch)
-        while len(batches) < width:  # a corpus smaller than one step is read several times in it
-            batches = batches * 2
-        groups = [batches[start : start + width] for start in range(0, len(batches) - width + 1, width)]
-        wanted = groups[max(0, first - step) : max(0, config.steps - step)]
-        mine = [batch for group in wanted for batch in group[accelerator.process_index :: accelerator.num_processes]]
-        collator.epoch = epoch
-        loader = iter(DataLoader(blocks, batch_sampler=mine, collate_fn=collator, generator=torch.Generator()))
-        for _ in wanted:
-            # The held-out loss sets the collator to epoch 0, so the epoch is set again before each step.
-            collator.epoch = epoch
-            yield [next(loader) for _ in range(config.accumulation)]
-        step, epoch = step + len(groups), epoch + 1
+
+    def steps():
+        """The epoch and the indices of all micro-batches of one step after another, without end."""
+        for epoch in count():
+            batches = length_batches(blocks["length"], config.batch_size, config.seed, epoch)
+            while len(batches) < width:  # a corpus smaller than one step is read several times in it
+                batches = batches * 2
+            for start in range(0, len(batches) - width + 1, width):
+                yield epoch, batches[start : start + width]
+
+    for epoch, batches in islice(steps(), first, config.steps):
+        mine = batches[accelerator.process_index :: accelerator.num_processes]
+        collator.epoch = epoch  # set for every step, since the held-out loss sets it to 0
+        yield list(DataLoader(blocks, batch_sampler=mine, collate_fn=collator, generator=torch.Generator()))
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
     """Keep the state of model, optimizer, schedule and random generators; the newest checkpoint replaces older ones."""
-    accelerator.wait_for_everyone()
     temporary = folder / "checkpoints" / ".partial"
     accelerator.save_state(str(temporary), safe_serialization=False)  # tied weights stay tied
-    if accelerator.is_main_process:
-        os.replace(temporary, folder / "checkpoints" / f"step-{step}")
-        for old in (folder / "checkpoints").glob("step-*"):
-            if old.name != f"step-{step}":
-                shutil.rmtree(old)
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        older = list(temporary.parent.glob("step-*"))
+        temporary.rename(temporary.with_name(f"step-{step}"))
+        for path in older:
+            shutil.rmtree(path)
 
 
 def resume(accelerator: Accelerator, folder: Path) -> int:
@@ -251,10 +239,9 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
 
     Metrics written after that step belong to work that was lost; they are cut off.
     """
-    saved = sorted((folder / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
-    step = int(saved[-1].name[5:]) if saved else 0
-    if saved:
-        accelerator.load_state(str(saved[-1]))
+    step = max((int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*")), default=0)
+    if step:
+        accelerator.load_state(str(folder / "checkpoints" / f"step-{step}"))
     metrics = folder / "metrics.jsonl"
     if accelerator.is_main_process and metrics.exists():
         kept = [json.dumps(record) + "\n" for record in read_metrics(metrics) if record["step"] <= step]
@@ -262,17 +249,11 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
     return step
 
 
-def log_record(means: dict[str, float], alpha: dict[str, float], learning_rate: float, tokens: int, seconds: float) -> dict:
-    """What a log window says: its mean terms, the weighted sum of the losses, learning rate and speed."""
-    loss = sum(weight * means[term] for term, weight in alpha.items())
-    return means | {"loss": loss, "learning_rate": learning_rate, "tokens": tokens, "tokens_per_second": tokens / seconds}
-
-
 def train(
     config: TrainingConfig,
     student: PreTrainedModel,
     tokenizers: list,
-    blocks: datasets.DatasetDict,
+    blocks: DatasetDict,
     folder: Path,
     teachers: Sequence[Teacher] = (),
     on_log: Callable[[dict], None] = lambda record: None,
@@ -280,10 +261,10 @@ def train(
     """Train `student` on blocks["train"]; log to `folder`/metrics.jsonl, keep checkpoints, go on from the newest one.
 
     tokenizers: of the views of the blocks, the student's first. teachers: the first gives the student its vocabulary and its
-    start; each further one is compared through a trainable map, since the student does not share its basis; the maps
-    are not saved. Without teachers the student is pre-trained by MLM. on_log is called with each metrics record (a notebook draws it). Losses are
-    weighed by tokens over micro-batches and processes, so that 8 x 1 and 2 x 4 accumulation give the same step.
-    Returns the trained student on the CPU. Raises FloatingPointError when the loss is no longer finite.
+    start; the states of each further one are compared through a trainable map, which is not saved; without teachers the
+    student is pre-trained by MLM. on_log is called with each metrics record. Losses are weighed by tokens over micro-batches
+    and processes, so that 8 x 1 and 2 x 4 accumulation give the same step. Returns the trained student on the CPU. Raises
+    FloatingPointError when the loss is no longer finite.
     """
     # Step 1: everything random comes from the seed.
     set_seed(config.seed)
@@ -295,8 +276,9 @@ def train(
     if getattr(config, "freeze_positions", False):
         student.base_model.embeddings.position_embeddings.weight.requires_grad_(False)
     alpha = weights(config, teachers)
-    compared = [teacher for i, teacher in enumerate(teachers) if i and f"cos_{teacher.name}" in alpha]
-    student = MaskedLM(student, [teacher.model.model.config.hidden_size for teacher in compared])
+    factors = torch.tensor(list(alpha.values()), device=device)
+    mapped = [teacher.model.model for teacher in teachers[1:] if f"cos_{teacher.name}" in alpha]
+    student = MaskedLM(student, [model.config.hidden_size for model in mapped])
     groups = parameter_groups(student, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup_share * config.steps), config.steps)
@@ -317,20 +299,15 @@ def train(
 
     for step, micro_batches in enumerate(bar, start=done + 1):
         # Step 4: the token counts of the whole step, over micro-batches and processes, before any forward pass.
-        named = [term_counts(batch, teachers, config) for batch in micro_batches]
-        names, counts = list(named[0]), torch.tensor([list(here.values()) for here in named]).double()
-        factors = torch.tensor([alpha.get(name, 0.0) for name in names], device=device)
-        total = counts.sum(0)
-        if accelerator.num_processes > 1:
-            total = accelerator.reduce(total.to(device)).cpu()
+        counts = torch.tensor([list(term_counts(batch, teachers, config).values()) for batch in micro_batches], device=device)
+        shares = counts / accelerator.reduce(counts.sum(0)).clamp(min=1)
 
         # Step 5: forward and backward; each mean counts by its share of the step's tokens.
         for i, batch in enumerate(micro_batches):
             moved = send_to_device(batch, device, non_blocking=True)
             last = i == len(micro_batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                share = (counts[i] / total.clamp(min=1)).float().to(device)
-                terms = torch.stack(list(loss_terms(model, teachers, moved, config).values())) * share
+                terms = torch.stack(list(loss_terms(model, teachers, moved, config).values())) * shares[i]
                 # DDP averages gradients over processes; the shares already sum to 1 over them.
                 accelerator.backward((factors * terms).sum() * accelerator.num_processes)
             sums = sums + terms.detach()
@@ -345,20 +322,21 @@ def train(
         # Step 7: log, evaluate, keep. The only points where the device is waited for.
         record = {}
         if step % config.log_every == 0 or step == config.steps:
-            means = dict(zip(names, (accelerator.reduce(sums) / (step - logged)).tolist(), strict=True))
-            record = log_record(means, alpha, schedule.get_last_lr()[0], tokens, time.perf_counter() - clock)
+            record = dict(zip(alpha, (accelerator.reduce(sums) / (step - logged)).tolist(), strict=True))
+            record["loss"] = sum(weight * record[term] for term, weight in alpha.items())
+            if not math.isfinite(record["loss"]):
+                raise FloatingPointError(f"step {step}: the loss is {record['loss']}: lower learning_rate")
+            speed = tokens / (time.perf_counter() - clock)
+            record |= {"learning_rate": schedule.get_last_lr()[0], "tokens": tokens, "tokens_per_second": speed}
             sums, tokens, logged, clock = 0.0, 0, step, time.perf_counter()
         if step % config.checkpoint_every == 0 or step == config.steps:
             paused = time.perf_counter()
             record |= held_out_losses(accelerator.unwrap_model(model), teachers, blocks["held_out"], collator, config, device)
             clock += time.perf_counter() - paused
-        if record:
-            if not math.isfinite(record.get("loss", 0.0)):
-                raise FloatingPointError(f"step {step}: the loss is {record['loss']}: lower learning_rate")
-            if accelerator.is_main_process:
-                append_metrics(folder / "metrics.jsonl", {"step": step, **record})
-                bar.set_postfix({key: f"{value:.3f}" for key, value in record.items() if value < 1e3}, refresh=False)
-                on_log({"step": step, **record})
+        if record and accelerator.is_main_process:
+            append_metrics(folder / "metrics.jsonl", {"step": step, **record})
+            bar.set_postfix({key: f"{value:.3f}" for key, value in record.items() if value < 1e3}, refresh=False)
+            on_log({"step": step, **record})
         if step % config.checkpoint_every == 0 and step < config.steps:
             save_checkpoint(accelerator, folder, step)
     trained = accelerator.unwrap_model(model).model.cpu().eval()

@@ -13,6 +13,14 @@ from torch import Tensor
 IGNORE = -100  # the label of a position that is not predicted (PyTorch's and transformers' convention)
 
 
+def check_shapes(student: Tensor, teacher: Tensor, what: str, mend: str) -> None:
+    """Raise ValueError unless the shapes are equal; they could broadcast and give a wrong loss without a word."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student {what} {tuple(student.shape)} and teacher {what} {tuple(teacher.shape)} differ in shape: {mend}"
+        )
+
+
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """T^2 * KL(softmax(teacher / T) || softmax(student / T)), mean over rows.
 
@@ -29,11 +37,7 @@ def distribution_loss(student_logits: Tensor, target: Tensor, temperature: float
 
     student_logits, target: (N, V), the rows of target summing to 1. Scalar in nats; 0 for N = 0. ValueError for unequal shapes.
     """
-    if student_logits.shape != target.shape:
-        raise ValueError(
-            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(target.shape)} differ in "
-            "shape: both must be (N, V) over one vocabulary"
-        )
+    check_shapes(student_logits, target, "logits", "both must be (N, V) over one vocabulary")
     if not len(student_logits):
         return student_logits.sum()
     student = F.log_softmax(student_logits / temperature, dim=-1)
@@ -57,11 +61,7 @@ def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
     student_hidden, teacher_hidden: (N, H), last hidden states of the same tokens. Scalar in [0, 2]; 0 for N = 0.
     Sanh et al. 2019, section 2. Raises ValueError for unequal shapes.
     """
-    if student_hidden.shape != teacher_hidden.shape:
-        raise ValueError(
-            f"student states {tuple(student_hidden.shape)} and teacher states {tuple(teacher_hidden.shape)} differ in "
-            "shape: the student must be as wide as its teacher"
-        )
+    check_shapes(student_hidden, teacher_hidden, "states", "the student must be as wide as its teacher")
     if not len(student_hidden):
         return student_hidden.sum()
     return (1 - F.cosine_similarity(student_hidden, teacher_hidden, dim=-1)).mean()
@@ -73,14 +73,15 @@ def mix_targets(members: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     members: for each teacher rows (M,), the row numbers where it has a distribution; probs (M, V) there; weights (M,). The first
     has every row in order. One member comes back as it is. Returns (N, V), each row summing to 1. Hinton et al. 2015, section 3.
     """
-    _, mixed, total = members[0]
-    if len(members) > 1:
-        total = total.clone()
-        for rows, _, weights in members[1:]:
-            total.index_add_(0, rows, weights)
-        mixed = mixed * (members[0][2] / total)[:, None]
-        for rows, probs, weights in members[1:]:
-            mixed.index_add_(0, rows, probs * (weights / total[rows])[:, None])
+    (_, first, say), *others = members
+    if not others:
+        return first
+    total = say.clone()
+    for rows, _, weights in others:
+        total.index_add_(0, rows, weights)
+    mixed = first * (say / total)[:, None]
+    for rows, probs, weights in others:
+        mixed.index_add_(0, rows, probs * (weights / total[rows])[:, None])
     return mixed
 
 

@@ -25,11 +25,7 @@ def choose_words(words: int, rng: np.random.Generator, mask_share: float) -> np.
 
 
 def mask_pieces(
-    input_ids: np.ndarray,
-    word_ids: np.ndarray,
-    fate: np.ndarray,
-    mask_id: int,
-    draw: Callable[[int], np.ndarray] | None = None,
+    input_ids: np.ndarray, word_ids: np.ndarray, fate: np.ndarray, mask_id: int, draw: Callable[[int], np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mask one view of a block as `choose_words` decided: 80 % of the words become [MASK], 10 % random, 10 % stay.
 
@@ -65,8 +61,8 @@ class MaskingCollator:
         views = []
         for view, tokenizer in enumerate(self.tokenizers):
             shape = len(blocks), max(len(block["input_ids"][view]) for block in blocks)
-            batch = {"input_ids": np.full(shape, tokenizer.pad_token_id), "attention_mask": np.zeros(shape, dtype=np.int64)}
-            batch |= {"labels": np.full(shape, IGNORE), "word_ids": np.full(shape, -1)}
+            fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORE, "word_ids": -1}
+            batch = {name: np.full(shape, value) for name, value in fill.items()}
             for row, block in enumerate(blocks):
                 rng = np.random.default_rng([self.seed, self.epoch, block["index"]])
                 ids, words = np.asarray(block["input_ids"][view]), np.asarray(block["word_ids"][view])
@@ -78,6 +74,6 @@ class MaskingCollator:
                     batch[name][row, : len(ids)] = value
             views.append({name: torch.from_numpy(value) for name, value in batch.items()})
             if view:
-                masks = shared_positions(views[0]["word_ids"], views[view]["word_ids"])
-                views[view] |= dict(zip(("shared_first", "shared"), masks, strict=True))
+                shared = shared_positions(views[0]["word_ids"], views[view]["word_ids"])
+                views[view]["shared_first"], views[view]["shared"] = shared
         return views

@@ -12,22 +12,26 @@ from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import WordPieceTrainer
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
-    BertTokenizer,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-    PreTrainedModel,
-)
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers.models.bert import BertConfig, BertForMaskedLM, BertTokenizer
+from transformers.models.distilbert import DistilBertConfig, DistilBertForMaskedLM
 
-from rolib.alignment import check_wordpiece, split_words
+from rolib.alignment import check_wordpiece, normaliser, split_words
 from rolib.config import ConfigError, TeacherConfig
 
 MAX_POSITIONS = 128  # the longest text, in pieces, of a teacher that is pre-trained on the spot
 PROBE = "Știință și viață"
+# What a DistilBERT layer calls the parts of a BERT layer.
+LAYER_PARTS = {
+    "attention.q_lin": "attention.self.query",
+    "attention.k_lin": "attention.self.key",
+    "attention.v_lin": "attention.self.value",
+    "attention.out_lin": "attention.output.dense",
+    "sa_layer_norm": "attention.output.LayerNorm",
+    "ffn.lin1": "intermediate.dense",
+    "ffn.lin2": "output.dense",
+    "output_layer_norm": "output.LayerNorm",
+}
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool, max_length: int) -> BertTokenizer:
@@ -37,50 +41,43 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool, max_
     ties by those numbers (huggingface/tokenizers issue 1794), so here they are numbered beforehand.
     """
     options = {"do_lower_case": lowercase, "strip_accents": False, "model_max_length": max_length}
-    normalizer = BertTokenizer(**options).backend_tokenizer.normalizer
-    words = Counter(word for text in texts for word in split_words(normalizer.normalize_str(text)))
-    letters = Counter()
+    read = normaliser(BertTokenizer(**options))
+    words = Counter(word for text in texts for word in split_words(read(text)))
+    counts = Counter()
     for word, count in words.items():
-        letters.update(dict.fromkeys(word, count))
+        counts.update(dict.fromkeys(word, count))
     # Letters so rare that they would take the place of real pieces become [UNK].
-    alphabet = sorted(letters, key=lambda letter: (-letters[letter], letter))[: max(100, vocab_size // 20)]
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=specials + [f"##{letter}" for letter in sorted(alphabet)],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
+    letters = sorted(counts, key=lambda letter: (-counts[letter], letter))[: max(100, vocab_size // 20)]
+    first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + [f"##{letter}" for letter in sorted(letters)]
+    alphabet = {"initial_alphabet": letters, "limit_alphabet": len(letters)}
+    trainer = WordPieceTrainer(vocab_size=vocab_size, min_frequency=2, special_tokens=first, show_progress=False, **alphabet)
     learner = Tokenizer(WordPiece(unk_token="[UNK]"))
     learner.pre_tokenizer = WhitespaceSplit()
     learner.train_from_iterator((" ".join([word] * count) for word, count in sorted(words.items())), trainer)
     return BertTokenizer(vocab=learner.get_vocab(), **options)
 
 
+def demand(holds: bool, fault: str) -> None:
+    """Raise ConfigError with the fault unless what is demanded holds."""
+    if not holds:
+        raise ConfigError(fault)
+
+
 def check_tokenizer(tokenizer, model: PreTrainedModel, lowercase: bool, name: str) -> None:
     """Raise ConfigError for a tokenizer that does not fit its model or that damages Romanian letters."""
     check_wordpiece(tokenizer, name)
-    if len(tokenizer) > model.config.vocab_size:
-        raise ConfigError(
-            f"{name}: the tokenizer has {len(tokenizer)} pieces and the model {model.config.vocab_size}: they do not "
-            "belong together, take both from one folder"
-        )
-    read = tokenizer.backend_tokenizer.normalizer.normalize_str(PROBE)
-    if read != (PROBE.lower() if lowercase else PROBE):
-        raise ConfigError(
-            f"{name}: the tokenizer reads {PROBE!r} as {read!r}: set lowercase to what the teacher was trained with, and "
-            "strip_accents to false in its tokenizer_config.json"
-        )
+    pieces, size = len(tokenizer), model.config.vocab_size
+    demand(pieces <= size, f"{name}: the tokenizer has {pieces} pieces and the model {size}: take both from one folder")
+    read = normaliser(tokenizer)(PROBE)
+    mend = "set lowercase to what the teacher was trained with, and strip_accents to false in its tokenizer_config.json"
+    demand(read == (PROBE.lower() if lowercase else PROBE), f"{name}: the tokenizer reads {PROBE!r} as {read!r}: {mend}")
     # Without vocabulary files the library makes up a tokenizer of special tokens alone.
-    if tokenizer.unk_token_id in tokenizer(PROBE)["input_ids"]:
-        raise ConfigError(f"{name}: its tokenizer cannot read {PROBE!r}: check its vocabulary files and the setting of lowercase")
-    pieces = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-    capitals = sum(piece != piece.lower() for piece in pieces) / len(pieces)
-    if (capitals > 0.01) == lowercase:
-        kind = "cased" if lowercase else "lower-cased"
-        raise ConfigError(f"{name}: its vocabulary is {kind}: set lowercase to {str(not lowercase).lower()}")
+    known = tokenizer.unk_token_id not in tokenizer(PROBE)["input_ids"]
+    demand(known, f"{name}: its tokenizer cannot read {PROBE!r}: check its vocabulary files and the setting of lowercase")
+    plain = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    cased = sum(piece != piece.lower() for piece in plain) > 0.01 * len(plain)
+    kind = "cased" if cased else "lower-cased"
+    demand(cased != lowercase, f"{name}: its vocabulary is {kind}: set lowercase to {str(not cased).lower()}")
 
 
 @torch.no_grad()
@@ -105,59 +102,47 @@ def init_local_attention(model: PreTrainedModel, position_scale: float = 0.05, g
         blocks = [torch.tensor([[c, s], [-s, c]]) for c, s in zip(turns.cos().tolist(), turns.sin().tolist(), strict=True)]
         rotation = torch.block_diag(*blocks)[:hidden, :hidden]
         rows = slice(head * size, (head + 1) * size)
-        for layer in attention_maps(model):
-            layer["key"].weight[rows] += gain * torch.eye(size, hidden)
-            layer["query"].weight[rows] += gain * torch.eye(size, hidden) @ rotation
+        for query, key in attention_maps(model):
+            key.weight[rows] += gain * torch.eye(size, hidden)
+            query.weight[rows] += gain * torch.eye(size, hidden) @ rotation
     return model
 
 
-def attention_maps(model: PreTrainedModel) -> list[dict[str, nn.Linear]]:
-    """The query and key maps of each layer of a BERT or DistilBERT."""
+def attention_maps(model: PreTrainedModel) -> list[tuple[nn.Linear, nn.Linear]]:
+    """The query and the key map of each layer of a BERT or DistilBERT."""
     if model.config.model_type == "bert":
-        layers = [layer.attention.self for layer in model.base_model.encoder.layer]
-        return [{"query": layer.query, "key": layer.key} for layer in layers]
-    layers = [layer.attention for layer in model.base_model.transformer.layer]
-    return [{"query": layer.q_lin, "key": layer.k_lin} for layer in layers]
+        return [(layer.attention.self.query, layer.attention.self.key) for layer in model.base_model.encoder.layer]
+    return [(layer.attention.q_lin, layer.attention.k_lin) for layer in model.base_model.transformer.layer]
 
 
 def build_teacher(config: TeacherConfig, tokenizer) -> BertForMaskedLM:
     """A BERT in the shape of the configuration, its weights random but for `init_local_attention`."""
-    model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=4 * config.hidden_size,
-            max_position_embeddings=tokenizer.model_max_length,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    return init_local_attention(model)
+    shape = {"num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads}
+    shape |= {"hidden_size": config.hidden_size, "intermediate_size": 4 * config.hidden_size}
+    shape |= {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
+    shape |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    return init_local_attention(BertForMaskedLM(BertConfig(**shape, max_position_embeddings=tokenizer.model_max_length)))
 
 
 def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]:
     """A BERT teacher and its tokenizer from a hub id or a folder; ConfigError if they are not what the parameters say."""
-    source = config.source
+    source, name = config.source, f"source {config.source!r}"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, do_lower_case=config.lowercase, strip_accents=False)
         model = AutoModelForMaskedLM.from_pretrained(source)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"source {source!r}: not a model folder and not to be had from the hub ({reason})") from None
-    if model.config.model_type != "bert":
-        raise ConfigError(f"source {source!r}: is a {model.config.model_type} model; the teacher must be a BERT")
-    shape = model.config
+        raise ConfigError(f"{name}: not a model folder and not to be had from the hub ({reason})") from None
+    found = model.config
+    demand(found.model_type == "bert", f"{name}: is a {found.model_type} model; the teacher must be a BERT")
     # DistilBERT's layer norm has this constant built in: another one would make the student a wrong copy without a word.
-    if shape.layer_norm_eps != 1e-12:
-        raise ConfigError(f"source {source!r}: its layer_norm_eps is {shape.layer_norm_eps}, a DistilBERT student needs 1e-12")
-    found = {"num_layers": shape.num_hidden_layers, "hidden_size": shape.hidden_size}
-    found |= {"num_heads": shape.num_attention_heads, "vocab_size": shape.vocab_size}
-    for key, value in found.items():
-        if getattr(config, key) != value:
-            raise ConfigError(f"{key}: {getattr(config, key)} in the parameters, but {source} has {value}: correct it")
+    epsilon = found.layer_norm_eps
+    demand(epsilon == 1e-12, f"{name}: its layer_norm_eps is {epsilon}, a DistilBERT student needs 1e-12")
+    shape = {"num_layers": found.num_hidden_layers, "num_heads": found.num_attention_heads}
+    shape |= {"hidden_size": found.hidden_size, "vocab_size": found.vocab_size}
+    for key, value in shape.items():
+        expected = getattr(config, key)
+        demand(expected == value, f"{key}: {expected} in the parameters, but {source} has {value}: correct it")
     check_tokenizer(tokenizer, model, config.lowercase, source)
     return model.eval(), tokenizer
 
@@ -166,25 +151,16 @@ def alternate_layers(teacher_layers: int, num_layers: int) -> list[int]:
     """The teacher layers a student starts from, evenly spaced from the first to the last: 0 2 4 7 9 11 for 6 of 12."""
     if not 1 <= num_layers <= teacher_layers:
         raise ValueError(f"num_layers {num_layers} must lie between 1 and the teacher's {teacher_layers}")
-    if num_layers == 1:
-        return [0]
-    return [round(i * (teacher_layers - 1) / (num_layers - 1)) for i in range(num_layers)]
+    return [round(i * (teacher_layers - 1) / max(1, num_layers - 1)) for i in range(num_layers)]
 
 
 def student_shape(teacher: BertConfig, num_layers: int) -> DistilBertConfig:
     """The DistilBERT configuration of a student: the teacher's widths, `num_layers` layers."""
-    return DistilBertConfig(
-        vocab_size=teacher.vocab_size,
-        max_position_embeddings=teacher.max_position_embeddings,
-        n_layers=num_layers,
-        n_heads=teacher.num_attention_heads,
-        dim=teacher.hidden_size,
-        hidden_dim=teacher.intermediate_size,
-        dropout=teacher.hidden_dropout_prob,
-        attention_dropout=teacher.attention_probs_dropout_prob,
-        activation=teacher.hidden_act,
-        pad_token_id=teacher.pad_token_id,
-    )
+    shape = {name: getattr(teacher, name) for name in ("vocab_size", "max_position_embeddings", "pad_token_id")}
+    shape |= {"n_layers": num_layers, "n_heads": teacher.num_attention_heads, "activation": teacher.hidden_act}
+    shape |= {"dim": teacher.hidden_size, "hidden_dim": teacher.intermediate_size}
+    shape |= {"dropout": teacher.hidden_dropout_prob, "attention_dropout": teacher.attention_probs_dropout_prob}
+    return DistilBertConfig(**shape)
 
 
 def init_student(teacher: BertForMaskedLM, num_layers: int) -> DistilBertForMaskedLM:
@@ -193,34 +169,19 @@ def init_student(teacher: BertForMaskedLM, num_layers: int) -> DistilBertForMask
     The embedding of segment 0 is added to the positions, since DistilBERT has no segments: with as many layers as the
     teacher the student computes the same function. Sanh et al. 2019, section 3.
     """
-    student = DistilBertForMaskedLM(student_shape(teacher.config, num_layers))
-    source, target = teacher.state_dict(), {}
-
-    def copy(to: str, start: str):
-        target.update({f"{to}.{part}": source[f"{start}.{part}"] for part in ("weight", "bias")})
-
+    sources = {f"distilbert.embeddings.{part}": f"bert.embeddings.{part}" for part in ("word_embeddings", "LayerNorm")}
+    for i, layer in enumerate(alternate_layers(teacher.config.num_hidden_layers, num_layers)):
+        for ours, theirs in LAYER_PARTS.items():
+            sources[f"distilbert.transformer.layer.{i}.{ours}"] = f"bert.encoder.layer.{layer}.{theirs}"
+    head = {"transform": "transform.dense", "layer_norm": "transform.LayerNorm", "projector": "decoder"}
+    sources |= {f"vocab_{ours}": f"cls.predictions.{theirs}" for ours, theirs in head.items()}
+    weights = {}
+    for ours, theirs in sources.items():
+        weights |= {f"{ours}.{name}": value for name, value in teacher.get_submodule(theirs).state_dict().items()}
     embeddings = teacher.bert.embeddings
     positions = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
-    target["distilbert.embeddings.word_embeddings.weight"] = embeddings.word_embeddings.weight
-    target["distilbert.embeddings.position_embeddings.weight"] = positions
-    copy("distilbert.embeddings.LayerNorm", "bert.embeddings.LayerNorm")
-    names = {
-        "attention.q_lin": "attention.self.query",
-        "attention.k_lin": "attention.self.key",
-        "attention.v_lin": "attention.self.value",
-        "attention.out_lin": "attention.output.dense",
-        "sa_layer_norm": "attention.output.LayerNorm",
-        "ffn.lin1": "intermediate.dense",
-        "ffn.lin2": "output.dense",
-        "output_layer_norm": "output.LayerNorm",
-    }
-    for i, layer in enumerate(alternate_layers(teacher.config.num_hidden_layers, num_layers)):
-        for to, start in names.items():
-            copy(f"distilbert.transformer.layer.{i}.{to}", f"bert.encoder.layer.{layer}.{start}")
-    copy("vocab_transform", "cls.predictions.transform.dense")
-    copy("vocab_layer_norm", "cls.predictions.transform.LayerNorm")
-    copy("vocab_projector", "cls.predictions.decoder")
-    student.load_state_dict(target, strict=True)
+    student = DistilBertForMaskedLM(student_shape(teacher.config, num_layers))
+    student.load_state_dict(weights | {"distilbert.embeddings.position_embeddings.weight": positions}, strict=True)
     return student
 
 

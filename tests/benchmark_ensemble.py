@@ -67,7 +67,7 @@ def main(repetitions: int) -> None:
         jobs = {
             "two teachers": lambda changed=changed: step(with_map, [first, second], both, changed),
             "one teacher": lambda changed=changed: step(without, [first], both[:1], changed),
-            "second's forward": lambda changed=changed: distill.teacher_outputs(second, both, True, changed),
+            "second's forward": lambda changed=changed: distill.teacher_outputs(second, both, changed),
         }
         times = {name: [] for name in jobs}
         for _ in range(repetitions + 3):

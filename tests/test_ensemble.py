@@ -174,9 +174,14 @@ def test_the_state_terms_are_word_by_word_across_vocabularies(student_config, te
 
 def test_weights_of_the_terms(student_config, teachers):
     both = teachers(0.25, 0.75)
-    assert distill.weights(student_config(), both) == {"ce": 5.0, "mlm": 2.0, "cos": 0.25, "cos_lower": 0.75}
-    assert distill.weights(student_config(hidden_states="first"), both) == {"ce": 5.0, "mlm": 2.0, "cos": 1.0}
-    assert distill.weights(student_config(alpha_cos=0.0), both) == {"ce": 5.0, "mlm": 2.0}
+    measures = {"coverage_lower": 0.0, "mass_lower": 0.0}  # logged and not learned from
+    for changes, wanted in [
+        ({}, {"ce": 5.0, "mlm": 2.0, "cos": 0.25, "cos_lower": 0.75}),
+        ({"hidden_states": "first"}, {"ce": 5.0, "mlm": 2.0, "cos": 1.0}),
+        ({"alpha_cos": 0.0}, {"ce": 5.0, "mlm": 2.0}),
+    ]:
+        assert distill.weights(student_config(**changes), both) == wanted | measures
+    assert distill.weights(student_config(), both[:1]) == {"ce": 5.0, "mlm": 2.0, "cos": 1.0}
 
 
 # --- invariants -----------------------------------------------------------------------------------

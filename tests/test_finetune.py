@@ -53,25 +53,33 @@ def tagged(*sentences):
 # --- windows and encoding -------------------------------------------------------------------------
 
 
+def ids_of(row, reading=0):
+    """The pieces of a row's only input, or of one of a bi-encoder's two."""
+    assert len(row["inputs"]) > reading
+    return row["inputs"][reading]["input_ids"]
+
+
 LONG = ["Copilul", "citește", "cartea", "la", "școală", ",", "fără", "grabă", "."]
 
 
 def test_encode_tagging_of_an_awkward_sentence(toy_tokenizer):
     giant = "zgrumetărilorînnebunitoare"
     sentence = [*LONG, "\u200b", giant, *LONG]
-    rows, counts = ft.encode_tagging(tagged(sentence, ["Casa"]), toy_tokenizer, max_length=8)
-    assert counts == {"examples": 2, "windowed": 1, "words_cut": 1, "truncated": 0, "skipped": 0}
+    rows, counts = ft.encode(tagged(sentence, ["Casa"]), TASKS["ner"], toy_tokenizer, max_length=8)
+    units = len(sentence) + 1
+    assert counts == {"examples": 2, "windowed": 1, "words_cut": 1, "truncated": 0, "skipped": 0, "units": units}
     found = []
     for row in rows[:-1]:
         assert row["example"] == 0
-        assert len(row["input_ids"]) == len(row["labels"]) == len(row["words"]) <= 8
-        assert (row["input_ids"][0], row["input_ids"][-1]) == (toy_tokenizer.cls_token_id, toy_tokenizer.sep_token_id)
+        ids = ids_of(row)
+        assert len(ids) == len(row["labels"]) == len(row["words"]) <= 8
+        assert (ids[0], ids[-1]) == (toy_tokenizer.cls_token_id, toy_tokenizer.sep_token_id)
         assert row["words"][0] == row["words"][-1] == -1
         places = [place for place, word in enumerate(row["words"]) if word >= 0]
         for place, end in zip(places, [*places[1:], len(row["words"]) - 1], strict=True):
             word = row["words"][place]
             pieces = toy_tokenizer.tokenize(sentence[word]) or ["[UNK]"]
-            assert toy_tokenizer.convert_ids_to_tokens(row["input_ids"][place:end]) == pieces[:6]
+            assert toy_tokenizer.convert_ids_to_tokens(ids[place:end]) == pieces[:6]
             assert row["labels"][place:end] == [word % 2] + [-100] * (end - place - 1)
             found.append(word)
     assert found == list(range(len(sentence)))
@@ -79,7 +87,8 @@ def test_encode_tagging_of_an_awkward_sentence(toy_tokenizer):
 
 
 def test_encode_tagging_normalises_words(toy_tokenizer):
-    cedilla, comma = (ft.encode_tagging(tagged([word]), toy_tokenizer, 16)[0][0]["input_ids"] for word in ("ştiinţă", "știință"))
+    rows = [ft.encode(tagged([word]), TASKS["ner"], toy_tokenizer, 16)[0] for word in ("ştiinţă", "știință")]
+    cedilla, comma = (ids_of(row) for (row,) in rows)
     assert cedilla == comma and toy_tokenizer.unk_token_id not in comma
 
 
@@ -91,27 +100,28 @@ def texts(pairs, label=1.0):
 
 
 def test_encode_texts_counts_what_is_truncated(toy_tokenizer):
-    rows, counts = ft.encode_texts(texts([("Copilul citeşte.", ""), (" ".join(LONG * 3), "")], 4.0), toy_tokenizer, 12, 5.0)
-    assert counts == {"examples": 2, "windowed": 0, "words_cut": 0, "truncated": 1, "skipped": 0}
-    assert rows[0]["input_ids"] == toy_tokenizer("Copilul citește.")["input_ids"]
-    assert len(rows[1]["input_ids"]) == 12
-    assert [row["labels"] for row in rows] == [0.8, 0.8] and [row["example"] for row in rows] == [0, 1]
+    split = texts([("Copilul citeşte.", ""), (" ".join(LONG * 3), "")], 4.0)
+    rows, counts = ft.encode(split, TASKS["sts"], toy_tokenizer, 12)
+    assert counts == {"examples": 2, "windowed": 0, "words_cut": 0, "truncated": 1, "skipped": 0, "units": 2}
+    assert ids_of(rows[0]) == toy_tokenizer("Copilul citește.")["input_ids"]
+    assert len(ids_of(rows[1])) == 12
+    assert [row["labels"] for row in rows] == [[0.8], [0.8]] and [row["example"] for row in rows] == [0, 1]
 
 
 def test_encode_texts_reads_both_of_a_pair(toy_tokenizer):
-    rows, counts = ft.encode_texts(texts([("Casa", "știrea"), ("Casa", "")]), toy_tokenizer, 30, 1.0)
-    assert rows[0]["input_ids"] == toy_tokenizer("Casa", "știrea")["input_ids"]
-    assert set(rows[0]["token_type_ids"]) == {0, 1}
-    rows, counts = ft.encode_texts(texts([(" ".join(LONG * 2), " ".join(LONG * 2))]), toy_tokenizer, 20, 1.0)
-    assert counts["truncated"] == 1 and len(rows[0]["input_ids"]) == 20
-    assert rows[0]["token_type_ids"].count(1) > 5  # the second text is not lost to the first
+    rows, counts = ft.encode(texts([("Casa", "știrea"), ("Casa", "")]), TASKS["sts"], toy_tokenizer, 30)
+    assert rows[0]["inputs"] == [dict(toy_tokenizer("Casa", "știrea"))]
+    assert set(rows[0]["inputs"][0]["token_type_ids"]) == {0, 1}
+    rows, counts = ft.encode(texts([(" ".join(LONG * 2), " ".join(LONG * 2))]), TASKS["sts"], toy_tokenizer, 20)
+    assert counts["truncated"] == 1 and len(ids_of(rows[0])) == 20
+    assert rows[0]["inputs"][0]["token_type_ids"].count(1) > 5  # the second text is not lost to the first
 
 
 def test_labels_of_the_three_kinds(toy_tokenizer):
     (row,), _ = ft.encode(texts([("Casa", "")], 3), TASKS["sapn"], toy_tokenizer, 16)
-    assert row["labels"] == 3 and isinstance(row["labels"], int)
+    assert row["labels"] == [3] and isinstance(row["labels"][0], int)
     (row,), _ = ft.encode(texts([("Casa", "casa")], 4.0), TASKS["sts"], toy_tokenizer, 16)
-    assert row["labels"] == pytest.approx(0.8)
+    assert row["labels"] == [pytest.approx(0.8)]
     (row,), _ = ft.encode(tagged(["Casa"]), TASKS["ner"], toy_tokenizer, 16)
     assert 0 in row["labels"]
 
@@ -119,10 +129,10 @@ def test_labels_of_the_three_kinds(toy_tokenizer):
 def test_the_content_of_a_review_is_read_alone(toy_tokenizer):
     split = texts([("Titlul", "Casa știe"), ("Casa", " ".join(LONG * 3))], 1)
     rows, counts = ft.encode(split, with_protocol("sar", "content"), toy_tokenizer, 12)
-    assert rows[0]["input_ids"] == toy_tokenizer("Casa știe")["input_ids"]
+    assert ids_of(rows[0]) == toy_tokenizer("Casa știe")["input_ids"]
     assert (counts["truncated"], counts["units"]) == (1, 2)
     rows, _ = ft.encode(split, with_protocol("sar", "title+content"), toy_tokenizer, 12)
-    assert rows[0]["input_ids"] == toy_tokenizer("Titlul", "Casa știe", truncation=True, max_length=12)["input_ids"]
+    assert ids_of(rows[0]) == toy_tokenizer("Titlul", "Casa știe", truncation=True, max_length=12)["input_ids"]
 
 
 def test_sentences_read_apart_are_cut_apart(toy_tokenizer):
@@ -130,13 +140,10 @@ def test_sentences_read_apart_are_cut_apart(toy_tokenizer):
     split = texts([("Casa", "știrea"), (long, "Casa"), ("Casa", long), (long, long)], 2.5)
     rows, counts = ft.encode(split, with_protocol("sts", "bi-encoder"), toy_tokenizer, 12)
     assert counts == {"examples": 4, "windowed": 0, "words_cut": 0, "truncated": 3, "skipped": 0, "units": 4}
-    assert (rows[0]["input_ids"], rows[0]["second"]) == tuple(toy_tokenizer(text)["input_ids"] for text in ("Casa", "știrea"))
-    assert [(len(row["input_ids"]) == 12, len(row["second"]) == 12) for row in rows[1:]] == [
-        (True, False),
-        (False, True),
-        (True, True),
-    ]
-    assert [row["labels"] for row in rows] == [0.5] * 4
+    assert [ids_of(rows[0], i) for i in (0, 1)] == [toy_tokenizer(text)["input_ids"] for text in ("Casa", "știrea")]
+    full = [(len(ids_of(row)) == 12, len(ids_of(row, 1)) == 12) for row in rows[1:]]
+    assert full == [(True, False), (False, True), (True, True)]
+    assert [row["labels"] for row in rows] == [[0.5]] * 4
 
 
 def test_texts_can_be_read_as_they_are(toy_tokenizer):
@@ -146,7 +153,7 @@ def test_texts_can_be_read_as_they_are(toy_tokenizer):
         (TASKS["sts"], texts([("ştiinţă", "ştiinţă")])),
         (with_protocol("sts", "bi-encoder"), texts([("ştiinţă", "ştiinţă")])),
     ]:
-        raw, cleaned = (ft.encode(split, task, toy_tokenizer, 30, **how)[0][0]["input_ids"] for how in ({"clean": str}, {}))
+        raw, cleaned = (ids_of(ft.encode(split, task, toy_tokenizer, 30, **how)[0][0]) for how in ({"clean": str}, {}))
         assert toy_tokenizer.unk_token_id in raw and toy_tokenizer.unk_token_id not in cleaned
 
 
@@ -155,7 +162,7 @@ def test_texts_can_be_read_as_they_are(toy_tokenizer):
 
 def test_prediction_table_covers_every_word_in_order(toy_tokenizer):
     split = tagged(LONG * 3, ["\u200b"], LONG)
-    rows, _ = ft.encode_tagging(split, toy_tokenizer, max_length=8)
+    rows, _ = ft.encode(split, TASKS["ner"], toy_tokenizer, max_length=8)
     assert len(rows) > 5
     # The true label gets 0.9, so that a slip between rows, words and outputs would show.
     outputs = [np.array([[0.9, 0.1] if label == 0 else [0.1, 0.9] for label in row["labels"] if label >= 0]) for row in rows]
@@ -168,11 +175,11 @@ def test_prediction_table_covers_every_word_in_order(toy_tokenizer):
 
 def test_prediction_table_of_scores_and_classes():
     split = texts([("a", "b"), ("c", "d")])
-    rows = [{"example": 0, "labels": 0.5}, {"example": 1, "labels": 1.0}]
+    rows = [{"example": 0, "words": [0], "labels": [0.5]}, {"example": 1, "words": [0], "labels": [1.0]}]
     table = ft.prediction_table(rows, [np.array([[2.25]]), np.array([[6.0]])], TASKS["sts"], split, [])
     assert table["gold"].tolist() == [2.5, 5.0] and table["predicted"].tolist() == [2.25, 6.0]
     assert table["probabilities"].tolist() == [[], []]
-    rows = [{"example": 0, "labels": 1}, {"example": 1, "labels": 0}]
+    rows = [{"example": 0, "words": [0], "labels": [1]}, {"example": 1, "words": [0], "labels": [0]}]
     table = ft.prediction_table(rows, [np.array([[0.25, 0.75]]), np.array([[0.3, 0.7]])], TASKS["sapn"], split, ["neg", "pos"])
     assert table["gold"].tolist() == ["pos", "neg"] and table["predicted"].tolist() == ["pos", "pos"]
     assert np.stack(table["probabilities"]).tolist() == [[0.25, 0.75], [0.3, 0.7]]
@@ -191,7 +198,7 @@ def test_predict_does_not_depend_on_the_batches(name, model_folder, toy_tokenize
         np.testing.assert_allclose(single, together, atol=1e-5)
         # Independent: the model's own output for this row alone.
         with torch.no_grad():
-            inputs = {key: torch.tensor([row[key]]) for key in ("input_ids", "token_type_ids") if key in row}
+            inputs = {key: torch.tensor([row["inputs"][0][key]]) for key in row["inputs"][0]}
             logits = model(**inputs).logits[0].double()
         values = logits * 5 if name == "sts" else logits.softmax(-1)
         if name == "upos":
@@ -218,12 +225,14 @@ def test_a_lost_example_is_an_error(toy_tokenizer):
         return ft.prediction_table([rows[i] for i in chosen], [outputs[i] for i in chosen], TASKS["ner"], split, ["O", "B-LOC"])
 
     assert len(predicted(range(len(rows)))) == counts["units"]
-    with pytest.raises(RuntimeError, match="ner: example 's1' has 1 units but 0 predictions"):
+    with pytest.raises(RuntimeError, match=r"ner: instead of the prediction for \('s1', 0\) comes \(\)"):
         predicted(range(len(rows) - 1))
-    with pytest.raises(RuntimeError, match=f"ner: example 's0' has {len(LONG)} units but"):
+    with pytest.raises(RuntimeError, match=r"ner: instead of the prediction for \('s0', 0\) comes \('s0', [1-9]\): one is lost"):
         predicted(range(1, len(rows)))
-    with pytest.raises(RuntimeError, match="ner: 11 predictions for 10 units: some are there twice"):
+    with pytest.raises(RuntimeError, match=r"ner: instead of the prediction for \(\) comes \('s1', 0\): .* or there twice"):
         predicted([*range(len(rows)), len(rows) - 1])
+    with pytest.raises(RuntimeError, match=r"ner: instead of the prediction for \('s0', 0\) comes \('s1', 0\)"):
+        predicted([len(rows) - 1, *range(len(rows) - 1)])  # all there, in another order
 
 
 def test_a_bi_encoder_scores_by_the_cosine_of_mean_states(model_folder, toy_tokenizer):
@@ -241,7 +250,7 @@ def test_a_bi_encoder_scores_by_the_cosine_of_mean_states(model_folder, toy_toke
         cosine = one @ other / np.sqrt((one @ one) * (other @ other))
         assert score == pytest.approx(5 * (1 + cosine) / 2, abs=1e-5)
     assert scores[2] == pytest.approx(5, abs=1e-5)
-    batch = ft._collate(toy_tokenizer, task)(rows)
+    batch = ft.collate(rows, task, toy_tokenizer)
     assert model(**batch).loss.item() == pytest.approx(np.mean((scores / 5 - 0.8) ** 2), abs=1e-6)
 
 
