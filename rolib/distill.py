@@ -326,6 +326,7 @@ def train(
             record["loss"] = sum(weight * record[term] for term, weight in alpha.items())
             if not math.isfinite(record["loss"]):
                 raise FloatingPointError(f"step {step}: the loss is {record['loss']}: lower learning_rate")
+            tokens = int(accelerator.reduce(torch.tensor(tokens, device=device)))
             speed = tokens / (time.perf_counter() - clock)
             record |= {"learning_rate": schedule.get_last_lr()[0], "tokens": tokens, "tokens_per_second": speed}
             sums, tokens, logged, clock = 0.0, 0, step, time.perf_counter()
