@@ -129,21 +129,20 @@ def correlation_scorer(examples: np.ndarray, gold: Sequence[float], predicted: S
 def pearson_scorer(examples: np.ndarray, gold: Sequence[float], predicted: Sequence[float]) -> Scorer:
     """The Pearson correlation alone; see `correlation_scorer`."""
     sides = finite_pair(gold, predicted)
-    means = [side.mean() for side in sides]
-    x, y = (side - mean for side, mean in zip(sides, means, strict=True))
+    means = sides.mean(axis=1, keepdims=True)
+    x, y = sides - means
     # Sums over each example, so that a resample's moments are one product; centred, so that rounding costs nothing.
     moments = np.stack([np.bincount(examples, weights=values) for values in (np.ones(len(x)), x, y, x * x, y * y, x * y)])
 
     def scores(weights):
         """At weights (examples, R)."""
-        total, sum_x, sum_y, square_x, square_y, cross = moments @ weights
-        norms = []
-        for centre, sums, squares in zip(means, (sum_x, sum_y), (square_x, square_y), strict=True):
-            spread = squares - sums**2 / total
-            # SciPy's bound for a constant, and what rounding leaves of one
-            least = np.maximum((np.finfo(float).eps ** 0.75 * (centre + sums / total)) ** 2, ROUNDING * squares)
-            norms.append(np.sqrt(np.where(spread <= least, 0, spread)))
-        return {"pearson": _ratio(cross - sum_x * sum_y / total, norms[0] * norms[1]).clip(-1, 1)}
+        totals = moments @ weights
+        units, sums, squares, cross = totals[0], totals[1:3], totals[3:5], totals[5]
+        spread = squares - sums**2 / units
+        # SciPy's bound for a constant, and what rounding leaves of one
+        least = np.maximum((np.finfo(float).eps ** 0.75 * (means + sums / units)) ** 2, ROUNDING * squares)
+        norms = np.sqrt(np.where(spread <= least, 0, spread))
+        return {"pearson": _ratio(cross - sums[0] * sums[1] / units, norms[0] * norms[1]).clip(-1, 1)}
 
     return scores
 
@@ -156,15 +155,15 @@ def check_lengths(first: Sequence, second: Sequence) -> None:
         raise ValueError("both sides are empty, so there is nothing to score")
 
 
-def finite_pair(first: Sequence[float], second: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Both inputs as float64 arrays (N,); ValueError for another shape, N = 0, or a value that is not finite."""
+def finite_pair(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
+    """Both inputs as one float64 array (2, N); ValueError for another shape, N = 0, or a value that is not finite."""
     check_lengths(first, second)
-    pair = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if pair[0].ndim != 1 or pair[1].ndim != 1:
-        raise ValueError(f"scores must have shape (N,), but have {pair[0].shape} and {pair[1].shape}")
-    if not np.isfinite(pair).all():
+    sides = [np.asarray(side, dtype=np.float64) for side in (first, second)]
+    if sides[0].ndim != 1 or sides[1].ndim != 1:
+        raise ValueError(f"scores must have shape (N,), but have {sides[0].shape} and {sides[1].shape}")
+    if not np.isfinite(sides).all():
         raise ValueError("scores must be finite numbers, but there is a NaN or an infinite one")
-    return pair
+    return np.stack(sides)
 
 
 def counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
