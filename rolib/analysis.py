@@ -47,7 +47,7 @@ def read_teachers(config: Config, everyone: pd.DataFrame, task: str, seeds: list
     """The runs of all teachers, and of their ensemble where there is one."""
     names = everyone.loc[everyone["role"] == "teacher", "model"]
     runs = {name: read_runs(config, name, task, seeds) for name in names}
-    if ENSEMBLE in set(everyone["model"]):
+    if len(runs) > 1:
         by_seed = zip(seeds, *runs.values(), strict=True)
         runs[ENSEMBLE] = [combine(config, dict(zip(names, sides, strict=True)), task, seed) for seed, *sides in by_seed]
     return runs
@@ -56,7 +56,7 @@ def read_teachers(config: Config, everyone: pd.DataFrame, task: str, seeds: list
 def with_ensemble(everyone: pd.DataFrame) -> pd.DataFrame:
     """The table of `results.members` and, in a study of several teachers, a row for their ensemble."""
     teachers = everyone.loc[everyone["role"] == "teacher", "model"].tolist()
-    row = {"model": ENSEMBLE, "role": ENSEMBLE_ROLE, "teacher": ENSEMBLE, "teachers": teachers}
+    row = {"model": ENSEMBLE, "role": ENSEMBLE_ROLE, "teacher": ENSEMBLE, "teachers": []}
     return pd.concat([everyone, pd.DataFrame([row] * (len(teachers) > 1))], ignore_index=True)
 
 
@@ -109,8 +109,7 @@ def score_tables(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
         models = read_teachers(config, everyone, task, seeds)
         others = [name for name in everyone["model"] if name not in models]
         models |= {name: read_runs(config, name, task, seeds, probabilities=False) for name in others}
-        named = [zip(seeds, runs, strict=True) for runs in models.values()]
-        check_paired((f"{name}, seed {seed}", run) for name, runs in zip(models, named, strict=True) for seed, run in runs)
+        check_paired({f"{name}, seed {seed}": run for name in models for seed, run in zip(seeds, models[name], strict=True)})
         scorers = {(name, task): [scorer(TASKS[task], run) for run in runs] for name, runs in models.items()}
         table, by_score = estimate(["model", "task"], scorers, models[first][0].num_examples, config)
         tables.append(table.assign(score=table["measure"], headline=table["measure"] == facts["headline"]))
@@ -229,11 +228,9 @@ def task_tables(config: Config, task: str, seeds: list[int]) -> Iterator[tuple[s
 
 
 def references_of(member, ensemble: bool) -> list[str]:
-    """The models that a member (a row of `results.members`) is held against: its teachers but itself, and their ensemble."""
-    if member.role == ENSEMBLE_ROLE:
-        return []
+    """The models that a member (a row of `with_ensemble`) is held against: its teachers but itself, and their ensemble."""
     own = [teacher for teacher in member.teachers if teacher != member.model.removesuffix("-random")]
-    return own + [ENSEMBLE] * (ensemble and member.role != "teacher")
+    return own + [ENSEMBLE] * (ensemble and member.role not in ("teacher", ENSEMBLE_ROLE))
 
 
 def floor_loyalty(task: Task, runs: Runs) -> dict[str, float]:

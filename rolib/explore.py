@@ -44,20 +44,17 @@ def predict_text(run: Path, text: str, other: str = "") -> pd.DataFrame:
     ValueError for an empty text.
     """
     task, labels = task_of(run), read_json(run / "scores.json", "03-evaluate-model")["labels"]
-    text, other = normalise(text), normalise(other)
-    if not text or (task.kind == "regression" and not other):
-        raise ValueError(f"{task.name}: no text to read" + " in one of the two boxes" * (task.kind == "regression"))
-    if task.kind == "tagging":
-        words = split_words(text)
-        row = {"tokens": words, "labels": [0] * len(words)}
-    else:
-        words = [f"{text} ‖ {other}" if task.kind == "regression" else text]
-        pair = ("", text) if task.dataset == "LaRoSeDa" else (text, other if task.kind == "regression" else "")
-        row = {"text": pair[0], "text_pair": pair[1], "label": 0}
+    paired, tagged = task.kind == "regression", task.kind == "tagging"
+    text, other = normalise(text), normalise(other) if paired else ""
+    if not text or (paired and not other):
+        raise ValueError(f"{task.name}: no text to read" + " in one of the two boxes" * paired)
+    words = split_words(text) if tagged else [f"{text} ‖ {other}" if paired else text]
+    first, second = ("", text) if task.dataset == "LaRoSeDa" else (text, other)
+    row = {"tokens": words, "labels": [0] * len(words)} if tagged else {"text": first, "text_pair": second, "label": 0}
     split = Dataset.from_list([{"id": "typed"} | row])
     if labels:
-        column, kind = ("labels", List(ClassLabel(names=labels))) if "labels" in row else ("label", ClassLabel(names=labels))
-        split = split.cast_column(column, kind)
+        names = ClassLabel(names=labels)
+        split = split.cast_column("labels", List(names)) if tagged else split.cast_column("label", names)
     table = predict_perturbed(run, split, {"typed": str})["typed"]
     values = np.stack(table["probabilities"]) if labels else table[["predicted"]].to_numpy()
     index = pd.MultiIndex.from_arrays([range(len(words)), words], names=["position", "text"])

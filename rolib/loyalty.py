@@ -111,13 +111,13 @@ def loyalty_scorer(task, teacher: Predictions, student: Predictions) -> Scorer:
 
     def scores(weights):
         """At weights (examples, R)."""
-        first, second, units = sums @ weights
-        first, second = first / units, second / units
+        *totals, units = sums @ weights
+        means = [total / units for total in totals]
         if regression:
-            loyalty = {"regression_loyalty": 1 - first, "regression_loyalty_pearson": more(weights)["pearson"]}
-            return loyalty | {"regression_loyalty_rmse": 1 - np.sqrt(second)}
-        loyalty = {"label_loyalty": first, "probability_loyalty": second}
-        loyalty["probability_loyalty_base2"] = 1 - (1 - second) / BASE2
+            loyalty = {"regression_loyalty": 1 - means[0], "regression_loyalty_pearson": more(weights)["pearson"]}
+            return loyalty | {"regression_loyalty_rmse": 1 - np.sqrt(means[1])}
+        loyalty = dict(zip(("label_loyalty", "probability_loyalty"), means, strict=True))
+        loyalty["probability_loyalty_base2"] = 1 - (1 - means[1]) / BASE2
         return loyalty | ({"span_loyalty": more(weights)["strict_f1_micro"]} if more else {})
 
     return scores

@@ -5,7 +5,7 @@ As a table (what a run stores): `example` (id, str), `position` (word index from
 STS). One row a scored unit: a word for taggers, an example otherwise.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,9 +91,9 @@ def check_same_units(one: Predictions, other: Predictions, names: tuple[str, str
             raise ValueError(f"{unit_name(alone[0])} is in the {name} only ({len(alone)} such units)")
 
 
-def check_paired(runs: Iterable[tuple[str, Predictions]]) -> None:
-    """Raise ValueError, which names the run, unless all (name, run) predicted the same units with the same gold labels."""
-    (first_name, first), *others = runs
+def check_paired(runs: Mapping[str, Predictions]) -> None:
+    """Raise ValueError, which names the run, unless all runs, by name, predicted the same units with the same gold labels."""
+    (first_name, first), *others = runs.items()
     for name, run in others:
         check_same_units(first, run, (f"predictions of {first_name}", f"predictions of {name}"))
         if not np.array_equal(first.gold, run.gold):
