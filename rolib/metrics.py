@@ -82,23 +82,23 @@ def span_scorer(gold: Sequence[set], predicted: Sequence[set]) -> Scorer:
     check_lengths(gold, predicted)
     rows = []  # class, what it counts as, sentence
     for sentence, (wanted, given) in enumerate(zip(gold, predicted, strict=True)):
-        for kind, these, others in [(0, wanted, given), (3, given, wanted)]:
-            borders = {span[:2] for span in others}
-            for span in these:  # counted as a span; as one whose borders are right; as one that is right
-                kinds = [kind] + [kind + 1] * (span[:2] in borders) + [kind + 2] * (span in others)
-                rows += [(span[2], counted_as, sentence) for counted_as in kinds]
-    labels, names = pd.factorize(np.array([row[0] for row in rows], dtype=object))
+        borders = [{span[:2] for span in side} for side in (wanted, given)]
+        borders_found = [span for span in wanted if span[:2] in borders[1]]
+        borders_right = [span for span in given if span[:2] in borders[0]]
+        for kind, spans in enumerate((wanted, borders_found, given, borders_right, wanted & given)):
+            rows += [(span[2], kind, sentence) for span in spans]
+    names, labels = np.unique([row[0] for row in rows], return_inverse=True)
     kinds, places = np.array([row[1:] for row in rows], dtype=int).reshape(-1, 2).T
-    found = counts(6 * labels + kinds, places, (6 * len(names), len(gold)))
+    found = counts(5 * labels + kinds, places, (5 * len(names), len(gold)))
 
     def scores(weights):
         """At weights (examples, R)."""
-        sums = (found @ weights).reshape(len(names), 6, weights.shape[1])
+        sums = (found @ weights).reshape(len(names), 5, weights.shape[1])
         by_class, total = np.moveaxis(sums, 1, 0), sums.sum(axis=0)
-        macro = [_class_mean(f1, by_class[0] + by_class[3]) for f1 in _span_f1(by_class)]
-        shares = _ratio(total[5], total[3]), _ratio(total[2], total[0])  # precision, recall
+        macro = [_class_mean(f1, by_class[0] + by_class[2]) for f1 in _span_f1(by_class)]
         strict, boundary = zip(_span_f1(total), macro, strict=True)
-        return dict(zip(SPAN_SCORES, [*strict, *boundary, *shares], strict=True))
+        precision, recall = _ratio(total[4], total[2]), _ratio(total[4], total[0])
+        return dict(zip(SPAN_SCORES, [*strict, *boundary, precision, recall], strict=True))
 
     return scores
 
@@ -180,8 +180,7 @@ def _class_mean(values: np.ndarray, occurrences: np.ndarray) -> np.ndarray:
 
 
 def _span_f1(found: np.ndarray) -> list[np.ndarray]:
-    """Strict and boundary F1 of the six counts (6, ..., R) of `span_scorer`."""
-    gold, borders_found, right_found, predicted, borders_right, right = found
-    pairs = [(_ratio(right, predicted), _ratio(right_found, gold))]
-    pairs += [(_ratio(borders_right, predicted), _ratio(borders_found, gold))]
+    """Strict and boundary F1 of the five counts (5, ..., R) of `span_scorer`."""
+    gold, borders_found, predicted, borders_right, right = found
+    pairs = [(_ratio(right, predicted), _ratio(right, gold)), (_ratio(borders_right, predicted), _ratio(borders_found, gold))]
     return [_ratio(2 * precision * recall, precision + recall) for precision, recall in pairs]
