@@ -25,7 +25,7 @@ ENSEMBLE_ROLE = "teacher ensemble"
 CONTROLS = ["mlm control", "random control"]
 LEVEL = 0.05  # of the family-wise error
 SCORE_COLUMNS = ["model", "role", "teacher", "task", "seeds", "examples", "score", "headline", "value", "sd", "low", "high"]
-PAIR = ["model", "role", "teacher", "own", "task"]  # own: the teacher is one of the model's own, and not the ensemble
+PAIR = ["model", "role", "teacher", "own", "task", "measure"]  # own: the teacher is the model's own, and not the ensemble
 STS_TOLERANCE = 0.5  # similarity scores that lie closer count as equal
 Runs = list[Predictions]  # of one model, in order of fine-tuning seeds
 
@@ -77,19 +77,17 @@ def compared(everyone: pd.DataFrame) -> list[tuple[str, str, str]]:
     return pairs
 
 
-def estimate(
-    names: list[str], scorers: dict[tuple, list[Scorer]], examples: int, config: Config
-) -> tuple[pd.DataFrame, dict[tuple, uncertainty.Scores]]:
-    """A table of what scorers, by key and one for each seed, find; and the bootstrap draws behind it.
+def estimate(names: list[str], scorers: dict[tuple, list[Scorer]], examples: int, config: Config) -> tuple[pd.DataFrame, dict]:
+    """A table of what scorers, by key and one for each fine-tuning seed, find; and the bootstrap draws behind it.
 
-    Columns: the parts of the key under their names, measure, seeds, examples, value (mean over fine-tuning seeds), sd (over
-    seeds; NaN for one), low, high (95 % bootstrap interval).
+    Columns: the parts of the key and the score's name under `names`, seeds, examples, value (mean over seeds), sd (over seeds;
+    NaN for one), low, high (95 % bootstrap interval).
     """
     draws, rows = uncertainty.bootstrap(scorers, examples, config.resamples, config.seed), []
     for key, by_seed in scorers.items():
-        for measure, values in pd.DataFrame([at_ones(score, examples) for score in by_seed]).items():
-            row = dict(zip(names, key, strict=True)) | {"measure": measure, "seeds": len(values), "examples": examples}
-            low, high = uncertainty.interval(draws[key][measure])
+        for score, values in pd.DataFrame([at_ones(run, examples) for run in by_seed]).items():
+            row = dict(zip(names, (*key, score), strict=True)) | {"seeds": len(values), "examples": examples}
+            low, high = uncertainty.interval(draws[key][score])
             rows.append(row | {"value": values.mean(), "sd": values.std(), "low": low, "high": high})
     return pd.DataFrame(rows), draws
 
@@ -102,25 +100,28 @@ def score_tables(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
     Comparisons, of headline scores: model, against, role (of the other), task, difference, low, high, p, p_holm (over the
     measures of a pair; `mean` is no part of the family), holds (p_holm below 0.05).
     """
-    everyone, tables, draws, points = with_ensemble(members(config)), [], {}, {}
+    everyone, tables, draws = with_ensemble(members(config)), [], {}
     first = everyone["model"][0]
     for task, seeds in evaluated(config).items():
-        facts = read_json(config.folder / "evaluation" / first / task / f"seed-{seeds[0]}" / "scores.json", made_by(config))
+        run = config.folder / "evaluation" / first / task / f"seed-{seeds[0]}"
+        headline = read_json(run / "scores.json", made_by(config))["headline"]
         models = read_teachers(config, everyone, task, seeds)
         others = [name for name in everyone["model"] if name not in models]
         models |= {name: read_runs(config, name, task, seeds, probabilities=False) for name in others}
         check_paired({f"{name}, seed {seed}": run for name in models for seed, run in zip(seeds, models[name], strict=True)})
         scorers = {(name, task): [scorer(TASKS[task], run) for run in runs] for name, runs in models.items()}
-        table, by_score = estimate(["model", "task"], scorers, models[first][0].num_examples, config)
-        tables.append(table.assign(score=table["measure"], headline=table["measure"] == facts["headline"]))
-        draws |= {key: scores[facts["headline"]] for key, scores in by_score.items()}
-        points |= tables[-1][tables[-1]["headline"]].set_index(["model", "task"])["value"].to_dict()
+        table, by_score = estimate(["model", "task", "score"], scorers, models[first][0].num_examples, config)
+        tables.append(table.assign(headline=table["score"] == headline))
+        draws |= {key: scores[headline] for key, scores in by_score.items()}
+    scores, means = pd.concat(tables), []
+    points = scores[scores["headline"]].set_index(["model", "task"])["value"].to_dict()
     for name in everyone["model"]:
         keys, mean = sorted(key for key in points if key[0] == name), (name, "mean")
         draws[mean], points[mean] = np.mean([draws[key] for key in keys], axis=0), np.mean([points[key] for key in keys])
-        row = {"model": name, "task": "mean", "seeds": len(seeds), "score": "mean", "headline": True, "value": points[mean]}
-        tables.append(pd.DataFrame([row | dict(zip(("low", "high"), uncertainty.interval(draws[mean]), strict=True))]))
-    scores = everyone[["model", "role", "teacher"]].merge(pd.concat(tables), on="model")[SCORE_COLUMNS]
+        low, high = uncertainty.interval(draws[mean])
+        row = {"model": name, "task": "mean", "seeds": len(seeds), "score": "mean", "headline": True}
+        means.append(row | {"value": points[mean], "low": low, "high": high})
+    scores = everyone[["model", "role", "teacher"]].merge(pd.concat([scores, pd.DataFrame(means)]), on="model")[SCORE_COLUMNS]
     return scores, _compare(compared(everyone), draws, points)
 
 
@@ -129,11 +130,9 @@ def _compare(pairs: list[tuple[str, str, str]], draws: dict, points: dict) -> pd
     rows = []
     for (model, other, role), task in itertools.product(pairs, dict.fromkeys(task for _, task in points)):
         gaps = draws[model, task] - draws[other, task]
-        row = {"model": model, "against": other, "role": role, "task": task}
-        row |= {"difference": points[model, task] - points[other, task]}
-        low, high = uncertainty.interval(gaps)
-        rows.append(row | {"low": low, "high": high, "p": uncertainty.p_value(gaps)})
-    table = pd.DataFrame(rows)
+        rows.append((model, other, role, task, points[model, task] - points[other, task]))
+        rows[-1] += (*uncertainty.interval(gaps), uncertainty.p_value(gaps))
+    table = pd.DataFrame(rows, columns=["model", "against", "role", "task", "difference", "low", "high", "p"])
     family = [table["model"], table["against"], table["task"] == "mean"]
     table["p_holm"] = table.groupby(family)["p"].transform(uncertainty.holm)
     return table.assign(holds=table["p_holm"] < LEVEL)
@@ -208,9 +207,10 @@ def task_tables(config: Config, task: str, seeds: list[int]) -> Iterator[tuple[s
     teachers = read_teachers(config, everyone, task, seeds)
     for member in everyone.itertuples():
         runs = teachers.get(member.model) or read_runs(config, member.model, task, seeds)
-        for seed, run in zip(seeds, runs, strict=True) if task != "sts" else ():
-            bins = uncertainty.reliability(run.probabilities.max(axis=1), run.gold == run.predicted)
-            yield "calibration", bins.assign(seed=seed, model=member.model, role=member.role, task=task)
+        if task != "sts":
+            for seed, run in zip(seeds, runs, strict=True):
+                bins = uncertainty.reliability(run.probabilities.max(axis=1), run.gold == run.predicted)
+                yield "calibration", bins.assign(seed=seed, model=member.model, role=member.role, task=task)
         for name in references_of(member, ENSEMBLE in teachers):
             pair, own = (teachers[name], runs), name != ENSEMBLE
             scorers[member.model, member.role, name, own, task] = in_threads(partial(loyalty_scorer, TASKS[task]), *pair)
@@ -282,9 +282,8 @@ def side_by_side(task: Task, teacher: Predictions, student: Predictions, toleran
     of_label |= {"teacher_on_student": (teacher, student), "student_on_teacher": (student, teacher)}
     for name, (side, by) in of_label.items():
         table[name] = np.nan if regression else side.probabilities[table.index, by.probabilities.argmax(axis=1)]
-    sides = {"agree": ("teacher_label", "student_label")} | {
-        f"{side}_right": (f"{side}_label", "gold") for side in ("teacher", "student")
-    }
+    sides = {"agree": ("teacher_label", "student_label"), "teacher_right": ("teacher_label", "gold")}
+    sides["student_right"] = ("student_label", "gold")
     for name, (one, other) in sides.items():
         table[name] = (table[one] - table[other]).abs() < tolerance if regression else table[one] == table[other]
     return table
