@@ -15,7 +15,7 @@ from rolib import uncertainty
 from rolib.config import Config
 from rolib.loyalty import chance_loyalty, class_scorer, compare_predictions, loyalty_scorer
 from rolib.metrics import Scorer, at_ones, scorer
-from rolib.predictions import Predictions, check_paired, check_same_units
+from rolib.predictions import Predictions, check_paired
 from rolib.results import ENSEMBLE, combine, members, read_predictions
 from rolib.runs import made_by, read_json, write_text
 from rolib.tasks import TASKS, Task
@@ -108,7 +108,10 @@ def score_tables(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
         models = read_teachers(config, everyone, task, seeds)
         others = [name for name in everyone["model"] if name not in models]
         models |= {name: read_runs(config, name, task, seeds, probabilities=False) for name in others}
-        check_paired({f"{name}, seed {seed}": run for name in models for seed, run in zip(seeds, models[name], strict=True)})
+        named = {}
+        for name, runs in models.items():
+            named |= {f"predictions of {name}, seed {seed}": run for seed, run in zip(seeds, runs, strict=True)}
+        check_paired(named)
         scorers = {(name, task): [scorer(TASKS[task], run) for run in runs] for name, runs in models.items()}
         table, by_score = estimate(["model", "task", "score"], scorers, models[first][0].num_examples, config)
         tables.append(table.assign(headline=table["score"] == headline))
@@ -269,13 +272,13 @@ def confusion(teacher: Runs, student: Runs) -> pd.DataFrame:
 
 
 def side_by_side(task: Task, teacher: Predictions, student: Predictions, tolerance: float = STS_TOLERANCE) -> pd.DataFrame:
-    """Two models' answers, one row a unit. ValueError if they cover different units.
+    """Two models' answers, one row a unit. ValueError if they cover different units or gold labels.
 
     Columns: example, position, gold, teacher_label, student_label, teacher_probability, student_probability (of the own label),
     teacher_on_student, student_on_teacher (of the other's label; all four NaN for STS), agree, teacher_right, student_right.
     STS scores that lie closer than `tolerance` count as equal.
     """
-    check_same_units(teacher, student, ("teacher's table", "student's table"))
+    check_paired({"teacher's table": teacher, "student's table": student})
     regression = task.kind == "regression"
     table = teacher.units.assign(gold=teacher.gold, teacher_label=teacher.predicted, student_label=student.predicted)
     of_label = {"teacher_probability": (teacher, teacher), "student_probability": (student, student)}

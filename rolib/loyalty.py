@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from rolib.metrics import Scorer, at_ones, check_lengths, counts, finite_pair, pearson_scorer, span_scorer
-from rolib.predictions import Predictions, check_same_units, distributions, row_entropies, unit_name
+from rolib.predictions import Predictions, check_paired, distributions, row_entropies, unit_name
 
 STS_RANGE = (0.0, 5.0)  # lowest and highest similarity score
 BASE2 = math.sqrt(math.log(2))  # a change of base only scales the divergence, and its root the distance
@@ -92,9 +92,9 @@ def loyalty_scorer(task, teacher: Predictions, student: Predictions) -> Scorer:
     regression: regression_loyalty, regression_loyalty_pearson, regression_loyalty_rmse on the STS scale. Otherwise:
     label_loyalty, probability_loyalty (natural logarithm), probability_loyalty_base2; for ner also span_loyalty, the
     strict micro F1 of the student's spans against the teacher's (0.0 if neither has a span). ValueError, which names the first
-    unit at fault, if they cover different units or differ in the number of labels. One label order is the caller's promise.
+    unit at fault, if they cover different units, or differ in their gold labels or in the number of labels. One label order is the caller's promise.
     """
-    check_same_units(teacher, student, ("teacher's table", "student's table"))
+    check_paired({"teacher's table": teacher, "student's table": student})
     regression, more = task.kind == "regression", None
     if regression:
         gaps = np.abs(np.subtract(*_scaled(teacher.predicted, student.predicted, *STS_RANGE)))
@@ -155,10 +155,9 @@ def ensemble_predictions(models: Sequence[Predictions], labels: Sequence[str]) -
     """The predictions of the ensemble of several models: the mean of their probabilities, or of their STS scores.
 
     labels: the task's label order, as in scores.json; none for STS; of equally probable labels the first counts. ValueError
-    unless all predicted the same units. Teachers of different vocabularies meet here, since task labels are common to all.
+    unless all predicted the same units and gold labels. Teachers of different vocabularies meet here, since task labels are common to all.
     """
-    for model in models[1:]:
-        check_same_units(models[0], model, ("first model's table", "other model's table"))
+    check_paired({f"table of model {number}": model for number, model in enumerate(models, 1)})
     if not labels:
         return replace(models[0], predicted=sum(model.predicted for model in models) / len(models))
     mean = sum(model.probabilities.astype(np.float64) for model in models) / len(models)

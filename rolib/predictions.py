@@ -81,23 +81,17 @@ class Predictions:
         return {side: [spans(tags) for tags in np.split(getattr(self, side), starts[1:])] for side in ("gold", "predicted")}
 
 
-def check_same_units(one: Predictions, other: Predictions, names: tuple[str, str]) -> None:
-    """Raise ValueError, which names the first unit that only one of the two has."""
-    if one.units.equals(other.units):
-        return
-    sides = [pd.MultiIndex.from_frame(side.units) for side in (one, other)]
-    for here, there, name in zip(sides, sides[::-1], names, strict=True):
-        if len(alone := here.difference(there, sort=False)):
-            raise ValueError(f"{unit_name(alone[0])} is in the {name} only ({len(alone)} such units)")
-
-
 def check_paired(runs: Mapping[str, Predictions]) -> None:
-    """Raise ValueError, which names the run, unless all runs, by name, predicted the same units with the same gold labels."""
+    """Raise ValueError, which names the first unit or the run at fault, unless all predicted the same units and gold labels."""
     (first_name, first), *others = runs.items()
     for name, run in others:
-        check_same_units(first, run, (f"predictions of {first_name}", f"predictions of {name}"))
+        if not first.units.equals(run.units):
+            ours, theirs = (pd.MultiIndex.from_frame(side.units) for side in (first, run))
+            for owner, alone in [(first_name, ours.difference(theirs, False)), (name, theirs.difference(ours, False))]:
+                if len(alone):
+                    raise ValueError(f"{unit_name(alone[0])} is in the {owner} only ({len(alone)} such units)")
         if not np.array_equal(first.gold, run.gold):
-            raise ValueError(f"the predictions of {first_name} and of {name} differ in their gold labels")
+            raise ValueError(f"the {first_name} and the {name} differ in their gold labels")
 
 
 def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:

@@ -52,7 +52,7 @@ def table_of(run):
 def runs_of(tables):
     """Predictions by fine-tuning seed, in order of seeds, refused if unlike."""
     runs = {seed: Predictions.of(tables[seed], f"prediction table of seed {seed}") for seed in sorted(tables)}
-    check_paired({f"seed {seed}": run for seed, run in runs.items()})
+    check_paired({f"predictions of seed {seed}": run for seed, run in runs.items()})
     return runs
 
 

@@ -332,8 +332,12 @@ def test_runs_on_other_data_are_refused_and_named(config, tmp_path, monkeypatch)
     path = tmp_path / "toy/evaluation/distil-multi/sar/seed-2/predictions.parquet"
     table = pd.read_parquet(path)
     table.assign(gold=table["gold"].to_numpy()[::-1]).to_parquet(path)
-    with pytest.raises(ValueError, match="predictions of .* and of distil-multi, seed 2 differ in their gold labels"):
-        analysis.score_tables(config)
+    for function, name in (
+        (analysis.score_tables, "predictions of distil-multi, seed 2"),
+        (analysis.loyalty_tables, "student's table"),
+    ):
+        with pytest.raises(ValueError, match=f"the .* and the {name} differ in their gold labels"):
+            function(config)
     table[:-1].to_parquet(path)
     for function in (analysis.loyalty_tables, analysis.score_tables):
         with pytest.raises(ValueError, match=r"example '.*', position 0 is in the .* only \(1 such units\)"):

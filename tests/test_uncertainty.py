@@ -194,7 +194,7 @@ def test_runs_that_do_not_match_are_refused():
         scores(tables[1].assign(example=tables[1]["example"] + "x"))
     with pytest.raises(ValueError, match="is in the predictions of seed 0 only"):
         scores(tables[1][1:])
-    with pytest.raises(ValueError, match="predictions of seed 0 and of seed 1 differ in their gold labels"):
+    with pytest.raises(ValueError, match="predictions of seed 0 and the predictions of seed 1 differ in their gold labels"):
         scores(tables[1].assign(gold="5"))
     with pytest.raises(ValueError, match="table of seed 1: missing columns predicted"):
         scores(tables[1].drop(columns="predicted"))
