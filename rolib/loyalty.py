@@ -11,10 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from scipy.special import entr
 
 from rolib.metrics import Scorer, at_ones, check_lengths, counts, finite_pair, pearson_scorer, span_scorer
-from rolib.predictions import CHUNK, Predictions, check_same_units, distributions, row_entropies, unit_name
+from rolib.predictions import Predictions, check_paired, distributions, row_entropies, unit_name
 
 STS_RANGE = (0.0, 5.0)  # lowest and highest similarity score
 BASE2 = math.sqrt(math.log(2))  # a change of base only scales the divergence, and its root the distance
@@ -42,34 +41,23 @@ def probability_loyalty(teacher_probs: Sequence, student_probs: Sequence, base: 
     1 - sqrt(ln 2) = 0.167 for the natural logarithm and 0 for base 2. Both sides share one label order. Rows are scaled
     to the sum 1. ValueError for N = 0, unequal shapes, NaN, negative values, row sums off 1 by over 1e-3, or base <= 1.
     """
-    return float(np.mean(row_probability_loyalty(teacher_probs, student_probs, base)))
-
-
-def row_probability_loyalty(teacher_probs: Sequence, student_probs: Sequence, base: float = math.e) -> np.ndarray:
-    """Each row's share (N,) of the mean that is `probability_loyalty`, whose errors it has."""
     check_lengths(teacher_probs, student_probs)
     if not base > 1:
         raise ValueError(f"base must be greater than 1, but is {base}")
     teacher, student = distributions("teacher", teacher_probs), distributions("student", student_probs)
     if teacher.shape != student.shape:
         raise ValueError(f"different numbers of labels: teacher {teacher.shape[1]}, student {student.shape[1]}")
-    return 1 - _distances((teacher, row_entropies(teacher)), (student, row_entropies(student))) / math.sqrt(math.log(base))
+    distances = _distances((teacher, student), (row_entropies(teacher), row_entropies(student)))
+    return float(np.mean(1 - distances / math.sqrt(math.log(base))))
 
 
-def _distances(*sides: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """sqrt(JSD) in nats of each row (N,) of two distributions (N, C), each given with its `row_entropies`."""
-    distances = np.empty(len(sides[0][0]))
-    for start in range(0, len(distances), CHUNK):
-        part = slice(start, start + CHUNK)
-        middle, q = (rows[part].astype(np.float64) for rows, _ in sides)
-        for rows in (middle, q):  # in place, here and below: copies would take longer than the logarithms
-            rows /= rows.sum(axis=1, keepdims=True)
-        middle += q
-        middle /= 2
-        # JSD(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2: exactly 0 for equal rows; rounding may push it below 0
-        divergence = entr(middle, out=middle).sum(axis=1) - (sides[0][1][part] + sides[1][1][part]) / 2
-        distances[part] = np.sqrt(divergence.clip(0, math.log(2)))
-    return distances
+def _distances(sides: tuple[np.ndarray, np.ndarray], entropies: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """sqrt(JSD) in nats of each row (N,) of two distributions (N, C), whose own entropies (N,) are known.
+
+    JSD(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2: exactly 0 for equal rows; rounding may push it below 0.
+    """
+    divergence = row_entropies(*sides) - sum(entropies) / 2
+    return np.sqrt(divergence.clip(0, math.log(2)))
 
 
 def regression_loyalty(teacher_scores: Sequence, student_scores: Sequence, low: float, high: float) -> float:
@@ -104,32 +92,33 @@ def loyalty_scorer(task, teacher: Predictions, student: Predictions) -> Scorer:
     regression: regression_loyalty, regression_loyalty_pearson, regression_loyalty_rmse on the STS scale. Otherwise:
     label_loyalty, probability_loyalty (natural logarithm), probability_loyalty_base2; for ner also span_loyalty, the
     strict micro F1 of the student's spans against the teacher's (0.0 if neither has a span). ValueError, which names the first
-    unit at fault, if they cover different units or differ in the number of labels. One label order is the caller's promise.
+    unit at fault, if they cover different units, or differ in their gold labels or in the number of labels. One label order is the caller's promise.
     """
-    check_same_units(teacher, student, ("teacher's table", "student's table"))
-    if task.kind == "regression":
+    check_paired({"teacher's table": teacher, "student's table": student})
+    regression, more = task.kind == "regression", None
+    if regression:
         gaps = np.abs(np.subtract(*_scaled(teacher.predicted, student.predicted, *STS_RANGE)))
-        values, more = {"gap": gaps, "square": gaps**2}, pearson_scorer(teacher.examples, teacher.predicted, student.predicted)
+        values, more = (gaps, gaps**2), pearson_scorer(teacher.examples, teacher.predicted, student.predicted)
     else:
-        if teacher.probabilities.shape != student.probabilities.shape:
-            sizes = [side.probabilities.shape[1] for side in (student, teacher)]
-            unit = unit_name(teacher.units.iloc[0])
+        sides = teacher.probabilities, student.probabilities
+        if sides[0].shape != sides[1].shape:
+            unit, sizes = unit_name(teacher.units.iloc[0]), (sides[1].shape[1], sides[0].shape[1])
             raise ValueError(f"{unit} has {sizes[0]} probabilities in the student's table, but the teacher's has {sizes[1]}")
-        distances = _distances(*((side.probabilities, side.entropies) for side in (teacher, student)))
-        values = {"label_loyalty": teacher.predicted == student.predicted, "probability_loyalty": 1 - distances}
-        more = span_scorer(*(side.spans["predicted"] for side in (teacher, student))) if task.name == "ner" else None
-    values["units"] = np.ones(len(teacher.units))
-    sums = np.stack([np.bincount(teacher.examples, weights=value) for value in values.values()])
+        values = teacher.predicted == student.predicted, 1 - _distances(sides, (teacher.entropies, student.entropies))
+        if task.name == "ner":
+            more = span_scorer(teacher.spans["predicted"], student.spans["predicted"])
+    sums = np.stack([np.bincount(teacher.examples, weights=value) for value in (*values, np.ones(len(teacher.gold)))])
 
     def scores(weights):
         """At weights (examples, R)."""
-        means = dict(zip(values, (totals := sums @ weights) / totals[-1], strict=True))
-        del means["units"]
-        if task.kind == "regression":
-            loyalty = {"regression_loyalty": 1 - means["gap"], "regression_loyalty_pearson": more(weights)["pearson"]}
-            return loyalty | {"regression_loyalty_rmse": 1 - np.sqrt(means["square"])}
-        means["probability_loyalty_base2"] = 1 - (1 - means["probability_loyalty"]) / BASE2
-        return means | ({"span_loyalty": more(weights)["strict_f1_micro"]} if more else {})
+        *totals, units = sums @ weights
+        means = [total / units for total in totals]
+        if regression:
+            loyalty = {"regression_loyalty": 1 - means[0], "regression_loyalty_pearson": more(weights)["pearson"]}
+            return loyalty | {"regression_loyalty_rmse": 1 - np.sqrt(means[1])}
+        loyalty = dict(zip(("label_loyalty", "probability_loyalty"), means, strict=True))
+        loyalty["probability_loyalty_base2"] = 1 - (1 - means[1]) / BASE2
+        return loyalty | ({"span_loyalty": more(weights)["strict_f1_micro"]} if more else {})
 
     return scores
 
@@ -166,18 +155,17 @@ def ensemble_predictions(models: Sequence[Predictions], labels: Sequence[str]) -
     """The predictions of the ensemble of several models: the mean of their probabilities, or of their STS scores.
 
     labels: the task's label order, as in scores.json; none for STS; of equally probable labels the first counts. ValueError
-    unless all predicted the same units. Teachers of different vocabularies meet here, since task labels are common to all.
+    unless all predicted the same units and gold labels. Teachers of different vocabularies meet here, since task labels are common to all.
     """
-    for model in models[1:]:
-        check_same_units(models[0], model, ("first model's table", "other model's table"))
+    check_paired({f"table of model {number}": model for number, model in enumerate(models, 1)})
     if not labels:
         return replace(models[0], predicted=sum(model.predicted for model in models) / len(models))
     mean = sum(model.probabilities.astype(np.float64) for model in models) / len(models)
     return replace(models[0], predicted=np.array(labels, dtype=object)[mean.argmax(axis=1)], probabilities=mean)
 
 
-def _scaled(teacher: Sequence, student: Sequence, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+def _scaled(teacher: Sequence, student: Sequence, low: float, high: float) -> np.ndarray:
+    """Both sides' scores (2, N), clipped and scaled from [low, high] to [0, 1]."""
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"low must be less than high, both finite, but they are {low} and {high}")
-    teacher, student = finite_pair(teacher, student)
-    return (np.clip(teacher, low, high) - low) / (high - low), (np.clip(student, low, high) - low) / (high - low)
+    return (np.clip(finite_pair(teacher, student), low, high) - low) / (high - low)

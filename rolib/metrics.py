@@ -82,23 +82,23 @@ def span_scorer(gold: Sequence[set], predicted: Sequence[set]) -> Scorer:
     check_lengths(gold, predicted)
     rows = []  # class, what it counts as, sentence
     for sentence, (wanted, given) in enumerate(zip(gold, predicted, strict=True)):
-        for kind, these, others in [(0, wanted, given), (3, given, wanted)]:
-            borders = {span[:2] for span in others}
-            for span in these:  # counted as a span; as one whose borders are right; as one that is right
-                kinds = [kind] + [kind + 1] * (span[:2] in borders) + [kind + 2] * (span in others)
-                rows += [(span[2], counted_as, sentence) for counted_as in kinds]
-    labels, names = pd.factorize(np.array([row[0] for row in rows], dtype=object))
+        borders = [{span[:2] for span in side} for side in (wanted, given)]
+        borders_found = [span for span in wanted if span[:2] in borders[1]]
+        borders_right = [span for span in given if span[:2] in borders[0]]
+        for kind, spans in enumerate((wanted, borders_found, given, borders_right, wanted & given)):
+            rows += [(span[2], kind, sentence) for span in spans]
+    names, labels = np.unique([row[0] for row in rows], return_inverse=True)
     kinds, places = np.array([row[1:] for row in rows], dtype=int).reshape(-1, 2).T
-    found = counts(6 * labels + kinds, places, (6 * len(names), len(gold)))
+    found = counts(5 * labels + kinds, places, (5 * len(names), len(gold)))
 
     def scores(weights):
         """At weights (examples, R)."""
-        sums = (found @ weights).reshape(len(names), 6, weights.shape[1])
+        sums = (found @ weights).reshape(len(names), 5, weights.shape[1])
         by_class, total = np.moveaxis(sums, 1, 0), sums.sum(axis=0)
-        macro = [_class_mean(f1, by_class[0] + by_class[3]) for f1 in _span_f1(by_class)]
-        shares = _ratio(total[5], total[3]), _ratio(total[2], total[0])  # precision, recall
+        macro = [_class_mean(f1, by_class[0] + by_class[2]) for f1 in _span_f1(by_class)]
         strict, boundary = zip(_span_f1(total), macro, strict=True)
-        return dict(zip(SPAN_SCORES, [*strict, *boundary, *shares], strict=True))
+        precision, recall = _ratio(total[4], total[2]), _ratio(total[4], total[0])
+        return dict(zip(SPAN_SCORES, [*strict, *boundary, precision, recall], strict=True))
 
     return scores
 
@@ -129,21 +129,20 @@ def correlation_scorer(examples: np.ndarray, gold: Sequence[float], predicted: S
 def pearson_scorer(examples: np.ndarray, gold: Sequence[float], predicted: Sequence[float]) -> Scorer:
     """The Pearson correlation alone; see `correlation_scorer`."""
     sides = finite_pair(gold, predicted)
-    means = [side.mean() for side in sides]
-    x, y = (side - mean for side, mean in zip(sides, means, strict=True))
+    means = sides.mean(axis=1, keepdims=True)
+    x, y = sides - means
     # Sums over each example, so that a resample's moments are one product; centred, so that rounding costs nothing.
     moments = np.stack([np.bincount(examples, weights=values) for values in (np.ones(len(x)), x, y, x * x, y * y, x * y)])
 
     def scores(weights):
         """At weights (examples, R)."""
-        total, sum_x, sum_y, square_x, square_y, cross = moments @ weights
-        norms = []
-        for centre, sums, squares in zip(means, (sum_x, sum_y), (square_x, square_y), strict=True):
-            spread = squares - sums**2 / total
-            # SciPy's bound for a constant, and what rounding leaves of one
-            least = np.maximum((np.finfo(float).eps ** 0.75 * (centre + sums / total)) ** 2, ROUNDING * squares)
-            norms.append(np.sqrt(np.where(spread <= least, 0, spread)))
-        return {"pearson": _ratio(cross - sum_x * sum_y / total, norms[0] * norms[1]).clip(-1, 1)}
+        totals = moments @ weights
+        units, sums, squares, cross = totals[0], totals[1:3], totals[3:5], totals[5]
+        spread = squares - sums**2 / units
+        # SciPy's bound for a constant, and what rounding leaves of one
+        least = np.maximum((np.finfo(float).eps ** 0.75 * (means + sums / units)) ** 2, ROUNDING * squares)
+        norms = np.sqrt(np.where(spread <= least, 0, spread))
+        return {"pearson": _ratio(cross - sums[0] * sums[1] / units, norms[0] * norms[1]).clip(-1, 1)}
 
     return scores
 
@@ -156,15 +155,15 @@ def check_lengths(first: Sequence, second: Sequence) -> None:
         raise ValueError("both sides are empty, so there is nothing to score")
 
 
-def finite_pair(first: Sequence[float], second: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Both inputs as float64 arrays (N,); ValueError for another shape, N = 0, or a value that is not finite."""
+def finite_pair(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
+    """Both inputs as one float64 array (2, N); ValueError for another shape, N = 0, or a value that is not finite."""
     check_lengths(first, second)
-    pair = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if pair[0].ndim != 1 or pair[1].ndim != 1:
-        raise ValueError(f"scores must have shape (N,), but have {pair[0].shape} and {pair[1].shape}")
-    if not np.isfinite(pair).all():
+    sides = [np.asarray(side, dtype=np.float64) for side in (first, second)]
+    if sides[0].ndim != 1 or sides[1].ndim != 1:
+        raise ValueError(f"scores must have shape (N,), but have {sides[0].shape} and {sides[1].shape}")
+    if not np.isfinite(sides).all():
         raise ValueError("scores must be finite numbers, but there is a NaN or an infinite one")
-    return pair
+    return np.stack(sides)
 
 
 def counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
@@ -181,8 +180,7 @@ def _class_mean(values: np.ndarray, occurrences: np.ndarray) -> np.ndarray:
 
 
 def _span_f1(found: np.ndarray) -> list[np.ndarray]:
-    """Strict and boundary F1 of the six counts (6, ..., R) of `span_scorer`."""
-    gold, borders_found, right_found, predicted, borders_right, right = found
-    pairs = [(_ratio(right, predicted), _ratio(right_found, gold))]
-    pairs += [(_ratio(borders_right, predicted), _ratio(borders_found, gold))]
+    """Strict and boundary F1 of the five counts (5, ..., R) of `span_scorer`."""
+    gold, borders_found, predicted, borders_right, right = found
+    pairs = [(_ratio(right, predicted), _ratio(right, gold)), (_ratio(borders_right, predicted), _ratio(borders_found, gold))]
     return [_ratio(2 * precision * recall, precision + recall) for precision, recall in pairs]

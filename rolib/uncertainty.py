@@ -5,7 +5,7 @@ weights: results of two calls over one test set are paired draw by draw and may 
 """
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -36,20 +36,26 @@ def bootstrap(
     shares = resample_weights(*runs, resamples, (seed, examples, 1)).T / next(iter(runs))
 
     def part(start: int) -> dict[Hashable, Scores]:
-        share = shares[:, start : start + CHUNK]
         chunk = weights[start : start + CHUNK].T.astype(np.float64, order="C")
-        runs_scores = {model: [scorer(chunk) for scorer in scorers] for model, scorers in models.items()}
-        return {
-            model: {name: sum(w * run[name] for w, run in zip(share, by_run, strict=True)) for name in by_run[0]}
-            for model, by_run in runs_scores.items()
-        }
+        share = shares[:, start : start + CHUNK]
+        return {model: _weighted([scorer(chunk) for scorer in scorers], share) for model, scorers in models.items()}
 
-    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:  # threads within threads would wait for each other
-        parts = list(pool.map(part, range(0, resamples, CHUNK)))
+    parts = in_threads(part, range(0, resamples, CHUNK))
     return {
         model: {name: np.concatenate([part[model][name] for part in parts], axis=-1) for name in parts[0][model]}
         for model in models
     }
+
+
+def _weighted(runs: list[Scores], shares: np.ndarray) -> Scores:
+    """The mean of the scores of runs with shares (runs, resamples)."""
+    return {name: sum(share * run[name] for share, run in zip(shares, runs, strict=True)) for name in runs[0]}
+
+
+def in_threads(function: Callable, *arguments: Iterable) -> list:
+    """What `map` gives, computed on all cores."""
+    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:  # threads within threads would wait for each other
+        return list(pool.map(function, *arguments))
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -78,29 +84,24 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or not ((0 <= p) & (p <= 1)).all():  # also refuses NaN
         raise ValueError("p-values must be a list of numbers from 0 to 1")
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return adjusted
+    rising = pd.Series(p).sort_values(kind="stable")
+    return (rising * np.arange(len(p), 0, -1)).cummax().clip(upper=1).sort_index().to_numpy()
 
 
-def reliability(probabilities: Sequence, correct: Sequence[bool], bins: int = 10) -> pd.DataFrame:
+def reliability(confidence: Sequence[float], correct: Sequence[bool], bins: int = 10) -> pd.DataFrame:
     """Confidence against accuracy in bins of equal width: low, high, confidence (mean), accuracy, count; one row a bin.
 
-    Confidence is the highest probability of a row (N, C); correct (N,) says whether that label is right. A bin holds
+    confidence (N,): the probability of the label given; correct (N,): whether it is right. A bin holds
     low < confidence <= high. An empty bin has count 0 and NaN as means, so that a plot leaves a gap.
-    ValueError for N = 0, other shapes, values outside 0 to 1, or bins < 1.
+    ValueError for N = 0, unequal N, a confidence outside 0 to 1, correct beyond true and false, or bins < 1.
     """
-    rows, correct = np.asarray(probabilities, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    if rows.ndim != 2 or correct.shape != rows.shape[:1] or rows.size == 0:
-        raise ValueError(f"expected probabilities (N, C) and correct (N,), but the shapes are {rows.shape} and {correct.shape}")
-    if not ((-1e-6 <= rows) & (rows <= 1 + 1e-3)).all() or not np.isin(correct, (0, 1)).all() or bins < 1:
-        raise ValueError("expected probabilities from 0 to 1, correct as true or false, and at least one bin")
-    edges, confidence = np.linspace(0, 1, bins + 1), rows.max(axis=1)
-    units = pd.DataFrame({"confidence": confidence, "accuracy": correct})
-    groups = units.groupby(np.digitize(confidence, edges[1:-1], right=True))
-    means = groups[["confidence", "accuracy"]].mean().reindex(range(bins))
-    count = groups.size().reindex(range(bins), fill_value=0)
+    edges = np.linspace(0, 1, bins + 1)
+    units = pd.DataFrame({"confidence": np.asarray(confidence), "accuracy": np.asarray(correct)}, dtype=np.float64)
+    plausible = units["confidence"].between(0, 1 + 1e-3) & units["accuracy"].isin((0, 1))
+    if units.empty or not plausible.all() or bins < 1:
+        raise ValueError("expected confidences from 0 to 1, correct as true or false, and at least one bin")
+    groups = units.groupby(np.digitize(units["confidence"], edges[1:-1], right=True))
+    means, count = groups.mean().reindex(range(bins)), groups.size().reindex(range(bins), fill_value=0)
     return pd.DataFrame({"low": edges[:-1], "high": edges[1:], **means, "count": count})
 
 

@@ -44,10 +44,15 @@ def expected_calibration_error(probabilities, correct, bins=10):
     return total
 
 
+def table_of(run):
+    """Predictions as a table, in order of units."""
+    return run.units.assign(gold=run.gold, predicted=run.predicted, probabilities=list(run.probabilities))
+
+
 def runs_of(tables):
     """Predictions by fine-tuning seed, in order of seeds, refused if unlike."""
     runs = {seed: Predictions.of(tables[seed], f"prediction table of seed {seed}") for seed in sorted(tables)}
-    check_paired((f"seed {seed}", run) for seed, run in runs.items())
+    check_paired({f"predictions of seed {seed}": run for seed, run in runs.items()})
     return runs
 
 

@@ -9,9 +9,10 @@ from datasets import DatasetDict
 
 from rolib import stages
 from rolib.alignment import split_words
+from rolib.analysis import STS_TOLERANCE, side_by_side
 from rolib.config import EvaluateConfig
 from rolib.corpus import normalise
-from rolib.explore import FILTERS, STS_TOLERANCE, predict_text, side_by_side
+from rolib.explore import FILTERS, predict_text, unit_texts
 from rolib.models import init_student, save_model
 from rolib.predictions import Predictions
 from rolib.tasks import SAMPLE, TASKS, load_task
@@ -41,7 +42,8 @@ def test_side_by_side_is_a_plain_loop(name):
     teacher, student = guesses(task, split, 1), guesses(task, split, 2)
     student["gold"] = teacher["gold"]
     # the student's order does not matter
-    table = side_by_side(task, split, Predictions.of(teacher), Predictions.of(student.sample(frac=1, random_state=0)))
+    table = side_by_side(task, Predictions.of(teacher), Predictions.of(student.sample(frac=1, random_state=0)))
+    table.insert(2, "text", unit_texts(task, split, table))
     teacher, student = (side.sort_values(["example", "position"]) for side in (teacher, student))
 
     def same(a, b):
@@ -54,12 +56,14 @@ def test_side_by_side_is_a_plain_loop(name):
             text = row["tokens"][t["position"]]
         else:
             text = row["text"] + (" ‖ " + row["text_pair"] if row["text_pair"] else "")
-        sides = [t["predicted"], s["predicted"]]
+        sides = [t["predicted"], s["predicted"], *[np.nan] * 4]
         if name != "sts":
-            sides = [t["predicted"], max(t["probabilities"]), s["predicted"], max(s["probabilities"])]
+            p, q = t["probabilities"], s["probabilities"]
+            sides[2:] = max(p), max(q), p[q.index(max(q))], q[p.index(max(p))]
         judged = [same(t["predicted"], s["predicted"]), same(t["predicted"], t["gold"]), same(s["predicted"], t["gold"])]
         expected.append([t["example"], t["position"], text, t["gold"], *sides, *judged])
-    assert table.to_numpy().tolist() == expected
+    assert table.dropna(axis="columns").to_numpy().tolist() == pd.DataFrame(expected).dropna(axis="columns").to_numpy().tolist()
+    assert table.shape[1] == len(expected[0])
 
     agree, right, student_right = (table[column] for column in ("agree", "teacher_right", "student_right"))
     passing = {label: set(table.index[passes(table)]) for label, passes in FILTERS.items()}
@@ -73,12 +77,10 @@ def test_side_by_side_is_a_plain_loop(name):
 def test_side_by_side_names_what_is_missing():
     task, split = TASKS["upos"], load_task("upos", SAMPLE)["test"].select(range(3))
     table = guesses(task, split, 1)
-    for student, texts, where in (
-        (table.iloc[:-1], split, r"in the teacher's table only"),
-        (table, split.select(range(2)), "missing from the split"),
-    ):
-        with pytest.raises(ValueError, match=rf"^example '.+', position \d+ is {where}"):
-            side_by_side(task, texts, Predictions.of(table), Predictions.of(student))
+    with pytest.raises(ValueError, match=r"^example '.+', position \d+ is in the teacher's table only"):
+        side_by_side(task, Predictions.of(table), Predictions.of(table.iloc[:-1]))
+    with pytest.raises(ValueError, match=r"^example '.+', position \d+ is missing from the split"):
+        unit_texts(task, split.select(range(2)), table)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from scipy.special import rel_entr
 from sklearn.metrics import accuracy_score, mean_absolute_error, root_mean_squared_error
 
 from rolib import loyalty
-from rolib.predictions import Predictions
+from rolib.predictions import Predictions, row_entropies
 
 steady = settings(deadline=None, derandomize=True)  # the same examples on every machine, however slow
 UPOS, NER, STS = (
@@ -163,7 +163,10 @@ def test_rounding_never_gives_nan(pair):
 def test_probability_loyalty_against_scipy_and_over_many_rows():
     teacher, student = random_probabilities(7, rows=700, labels=9), random_probabilities(8, rows=700, labels=9)
     distances = jensenshannon(teacher, student, axis=1)  # SciPy's distance already is the root
-    assert loyalty.row_probability_loyalty(teacher, student) == pytest.approx(1 - distances, abs=1e-12)
+    assert loyalty._distances((teacher, student), tuple(map(row_entropies, (teacher, student)))) == pytest.approx(
+        distances, abs=1e-12
+    )
+    assert loyalty.probability_loyalty(teacher, student) == pytest.approx(1 - distances.mean(), abs=1e-12)
 
 
 def test_subnormal_probability():
@@ -181,12 +184,12 @@ def test_rows_are_scaled_to_sum_one():
         ([], [], "empty"),
         ([[0.5, 0.5]], [[0.2, 0.3, 0.5]], "different numbers of labels: teacher 2, student 3"),
         ([0.5, 0.5], [0.5, 0.5], "shape"),
-        ([[0.5, 0.5], [1.5, -0.5]], [[0.5, 0.5]] * 2, "teacher row 1 has negative"),
-        ([[0.5, 0.5]] * 2, [[0.5, 0.5], [0.5, 0.502]], "student row 1 has probabilities that do not sum to 1"),
-        ([[0.5, 0.498]], [[0.5, 0.5]], "teacher row 0 has probabilities that do not sum to 1"),
-        ([[math.nan, 0.5]], [[0.5, 0.5]], "teacher row 0 has NaN"),
-        ([[0.5, 0.5]], [[math.inf, 0.5]], "student row 0 has NaN or infinite"),
-        ([[]], [[]], "do not sum to 1"),
+        ([[0.5, 0.5], [1.5, -0.5]], [[0.5, 0.5]] * 2, "teacher row 1 is no distribution: its least value is -0.5"),
+        ([[0.5, 0.5]] * 2, [[0.5, 0.5], [0.5, 0.502]], "student row 1 is no distribution: .* their sum 1.002"),
+        ([[0.5, 0.498]], [[0.5, 0.5]], "teacher row 0 is no distribution: .* their sum 0.998"),
+        ([[math.nan, 0.5]], [[0.5, 0.5]], "teacher row 0 is no distribution: .* nan"),
+        ([[0.5, 0.5]], [[math.inf, 0.5]], "student row 0 is no distribution: .* their sum inf"),
+        ([[]], [[]], "teacher row 0 is no distribution: .* their sum 0"),
     ],
 )
 def test_probability_loyalty_errors(teacher, student, message):

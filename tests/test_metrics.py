@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nervaluate import Evaluator
+from oracles import table_of
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -298,7 +299,7 @@ def test_a_stored_table_reads_as_it_was_written(tmp_path):
         assert run.gold.tolist() == again.gold.tolist() == [row[2] for row in WORDS]
         assert run.predicted.tolist() == again.predicted.tolist()
     assert (predictions.Predictions.read(path).probabilities == again.probabilities).all()
-    assert metrics.score_predictions(task("ner"), again.table()) == metrics.score_predictions(task("ner"), frame)
+    assert metrics.score_predictions(task("ner"), table_of(again)) == metrics.score_predictions(task("ner"), frame)
 
 
 def test_damaged_stored_tables_are_refused_and_named(tmp_path):

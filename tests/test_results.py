@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from oracles import bootstrap_difference, bootstrap_loyalty, bootstrap_scores, expected_calibration_error
+from oracles import bootstrap_difference, bootstrap_loyalty, bootstrap_scores, expected_calibration_error, table_of
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, recall_score
 
 from rolib import analysis, results, uncertainty
@@ -87,8 +87,8 @@ def scored(config):
 def predictions(config, model, task, seed):
     if model == "ensemble":
         teachers = {name: results.read_predictions(config, name, task, seed) for name in ("bert-cased", "bert-uncased")}
-        return results.combine(config, teachers, task, seed).table()
-    return results.read_predictions(config, model, task, seed).table()
+        return table_of(results.combine(config, teachers, task, seed))
+    return table_of(results.read_predictions(config, model, task, seed))
 
 
 def compare_predictions(task, teacher, student):
@@ -302,7 +302,7 @@ def test_calibration_is_that_of_rolib_uncertainty(config, tables):
 
 def test_expected_calibration_error_by_hand():
     # certain and right; certain and wrong; 0.75 and right: gaps |1/2 - 1| of two units and |1 - 3/4| of one
-    bins = uncertainty.reliability([[1, 0], [0, 1], [0.75, 0.25]], [True, False, True])
+    bins = uncertainty.reliability([1, 1, 0.75], [True, False, True])
     table = analysis.calibration_table(bins.assign(model="m", role="student", task="di", seed=1))
     assert table["ece"].item() == pytest.approx((2 * 0.5 + 0.25) / 3)
 
@@ -332,8 +332,12 @@ def test_runs_on_other_data_are_refused_and_named(config, tmp_path, monkeypatch)
     path = tmp_path / "toy/evaluation/distil-multi/sar/seed-2/predictions.parquet"
     table = pd.read_parquet(path)
     table.assign(gold=table["gold"].to_numpy()[::-1]).to_parquet(path)
-    with pytest.raises(ValueError, match="predictions of .* and of distil-multi, seed 2 differ in their gold labels"):
-        analysis.score_tables(config)
+    for function, name in (
+        (analysis.score_tables, "predictions of distil-multi, seed 2"),
+        (analysis.loyalty_tables, "student's table"),
+    ):
+        with pytest.raises(ValueError, match=f"the .* and the {name} differ in their gold labels"):
+            function(config)
     table[:-1].to_parquet(path)
     for function in (analysis.loyalty_tables, analysis.score_tables):
         with pytest.raises(ValueError, match=r"example '.*', position 0 is in the .* only \(1 such units\)"):

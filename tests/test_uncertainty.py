@@ -194,7 +194,7 @@ def test_runs_that_do_not_match_are_refused():
         scores(tables[1].assign(example=tables[1]["example"] + "x"))
     with pytest.raises(ValueError, match="is in the predictions of seed 0 only"):
         scores(tables[1][1:])
-    with pytest.raises(ValueError, match="predictions of seed 0 and of seed 1 differ in their gold labels"):
+    with pytest.raises(ValueError, match="predictions of seed 0 and the predictions of seed 1 differ in their gold labels"):
         scores(tables[1].assign(gold="5"))
     with pytest.raises(ValueError, match="table of seed 1: missing columns predicted"):
         scores(tables[1].drop(columns="predicted"))
@@ -262,7 +262,7 @@ def test_reliability_against_a_plain_loop(bins, sharpness):
     rng = np.random.default_rng(bins)
     probabilities = rng.dirichlet(np.full(4, sharpness), 300).astype(np.float32)
     correct = rng.random(300) < probabilities.max(axis=1) * 0.9
-    table = uncertainty.reliability(probabilities, correct, bins)
+    table = uncertainty.reliability(probabilities.max(axis=1), correct, bins)
     assert list(table) == ["low", "high", "confidence", "accuracy", "count"] and len(table) == bins
     for number, row in enumerate(table.itertuples()):
         low, high = number / bins, (number + 1) / bins
@@ -277,14 +277,13 @@ def test_reliability_against_a_plain_loop(bins, sharpness):
 
 def test_calibration_by_hand():
     # certain and right; certain and wrong; 0.75 and right
-    probabilities, correct = [[1, 0], [0, 1], [0.75, 0.25]], [True, False, True]
-    assert uncertainty.reliability(probabilities, correct)["count"].tolist() == [0] * 7 + [1, 0, 2]
+    assert uncertainty.reliability([1, 1, 0.75], [True, False, True])["count"].tolist() == [0] * 7 + [1, 0, 2]
     # a confidence on an edge belongs to the bin below it
-    assert uncertainty.reliability([[0.5, 0.5]], [True], bins=2)["count"].tolist() == [1, 0]
-    for bad in (([], []), ([[0.5, 0.5]], [True, False]), ([0.5], [True])):
-        with pytest.raises(ValueError, match="shapes"):
+    assert uncertainty.reliability([0.5], [True], bins=2)["count"].tolist() == [1, 0]
+    for bad in (([0.5], [True, False]), ([[0.5, 0.5]], [True])):
+        with pytest.raises(ValueError, match="arrays must"):
             uncertainty.reliability(*bad)
-    for bad in (([[1.5, 0.0]], [True]), ([[math.nan, 0.5]], [True]), ([[0.5, 0.5]], [2]), ([[0.5, 0.5]], [True], 0)):
+    for bad in (([], []), ([1.5], [True]), ([-0.5], [True]), ([math.nan], [True]), ([0.5], [2]), ([0.5], [True], 0)):
         with pytest.raises(ValueError, match="from 0 to 1"):
             uncertainty.reliability(*bad)
 
