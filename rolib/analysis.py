@@ -13,10 +13,10 @@ import pandas as pd
 
 from rolib import uncertainty
 from rolib.config import Config
-from rolib.loyalty import chance_loyalty, class_scorer, compare_predictions, loyalty_scorer
+from rolib.loyalty import chance_loyalty, class_scorer, compare_predictions, ensemble_predictions, loyalty_scorer
 from rolib.metrics import Scorer, at_ones, scorer
 from rolib.predictions import Predictions, check_paired
-from rolib.results import ENSEMBLE, combine, members, read_predictions
+from rolib.results import ENSEMBLE, members, read_predictions
 from rolib.runs import made_by, read_json, write_text
 from rolib.tasks import TASKS, Task
 from rolib.uncertainty import in_threads
@@ -45,11 +45,12 @@ def read_runs(config: Config, model: str, task: str, seeds: list[int], probabili
 
 def read_teachers(config: Config, everyone: pd.DataFrame, task: str, seeds: list[int]) -> dict[str, Runs]:
     """The runs of all teachers, and of their ensemble where there is one."""
-    names = everyone.loc[everyone["role"] == "teacher", "model"]
+    names = everyone.loc[everyone["role"] == "teacher", "model"].tolist()
     runs = {name: read_runs(config, name, task, seeds) for name in names}
-    if len(runs) > 1:
-        by_seed = zip(seeds, *runs.values(), strict=True)
-        runs[ENSEMBLE] = [combine(config, dict(zip(names, sides, strict=True)), task, seed) for seed, *sides in by_seed]
+    if len(names) > 1:
+        scores = config.folder / "evaluation" / names[0] / task / f"seed-{seeds[0]}" / "scores.json"
+        labels = read_json(scores, made_by(config))["labels"]
+        runs[ENSEMBLE] = [ensemble_predictions(sides, labels) for sides in zip(*runs.values(), strict=True)]
     return runs
 
 

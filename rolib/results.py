@@ -1,12 +1,9 @@
 """From run folders to tables: who is in the study, their stored scores and predictions."""
 
-from collections.abc import Mapping
-
 import pandas as pd
 import yaml
 
 from rolib.config import Config
-from rolib.loyalty import ensemble_predictions
 from rolib.predictions import Predictions
 from rolib.runs import made_by, read_json, require
 
@@ -54,12 +51,6 @@ def read_predictions(config: Config, model: str, task: str, seed: int, probabili
     """The stored predictions of one run."""
     path = config.folder / "evaluation" / model / task / f"seed-{seed}" / "predictions.parquet"
     return Predictions.read(require(path, made_by(config)), probabilities)
-
-
-def combine(config: Config, teachers: Mapping[str, Predictions], task: str, seed: int) -> Predictions:
-    """The ensemble of several teachers, each fine-tuned with the same seed."""
-    scores = config.folder / "evaluation" / next(iter(teachers)) / task / f"seed-{seed}" / "scores.json"
-    return ensemble_predictions(list(teachers.values()), read_json(scores, made_by(config))["labels"])
 
 
 def data_notes(config: Config) -> list[str]:

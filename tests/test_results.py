@@ -86,8 +86,9 @@ def scored(config):
 
 def predictions(config, model, task, seed):
     if model == "ensemble":
-        teachers = {name: results.read_predictions(config, name, task, seed) for name in ("bert-cased", "bert-uncased")}
-        return table_of(results.combine(config, teachers, task, seed))
+        teachers = [results.read_predictions(config, name, task, seed) for name in ("bert-cased", "bert-uncased")]
+        scores = config.folder / "evaluation" / "bert-cased" / task / f"seed-{seed}" / "scores.json"
+        return table_of(loyalties.ensemble_predictions(teachers, json.loads(scores.read_text())["labels"]))
     return table_of(results.read_predictions(config, model, task, seed))
 
 
