@@ -77,7 +77,7 @@ class TeacherConfig(TrainingConfig):
     @model_validator(mode="after")
     def _heads_divide(self):
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: change one")
+            raise ValueError(f"hidden_size: {self.hidden_size} is not a multiple of num_heads {self.num_heads}: change one")
         return self
 
 
@@ -112,9 +112,11 @@ class StudentConfig(TrainingConfig):
     def _something_to_learn(self):
         first = next(iter(self.teachers))
         if not self.teachers[first]:
-            raise ValueError(f"teacher {first} has weight 0, but the first gives the student its vocabulary: raise it or reorder")
+            raise ValueError(
+                f"teachers: {first} has weight 0, but the first gives the student its vocabulary: raise it or reorder"
+            )
         if self.objective == "distill" and self.alpha_ce + self.alpha_mlm + self.alpha_cos == 0:
-            raise ValueError("alpha_ce, alpha_mlm and alpha_cos are all 0: nothing would be learned, raise one")
+            raise ValueError("alpha_ce: 0, as alpha_mlm and alpha_cos are: nothing would be learned, raise one")
         return self
 
 
@@ -139,7 +141,7 @@ class EvaluateConfig(Config):
         for key in ("protocols", "epochs", "learning_rates"):
             missing = [task for task in self.tasks if task not in getattr(self, key)]
             if missing:
-                raise ValueError(f"{key} has no entry for {', '.join(missing)}: add it")
+                raise ValueError(f"{key}: no entry for {', '.join(missing)}: add it")
         return self
 
 
@@ -185,8 +187,9 @@ def validate(kind: type[Config], values: dict, default: str, where: dict[str, st
         return kind(**values)
     except ValidationError as error:
         fault = error.errors()[0]
-    key = ".".join(str(part) for part in fault["loc"] if part != "[key]") or "parameters"
-    message = fault["msg"].removeprefix("Value error, ")
+    key, message = ".".join(str(part) for part in fault["loc"] if part != "[key]"), fault["msg"].removeprefix("Value error, ")
+    if not key:  # of values that do not go together the message names one
+        key, message = message.split(": ", 1)
     got = f"{message}, got {fault['input']!r}"
     text = {
         "extra_forbidden": "unknown key: correct its spelling or remove it",

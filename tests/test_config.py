@@ -64,7 +64,7 @@ def test_shares_of_the_teachers(student_config):
     assert student_config(teachers={"a": 1.0, "b": 3.0}).shares == {"a": 0.25, "b": 0.75}
     assert student_config(teachers={"a": 2.0, "b": 0.0}).shares == {"a": 1.0}
     for teachers, message in [
-        ({"a": 0.0, "b": 1.0}, "a has weight 0"),
+        ({"a": 0.0, "b": 1.0}, "teachers: a has weight 0"),
         ({}, "at least 1"),
         ({"a": -1.0}, "greater than or equal"),
     ]:
@@ -181,15 +181,15 @@ def test_an_impossible_value(params, name, key, value, mend):
 
 def test_values_that_do_not_go_together(params, student_config):
     change(params / "tiny" / "pretrain.yaml", hidden_size=30, num_heads=4)
-    refused(params, "hidden_size 30 is not a multiple of num_heads 4: change one", "pretrain.yaml")
-    with pytest.raises(ValueError, match="alpha_ce, alpha_mlm and alpha_cos are all 0"):
+    refused(params, f"hidden_size ({params / 'tiny' / 'pretrain.yaml'}): 30 is not a multiple of num_heads 4: change one")
+    with pytest.raises(ValueError, match="alpha_ce: 0, as alpha_mlm and alpha_cos are"):
         student_config(alpha_ce=0.0, alpha_mlm=0.0, alpha_cos=0.0)
     assert student_config(alpha_ce=0.0, alpha_mlm=0.0, alpha_cos=0.0, objective="mlm").objective == "mlm"
 
 
 def test_a_task_without_a_recipe(params):
     change(params / "tiny" / "evaluate.yaml", tasks=["upos", "xpos", "ner"], epochs={"upos": 1})
-    refused(params, "epochs has no entry for xpos, ner", "add it", "evaluate.yaml")
+    refused(params, f"epochs ({params / 'tiny' / 'evaluate.yaml'}): no entry for xpos, ner: add it")
     change(params / "tiny" / "evaluate.yaml", epochs={"upos": 1, "pos": 2})
     refused(params, "epochs.pos", "Input should be 'upos', 'xpos'", "got 'pos'", "evaluate.yaml")
     change(
@@ -197,7 +197,7 @@ def test_a_task_without_a_recipe(params):
         epochs=dict.fromkeys(["upos", "xpos", "ner"], 1),
         protocols={"upos": "accuracy", "ner": "strict"},
     )
-    refused(params, "protocols has no entry for xpos: add it", "evaluate.yaml")
+    refused(params, f"protocols ({params / 'tiny' / 'evaluate.yaml'}): no entry for xpos: add it")
 
 
 def test_a_student_deeper_than_its_teacher(params):
