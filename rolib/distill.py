@@ -69,6 +69,12 @@ class Teacher:
     view: int = 0  # the tokenizer it reads with; 0 is the student's
     projection: Projection | None = None  # for any other view
 
+    def place(self, device: torch.device) -> None:
+        """Freeze the model; move it and the projection to a device."""
+        self.model.eval().requires_grad_(False).to(device)
+        if self.projection:
+            self.projection.to(device)
+
 
 def cosine_terms(teachers: Sequence[Teacher]) -> list[str]:
     """The name of each teacher's loss of states: cos for the first, cos_<name> for a further one."""
@@ -269,8 +275,7 @@ def train(
     # Step 1: everything random comes from the seed.
     set_seed(config.seed)
     accelerator = make_accelerator()
-    device = accelerator.device
-    collator = MaskingCollator(tokenizers, config.mask_share, config.seed)
+    collator, device = MaskingCollator(tokenizers, config.mask_share, config.seed), accelerator.device
 
     # Step 2: optimizer and schedule. The schedule is not prepared: Accelerate would step it once per process.
     if getattr(config, "freeze_positions", False):
@@ -285,10 +290,7 @@ def train(
     model, optimizer = accelerator.prepare(student, optimizer)
     accelerator.register_for_checkpointing(schedule)
     for teacher in teachers:
-        # Not prepared: Accelerate would put it into every checkpoint.
-        teacher.model.eval().requires_grad_(False).to(device)
-        if teacher.projection:
-            teacher.projection.to(device)
+        teacher.place(device)  # not prepared: Accelerate would put it into every checkpoint
 
     # Step 3: go on from a checkpoint.
     done = resume(accelerator, folder)
