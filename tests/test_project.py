@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from rolib.config import ROOT, ConfigError, load
 from rolib.notebook import KINDS, run
 
-NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 PINS = {
     canonicalize_name(name): version
     for name, version in (line.split("==") for line in (ROOT / "requirements.txt").read_text().split())
