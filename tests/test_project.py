@@ -168,7 +168,7 @@ def test_code_lines_are_counted_without_comments_and_docstrings(tmp_path):
 
 def test_rolib_stays_thin():
     files = sorted((ROOT / "rolib").glob("*.py"))
-    assert sum(map(code_lines, files)) <= 2450
+    assert sum(map(code_lines, files)) <= 2500  # a new concept may raise it; say so in LOG.md
     functions = [node for file in files for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.FunctionDef)]
     long = {node.name for node in functions if node.end_lineno - node.lineno >= 45}
     assert long == {"train", "finetune"}  # the two loops, in numbered steps
