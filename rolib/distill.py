@@ -171,7 +171,7 @@ def loss_terms(student: nn.Module, teachers: Sequence[Teacher], batch: list[dict
     view, places = batch[0], term_places(batch, teachers, config)
     rows = places.get("ce", view["labels"] != IGNORE)
     logits, hidden, mapped = student(view["input_ids"], view["attention_mask"], rows)
-    outputs = [teacher_outputs(teacher, batch, config) for teacher in teachers]
+    outputs = [teacher_outputs(teacher, batch, config) for teacher in teachers if config.alpha_ce or config.alpha_cos]
     terms = dict.fromkeys(places, logits.new_zeros(()))
     if "mlm" in places:
         terms["mlm"] = mlm_loss(logits, view["labels"][rows])

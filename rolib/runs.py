@@ -77,12 +77,22 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
+def git_commit() -> str:
+    """The commit of this checkout, marked `-dirty` if a file differs from it or is not in it."""
+
+    def git(*words):
+        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (no git checkout)"
+
+
 def manifest(config: Config, inputs: dict[str, str], seconds: float) -> dict:
     """What is needed to tell where a result came from; `inputs` maps a name to the hash of what was read."""
-    describe = ["git", "-C", ROOT, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    git = subprocess.run(describe, capture_output=True, text=True) if shutil.which("git") else None
     return {
-        "git_commit": git.stdout.strip() if git and git.returncode == 0 else "unknown (no git checkout)",
+        "git_commit": git_commit(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
