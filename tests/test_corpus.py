@@ -205,6 +205,18 @@ def test_words_per_source(world, teacher_config):
     assert len(every_text(corpus.load_corpus(teacher_config(words_per_source=0), world))) == 20
 
 
+def test_words_per_source_that_are_just_reached(world, teacher_config):
+    few = every_text(corpus.load_corpus(teacher_config(words_per_source=10), world))
+    assert [text.split()[1] for text in few] == ["a"] * 2 + ["b"] * 2
+
+
+def test_the_seed_chooses_the_documents_of_a_source(world, teacher_config):
+    chosen = [
+        frozenset(every_text(corpus.load_corpus(teacher_config(words_per_source=12, seed=seed), world))) for seed in range(4)
+    ]
+    assert len(set(chosen)) > 2
+
+
 def test_a_folder_as_corpus(world, teacher_config):
     split = corpus.load_corpus(teacher_config(corpus=str(world / "corpus")), world / "nowhere")
     assert len(every_text(split)) == 20

@@ -172,6 +172,21 @@ def test_the_state_terms_are_word_by_word_across_vocabularies(student_config, te
     assert "cos_lower" not in distill.loss_terms(student, both, batch, student_config(hidden_states="first"))
 
 
+@pytest.mark.parametrize("soft_targets", ["masked", "all"])
+def test_the_mass_is_a_mean_over_shared_words_with_soft_targets(soft_targets, student_config, teachers, batch):
+    counts = distill.term_counts(batch, teachers(), student_config(soft_targets=soft_targets))
+    shared, masked = batch[1]["shared_first"], batch[0]["labels"] != IGNORE
+    wanted = {"masked": int((shared & masked).sum()), "all": int(shared.sum())}
+    assert counts["mass_lower"] == wanted[soft_targets] and wanted["masked"] < wanted["all"]
+
+
+def test_teachers_that_nothing_is_learned_from_are_not_run(student_config, teachers, toy_bert, batch, monkeypatch):
+    config = student_config(alpha_ce=0.0, alpha_cos=0.0)
+    monkeypatch.setattr(distill, "teacher_outputs", lambda *_: pytest.fail("a teacher was run"))
+    terms = distill.loss_terms(student_of(toy_bert), teachers(), batch, config)
+    assert terms["mlm"] > 0 and set(terms) == {"mlm", "coverage_lower", "mass_lower"}
+
+
 def test_weights_of_the_terms(student_config, teachers):
     both = teachers(0.25, 0.75)
     measures = {"coverage_lower": 0.0, "mass_lower": 0.0}  # logged and not learned from

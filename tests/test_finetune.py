@@ -86,6 +86,22 @@ def test_encode_tagging_of_an_awkward_sentence(toy_tokenizer):
     assert rows[-1]["example"] == 1
 
 
+def test_a_word_that_just_fits_is_not_cut(toy_tokenizer):
+    giant = "zgrumetărilorînnebunitoare"
+    pieces = len(toy_tokenizer.tokenize(giant))
+    for max_length, cut in ((pieces + 2, 0), (pieces + 1, 1)):
+        (row,), counts = ft.encode(tagged([giant]), TASKS["ner"], toy_tokenizer, max_length)
+        assert counts["words_cut"] == cut and len(ids_of(row)) == max_length
+
+
+def test_padding_has_no_label(toy_tokenizer):
+    rows, _ = ft.encode(tagged(LONG, ["Casa"]), TASKS["ner"], toy_tokenizer, max_length=32)
+    batch = ft.collate(rows, TASKS["ner"], toy_tokenizer)
+    assert batch["labels"].shape == batch["input_ids"].shape
+    assert batch["labels"][1].tolist() == rows[1]["labels"] + [-100] * (len(rows[0]["labels"]) - len(rows[1]["labels"]))
+    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
+
+
 def test_encode_tagging_normalises_words(toy_tokenizer):
     rows = [ft.encode(tagged([word]), TASKS["ner"], toy_tokenizer, 16)[0] for word in ("ştiinţă", "știință")]
     cedilla, comma = (ids_of(row) for (row,) in rows)

@@ -133,6 +133,12 @@ def test_official_rows(root):
     assert sapn["test"][0] == {"id": "90", "text": "Bun", "text_pair": "da", "label": 1}
 
 
+def test_a_carved_split_is_always_the_same():
+    for name in ("sapn", "sar"):
+        validation = load_task(name, SAMPLE)["validation"]
+        assert len(validation) == 22 and validation["id"][:3] == ["263", "66", "82"]
+
+
 def test_labels_are_taken_over_all_splits(root):
     write(root / "UD_Romanian-RRT/ro_rrt-ud-test.conllu", conllu("test-1", [("5", "NUM", "Mc")]))
     assert names(load_task("upos", root)["train"]) == ["DET", "NOUN", "NUM"]
@@ -241,6 +247,11 @@ def test_deal_tenths_keeps_equal_texts_together():
     same = [f" cafea\u00a0 neagra\u0306\t{n}" for n in range(20)]
     tenths = tasks._deal_tenths(texts + same, ["x"] * 40)
     assert tenths[:20] == tenths[20:] and sorted(tenths[:20]) == sorted([*range(10)] * 2)
+
+
+def test_deal_tenths_of_equal_texts_with_two_labels_knows_no_order():
+    texts, labels = [f"text {n}" for n in range(15)] + ["text 0", "text 1"], ["a"] * 10 + ["b"] * 5 + ["b", "b"]
+    assert tasks._deal_tenths(texts[::-1], labels[::-1])[::-1] == tasks._deal_tenths(texts, labels)
 
 
 @given(
