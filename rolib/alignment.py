@@ -183,11 +183,10 @@ class Vocabulary:
         self.pieces = {piece: i for piece, i in plain.items() if self.read(piece) == piece}
 
     def counterparts(self, other: "Vocabulary", read: Callable[[str], str]) -> Tensor:
-        """(size,): for each piece the index in the other vocabulary of what `read` makes of it (## kept), other.size for none."""
+        """(size,): for each piece the index in the other vocabulary of what `read` makes of it, other.size for none."""
         index = torch.full((self.size,), other.size)
         for piece, i in self.pieces.items():
-            spelling = "##" + read(piece[2:]) if piece.startswith("##") else read(piece)
-            index[i] = other.pieces.get(spelling, other.size)
+            index[i] = other.pieces.get(read(piece), other.size)
         for role, i in self.roles.items():
             index[i] = other.roles[role]
         return index

@@ -112,6 +112,18 @@ def one(table, **wanted):
 # --- scores and comparisons -----------------------------------------------------------------------
 
 
+def test_members_stand_in_reading_order(config):
+    everyone = results.members(config)
+    keys = [(row.teacher, results.ROLES.index(row.role), row.model) for row in everyone.itertuples()]
+    assert keys == sorted(keys) and list(everyone["model"]) != sorted(everyone["model"])
+
+
+def test_one_teacher_has_no_ensemble(config):
+    for ensemble, extra in ((False, []), (True, ["ensemble"])):
+        for member in results.members(config).query("role == 'student'").itertuples():
+            assert analysis.references_of(member, ensemble) == member.teachers + extra
+
+
 def test_scores_are_means_over_seeds_with_the_bootstrap_interval(config, scored):
     scores, _ = scored
     assert set(scores["model"]) == {*MODELS, "ensemble"} and set(scores["task"]) == {*SIZES, "mean"}

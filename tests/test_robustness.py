@@ -177,6 +177,15 @@ def test_a_cap_scores_the_same_examples_with_and_without(study):
     assert sorted(original["example"]) == sorted(table["example"])
 
 
+def test_of_several_kept_models_the_first_seed_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    for seed in (2, 1):
+        model = tmp_path / "toy" / "evaluation" / "small" / "ner" / f"seed-{seed}" / "model"
+        model.mkdir(parents=True)
+        (model / "model.safetensors").touch()
+    assert [run.name for run in robustness.kept_runs(config(), ["ner"])] == ["seed-1"]
+
+
 def test_no_kept_model_is_an_error_with_its_mend(study, tmp_path, monkeypatch):
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
     shutil.copytree(study / "evaluation", tmp_path / "toy" / "evaluation", ignore=shutil.ignore_patterns("model"))

@@ -96,6 +96,13 @@ def test_is_finished_means_this_configuration_and_these_inputs(tmp_path):
     assert not runs.is_finished(folder, config(), INPUTS)
 
 
+def test_the_order_of_the_teachers_is_part_of_the_configuration(tmp_path, student_config):
+    one, other = (student_config(teachers=dict(names)) for names in ([("a", 1.0), ("b", 1.0)], [("b", 1.0), ("a", 1.0)]))
+    with runs.new_run(tmp_path / "small", one, {}):
+        pass
+    assert runs.is_finished(tmp_path / "small", one, {}) and not runs.is_finished(tmp_path / "small", other, {})
+
+
 @settings(deadline=None, derandomize=True, max_examples=50)
 @given(
     st.floats(1e-12, 1e12),

@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from rolib import results
 from rolib.config import ROOT, load_profile
 from rolib.robustness import PERTURBATIONS
+from rolib.runs import read_metrics
 from rolib.tasks import TASKS
 
 STUDENTS = {"distil-cased": "bert-cased", "distil-uncased": "bert-uncased", "distil-multi": "bert-cased"}  # the first teacher
@@ -133,6 +134,14 @@ def test_a_student_is_a_plain_hugging_face_folder(study, student):
     assert logits.shape[-1] == len(tokenizer) and torch.isfinite(logits).all()
     assert (folder / "README.md").exists()
     assert {"config.yaml", "manifest.json", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("student", CONTROLLED)
+def test_a_control_never_saw_a_teacher(study, student):
+    metrics = {name: read_metrics(study / "students" / name / "metrics.jsonl") for name in (student, f"{student}-mlm")}
+    assert {"ce", "mlm", "cos"} <= set(metrics[student][0])
+    assert "mlm" in metrics[f"{student}-mlm"][0] and not {"ce", "cos"} & set(metrics[f"{student}-mlm"][0])
+    assert metrics[student][-1]["step"] == metrics[f"{student}-mlm"][-1]["step"]  # the same budget
 
 
 def test_manifests_name_what_made_the_result(study):
