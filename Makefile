@@ -9,7 +9,7 @@ RUNS = $(or $(ROLIB_RUNS),runs)/$(PROFILE)
 .PHONY: help demo mini study ablation publish lab test lint clean
 help:
 	@echo "make demo                    the whole study on the built-in sample (minutes)"
-	@echo "make mini                    the study on real data (ROLIB_DATA, or python -m rolib.download first; hours)"
+	@echo "make mini                    the study on real data (ROLIB_DATA, or python -m rolib.data.download first; hours)"
 	@echo "make study PROFILE=NAME      the study of params/NAME, on CORES=$(CORES) cores"
 	@echo "make ablation PROFILE=NAME   strategies and weights of the two-teacher student (after the study's teachers)"
 	@echo "make publish PROFILE=NAME    copy a finished study's figures and tables to figures/NAME"

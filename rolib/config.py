@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from typing_extensions import TypedDict  # pydantic takes the one of typing only from Python 3.12
 
-from rolib.tasks import PROTOCOLS, TASKS
+from rolib.measures import PROTOCOLS, TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,7 +25,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 TaskName = Literal[*TASKS]
 Tasks = Annotated[list[TaskName], Field(min_length=1)]
-Protocols = TypedDict("Protocols", {task: Literal[*protocols] for task, protocols in PROTOCOLS.items()}, total=False)
+Protocols = TypedDict(
+    "Protocols", {task: Literal[*protocols] for task, protocols in PROTOCOLS.items()}, total=False
+)
 
 
 class ConfigError(ValueError):
@@ -77,7 +79,9 @@ class TeacherConfig(TrainingConfig):
     @model_validator(mode="after")
     def _heads_divide(self):
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size: {self.hidden_size} is not a multiple of num_heads {self.num_heads}: change one")
+            raise ValueError(
+                f"hidden_size: {self.hidden_size} is not a multiple of num_heads {self.num_heads}: change one"
+            )
         return self
 
 
@@ -88,12 +92,16 @@ class StudentConfig(TrainingConfig):
     # Teachers of this profile and their weights; the first gives the student its vocabulary and its start.
     teachers: Annotated[dict[Name, Weight], Field(min_length=1)]
     # The next three have defaults, since they mean nothing for a single teacher.
-    weighting: Literal["fixed", "confidence"] = "fixed"  # "confidence": at each position also by exp(-entropy) of the teacher
-    # How a teacher with another vocabulary gives soft targets; see rolib.alignment and rolib.losses.
+    weighting: Literal["fixed", "confidence"] = (
+        "fixed"  # "confidence": at each position also by exp(-entropy) of the teacher
+    )
+    # How a teacher with another vocabulary gives soft targets; see rolib.distillation.alignment and rolib.distillation.losses.
     soft_target_strategy: Literal["lift", "intersection", "uld", "none"] = "lift"
     # States by piece (by word across vocabularies), all by word, or by piece from the first teacher alone.
     hidden_states: Literal["pieces", "words", "first"] = "pieces"
-    objective: Literal["distill", "mlm"]  # "mlm": random weights and no teacher, the control on the same budget
+    objective: Literal[
+        "distill", "mlm"
+    ]  # "mlm": random weights and no teacher, the control on the same budget
     num_layers: Count
     alpha_ce: Weight
     alpha_mlm: Weight
@@ -116,7 +124,9 @@ class StudentConfig(TrainingConfig):
                 f"teachers: {first} has weight 0, but the first gives the student its vocabulary: raise it or reorder"
             )
         if self.objective == "distill" and self.alpha_ce + self.alpha_mlm + self.alpha_cos == 0:
-            raise ValueError("alpha_ce: 0, as alpha_mlm and alpha_cos are: nothing would be learned, raise one")
+            raise ValueError(
+                "alpha_ce: 0, as alpha_mlm and alpha_cos are: nothing would be learned, raise one"
+            )
         return self
 
 
@@ -125,7 +135,7 @@ class EvaluateConfig(Config):
 
     model: Name  # a teacher or student of this profile, or <name>-random for its shape with random weights
     tasks: Tasks
-    protocols: Protocols  # per measure, one of rolib.tasks.PROTOCOLS: what is read and which score is the headline
+    protocols: Protocols  # per measure, one of rolib.measures.PROTOCOLS: what is read and which score is the headline
     seeds: Annotated[list[Size], Field(min_length=1)]
     keep_models: bool  # save the fine-tuned model of the first seed
     max_train_examples: Size  # 0 takes all
@@ -157,7 +167,9 @@ class AblationConfig(Config):
     """09-ablate-ensemble: one student distilled in several ways, on one corpus and budget."""
 
     student: Name  # of this profile
-    variants: Annotated[dict[Name, dict], Field(min_length=1)]  # name: the parameters of the student that it changes
+    variants: Annotated[
+        dict[Name, dict], Field(min_length=1)
+    ]  # name: the parameters of the student that it changes
     seeds: Annotated[list[Size], Field(min_length=1)]  # of the distillation and of the fine-tuning
     steps: Count  # optimizer steps of each distillation
     tasks: Tasks
@@ -187,7 +199,10 @@ def validate(kind: type[Config], values: dict, default: str, where: dict[str, st
         return kind(**values)
     except ValidationError as error:
         fault = error.errors()[0]
-    key, message = ".".join(str(part) for part in fault["loc"] if part != "[key]"), fault["msg"].removeprefix("Value error, ")
+    key, message = (
+        ".".join(str(part) for part in fault["loc"] if part != "[key]"),
+        fault["msg"].removeprefix("Value error, "),
+    )
     if not key:  # of values that do not go together the message names one
         key, message = message.split(": ", 1)
     got = f"{message}, got {fault['input']!r}"
@@ -210,9 +225,13 @@ def load(kind: type[Config], *files: Path | str, **overrides) -> Config:
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         except FileNotFoundError:
-            raise ConfigError(f"{file}: no such parameter file; the profiles lie in {ROOT / 'params'}") from None
+            raise ConfigError(
+                f"{file}: no such parameter file; the profiles lie in {ROOT / 'params'}"
+            ) from None
         except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{file}: not readable as YAML in UTF-8 ({str(error).splitlines()[0]}): correct it") from None
+            raise ConfigError(
+                f"{file}: not readable as YAML in UTF-8 ({str(error).splitlines()[0]}): correct it"
+            ) from None
         if not isinstance(content, dict):
             raise ConfigError(f"{file}: expected lines of `key: value`")
         values |= content
@@ -228,7 +247,11 @@ def from_notebook(kind: type[Config], namespace: dict) -> Config:
     Call it before the notebook defines variables of its own; imports, functions and IPython's names do not count.
     """
     plain, shell = str | int | float | list | dict | None, ("In", "Out")
-    values = {key: value for key, value in namespace.items() if isinstance(value, plain) and key[0] != "_" and key not in shell}
+    values = {
+        key: value
+        for key, value in namespace.items()
+        if isinstance(value, plain) and key[0] != "_" and key not in shell
+    }
     return validate(kind, values, "notebook parameters")
 
 
@@ -249,7 +272,9 @@ def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
             config = configs[file.stem] = load(kind, common, training, base / recipe, file)
             name = getattr(config, folder[:-1])
             if name != file.stem:
-                raise ConfigError(f"{folder[:-1]} ({file}): is {name!r}, must be the file's name {file.stem!r}")
+                raise ConfigError(
+                    f"{folder[:-1]} ({file}): is {name!r}, must be the file's name {file.stem!r}"
+                )
         return configs
 
     teachers = each(TeacherConfig, "teachers", "pretrain.yaml")
@@ -257,14 +282,25 @@ def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
     for name, student in students.items():
         file = base / "students" / f"{name}.yaml"
         check_known(student.teachers, teachers, f"teachers ({file})")
-        check_depth(student.num_layers, teachers[next(iter(student.teachers))].num_layers, str(file))
+        check_depth(
+            student.num_layers, teachers[next(iter(student.teachers))].num_layers, str(file)
+        )
     study = {"teachers": teachers, "students": students}
     study["evaluate"] = load(EvaluateConfig, common, base / "evaluate.yaml", model="any")
-    others = {"speed": SpeedConfig, "ablation": AblationConfig, "analyse": AnalyseConfig, "robustness": RobustnessConfig}
+    others = {
+        "speed": SpeedConfig,
+        "ablation": AblationConfig,
+        "analyse": AnalyseConfig,
+        "robustness": RobustnessConfig,
+    }
     study |= {name: load(kind, common, base / f"{name}.yaml") for name, kind in others.items()}
-    models = [name.removesuffix("-random").removesuffix("-mlm") for name in study["robustness"].models]
+    models = [
+        name.removesuffix("-random").removesuffix("-mlm") for name in study["robustness"].models
+    ]
     check_known(models, teachers | students, f"models ({base / 'robustness.yaml'})")
-    check_known(study["robustness"].tasks, study["evaluate"].tasks, f"tasks ({base / 'robustness.yaml'})")
+    check_known(
+        study["robustness"].tasks, study["evaluate"].tasks, f"tasks ({base / 'robustness.yaml'})"
+    )
     return study
 
 
@@ -277,7 +313,9 @@ def check_known(names: Iterable[str], known: Iterable[str], where: str) -> None:
             )
 
 
-def check_depth(student_layers: int, teacher_layers: int, where: str = "notebook parameters") -> None:
+def check_depth(
+    student_layers: int, teacher_layers: int, where: str = "notebook parameters"
+) -> None:
     """Raise ConfigError when the student is deeper than its teacher."""
     if student_layers > teacher_layers:
         layers = f"{student_layers} > {teacher_layers} layers"

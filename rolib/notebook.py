@@ -37,7 +37,9 @@ HOURS_PER_CELL = 72  # a cell that takes longer hangs
 def run(notebook: Path, output: Path, files: list[str], overrides: dict) -> None:
     """Validate, execute, rename. ConfigError for bad parameters; papermill's error for a cell that fails."""
     if notebook.stem not in KINDS:
-        raise config.ConfigError(f"{notebook}: takes no parameters; the notebooks that do are {', '.join(KINDS)}")
+        raise config.ConfigError(
+            f"{notebook}: takes no parameters; the notebooks that do are {', '.join(KINDS)}"
+        )
     values = config.load(KINDS[notebook.stem], *files, **overrides)
     # nbclient waits for ever for the state of an output widget that nobody shows (jupyter/nbclient issue 197).
     nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
@@ -51,20 +53,33 @@ def run(notebook: Path, output: Path, files: list[str], overrides: dict) -> None
 
 def main() -> None:
     """The command line; errors in parameters are one line."""
-    parser = argparse.ArgumentParser(prog="python -m rolib.notebook", description="Run a notebook with validated parameters.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rolib.notebook", description="Run a notebook with validated parameters."
+    )
     parser.add_argument("notebook", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("-f", action="append", default=[], metavar="FILE", help="parameter file; a later one wins")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="one parameter")
+    parser.add_argument(
+        "-f", action="append", default=[], metavar="FILE", help="parameter file; a later one wins"
+    )
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="one parameter"
+    )
     options = parser.parse_args()
     try:
-        run(options.notebook, options.output, options.f, {key: yaml.safe_load(value) for key, value in options.p})
+        run(
+            options.notebook,
+            options.output,
+            options.f,
+            {key: yaml.safe_load(value) for key, value in options.p},
+        )
     except config.ConfigError as error:
         sys.exit(f"error: {error}")
     except papermill.PapermillExecutionError as error:
         first = str(error.evalue).strip().partition("\n")[0]
         partial = options.output.with_suffix(".partial.ipynb")
-        sys.exit(f"error: {error.ename}: {first} (in {options.notebook}; the cells that ran are in {partial})")
+        sys.exit(
+            f"error: {error.ename}: {first} (in {options.notebook}; the cells that ran are in {partial})"
+        )
 
 
 if __name__ == "__main__":

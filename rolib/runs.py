@@ -19,7 +19,16 @@ from tqdm import tqdm
 
 from rolib.config import ROOT, Config, to_dict
 
-PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy", "scipy", "pandas")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "pandas",
+)
 
 
 def sha256(path: Path) -> str:
@@ -69,19 +78,27 @@ def model_folder(config: Config, name: str) -> Path:
     for kind in ("teachers", "students"):
         if (config.folder / kind / name / "manifest.json").exists():
             return config.folder / kind / name
-    raise FileNotFoundError(f"{config.folder}: no finished model {name!r}: run {made_by(config)} first")
+    raise FileNotFoundError(
+        f"{config.folder}: no finished model {name!r}: run {made_by(config)} first"
+    )
 
 
 def device_name() -> str:
     """The device that a run uses, for manifests and captions."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
 
 
 def git_commit() -> str:
     """The commit of this checkout, marked `-dirty` if a file differs from it or is not in it."""
 
     def git(*words):
-        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", ROOT, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
@@ -123,14 +140,24 @@ def new_run(folder: Path, config: Config, inputs: dict[str, str], **more) -> Ite
     its checkpoints can be used; any other is thrown away.
     """
     working = folder.with_name(f".{folder.name}.partial")
-    identity, identity_file = {"config": to_dict(config), "inputs": inputs}, working / "identity.json"
-    if working.exists() and (not identity_file.exists() or json.loads(identity_file.read_text()) != identity):
+    identity, identity_file = (
+        {"config": to_dict(config), "inputs": inputs},
+        working / "identity.json",
+    )
+    if working.exists() and (
+        not identity_file.exists() or json.loads(identity_file.read_text()) != identity
+    ):
         shutil.rmtree(working)
     write_json(identity_file, identity)
-    write_text(working / "config.yaml", yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False))
+    write_text(
+        working / "config.yaml",
+        yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False),
+    )
     start = time.perf_counter()
     yield working
-    write_json(working / "manifest.json", manifest(config, inputs, time.perf_counter() - start) | more)
+    write_json(
+        working / "manifest.json", manifest(config, inputs, time.perf_counter() - start) | more
+    )
     shutil.rmtree(working / "checkpoints", ignore_errors=True)
     identity_file.unlink()
     if folder.exists():
@@ -151,4 +178,10 @@ def read_metrics(path: Path) -> list[dict]:
 
 def progress(iterable, **options):
     """A tqdm bar; where nobody watches a terminal it prints a line every few seconds, so that logs stay readable."""
-    return tqdm(iterable, mininterval=0.5 if sys.stderr.isatty() else 15, file=sys.stderr, dynamic_ncols=True, **options)
+    return tqdm(
+        iterable,
+        mininterval=0.5 if sys.stderr.isatty() else 15,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        **options,
+    )

@@ -13,12 +13,12 @@ import time
 import torch
 from datasets import Dataset
 
-from rolib import distill, models
-from rolib.alignment import Projection
 from rolib.config import load_profile
-from rolib.corpus import build_blocks, read_documents
-from rolib.masking import MaskingCollator
-from rolib.tasks import SAMPLE
+from rolib.data.corpus import build_blocks, read_documents
+from rolib.data.tasks import SAMPLE
+from rolib.distillation import loop, models
+from rolib.distillation.alignment import Projection
+from rolib.distillation.masking import MaskingCollator
 
 
 def timed(function) -> float:
@@ -30,7 +30,7 @@ def timed(function) -> float:
 
 def step(student, teachers, batch, config) -> None:
     """Forward and backward pass of one micro-batch."""
-    alpha, terms = distill.weights(config, teachers), distill.loss_terms(student, teachers, batch, config)
+    alpha, terms = loop.weights(config, teachers), loop.loss_terms(student, teachers, batch, config)
     sum(alpha[name] * terms[name] for name in alpha).backward()
     student.zero_grad(set_to_none=True)
 
@@ -39,35 +39,56 @@ def main(repetitions: int) -> None:
     """Print one line a strategy."""
     study = load_profile("mini")
     config = study["students"]["distil-multi"]
-    texts = [text for file in sorted((SAMPLE / "corpus").glob("*.txt")) for text in read_documents(file)]
+    texts = [
+        text for file in sorted((SAMPLE / "corpus").glob("*.txt")) for text in read_documents(file)
+    ]
     shapes = [study["teachers"][name] for name in config.teachers]
-    tokenizers = [models.train_tokenizer(texts, shape.vocab_size, shape.lowercase, models.MAX_POSITIONS) for shape in shapes]
+    tokenizers = [
+        models.train_tokenizer(texts, shape.vocab_size, shape.lowercase, models.MAX_POSITIONS)
+        for shape in shapes
+    ]
     # The sample is too small for the full vocabularies; the models get them all the same, since the logits are the work.
     torch.manual_seed(0)
-    berts = [models.build_teacher(shape, tokenizer) for shape, tokenizer in zip(shapes, tokenizers, strict=True)]
+    berts = [
+        models.build_teacher(shape, tokenizer)
+        for shape, tokenizer in zip(shapes, tokenizers, strict=True)
+    ]
     for bert, shape in zip(berts, shapes, strict=True):
         bert.resize_token_embeddings(shape.vocab_size, mean_resizing=False)
-    blocks = build_blocks(Dataset.from_dict({"text": [" ".join(texts)]}), tokenizers, config.block_length)
-    both = MaskingCollator(tokenizers, config.mask_share, seed=1)([blocks[i] for i in range(config.batch_size)])
+    blocks = build_blocks(
+        Dataset.from_dict({"text": [" ".join(texts)]}), tokenizers, config.block_length
+    )
+    both = MaskingCollator(tokenizers, config.mask_share, seed=1)(
+        [blocks[i] for i in range(config.batch_size)]
+    )
     projection = Projection(*tokenizers)
     for name, shape in zip(("join", "equal"), (shapes[0], shapes[1]), strict=True):
         padding = shape.vocab_size - len(getattr(projection, name))
         end = {"join": shapes[1], "equal": shapes[0]}[name].vocab_size
-        index = torch.where(getattr(projection, name) < len(tokenizers[name == "join"]), getattr(projection, name), end)
+        index = torch.where(
+            getattr(projection, name) < len(tokenizers[name == "join"]),
+            getattr(projection, name),
+            end,
+        )
         setattr(projection, name, torch.nn.functional.pad(index, (0, padding), value=end))
-    first = distill.Teacher("first", models.MaskedLM(berts[0]), 0.5)
-    second = distill.Teacher("second", models.MaskedLM(berts[1]), 0.5, 1, projection)
+    first = loop.Teacher("first", models.MaskedLM(berts[0]), 0.5)
+    second = loop.Teacher("second", models.MaskedLM(berts[1]), 0.5, 1, projection)
     for teacher in (first, second):
         teacher.model.eval().requires_grad_(False)
     small = models.init_student(berts[0], config.num_layers)
-    with_map, without = models.MaskedLM(small, [berts[1].config.hidden_size]), models.MaskedLM(small)
-    print(f"{torch.get_num_threads()} threads, {config.batch_size} blocks of {config.block_length}, median of {repetitions}")
+    with_map, without = (
+        models.MaskedLM(small, [berts[1].config.hidden_size]),
+        models.MaskedLM(small),
+    )
+    print(
+        f"{torch.get_num_threads()} threads, {config.batch_size} blocks of {config.block_length}, median of {repetitions}"
+    )
     for strategy in ("lift", "intersection", "uld", "none"):
         changed = config.model_copy(update={"soft_target_strategy": strategy})
         jobs = {
             "two teachers": lambda changed=changed: step(with_map, [first, second], both, changed),
             "one teacher": lambda changed=changed: step(without, [first], both[:1], changed),
-            "second's forward": lambda changed=changed: distill.teacher_outputs(second, both, changed),
+            "second's forward": lambda changed=changed: loop.teacher_outputs(second, both, changed),
         }
         times = {name: [] for name in jobs}
         for _ in range(repetitions + 3):
@@ -75,9 +96,13 @@ def main(repetitions: int) -> None:
                 times[name].append(timed(job))
         medians = {name: statistics.median(values[3:]) for name, values in times.items()}
         # A ratio for each turn, since a machine's speed drifts.
-        ratio = statistics.median(two / (one + more) for two, one, more in list(zip(*times.values(), strict=True))[3:])
+        ratio = statistics.median(
+            two / (one + more) for two, one, more in list(zip(*times.values(), strict=True))[3:]
+        )
         print(
-            f"{strategy:13s} " + ", ".join(f"{name} {value:.0f} ms" for name, value in medians.items()) + f": ratio {ratio:.3f}"
+            f"{strategy:13s} "
+            + ", ".join(f"{name} {value:.0f} ms" for name, value in medians.items())
+            + f": ratio {ratio:.3f}"
         )
 
 

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from rolib import analysis
+from rolib.analysis import agreement, tables
 from rolib.config import load_profile
 
 
@@ -12,10 +12,10 @@ def main(profile: str) -> None:
     config = load_profile(profile)["analyse"]
     runs = len(list(config.folder.glob("evaluation/*/*/seed-*/predictions.parquet")))
     print(f"{profile}: {runs} runs, {config.resamples:,} resamples")
-    for tables in (analysis.score_tables, analysis.loyalty_tables):
+    for make in (tables.score_tables, agreement.loyalty_tables):
         start = time.perf_counter()
-        tables(config)
-        print(f"{tables.__name__}: {time.perf_counter() - start:.1f} s")
+        make(config)
+        print(f"{make.__name__}: {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

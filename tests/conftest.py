@@ -38,14 +38,16 @@ def toy_documents() -> list[str]:
     rng = random.Random(0)
 
     def sentence():
-        return " ".join(rng.choice(words) for words in (SUBJECTS, VERBS, OBJECTS, PLACES)) + rng.choice(".!")
+        return " ".join(
+            rng.choice(words) for words in (SUBJECTS, VERBS, OBJECTS, PLACES)
+        ) + rng.choice(".!")
 
     return [f"{i}. " + " ".join(sentence() for _ in range(3)) for i in range(60)]
 
 
 @pytest.fixture(scope="session")
 def _toy_tokenizer(toy_documents):
-    from rolib.models import train_tokenizer
+    from rolib.distillation.models import train_tokenizer
 
     return train_tokenizer(toy_documents, vocab_size=200, lowercase=False, max_length=32)
 
@@ -59,7 +61,7 @@ def toy_tokenizer(_toy_tokenizer):
 @pytest.fixture(scope="session")
 def lower_tokenizer(toy_documents):
     """A lower-casing WordPiece tokenizer of 150 pieces, accents kept, for the same texts."""
-    from rolib.models import train_tokenizer
+    from rolib.distillation.models import train_tokenizer
 
     return train_tokenizer(toy_documents, vocab_size=150, lowercase=True, max_length=32)
 
@@ -69,11 +71,14 @@ def toy_blocks(_toy_tokenizer, toy_documents):
     """Blocks of at most 24 pieces: 50 documents to train on, 10 held out."""
     from datasets import Dataset, DatasetDict
 
-    from rolib.corpus import build_blocks
+    from rolib.data.corpus import build_blocks
 
     parts = {"train": toy_documents[:50], "held_out": toy_documents[50:]}
     return DatasetDict(
-        {name: build_blocks(Dataset.from_dict({"text": texts}), [_toy_tokenizer], 24) for name, texts in parts.items()}
+        {
+            name: build_blocks(Dataset.from_dict({"text": texts}), [_toy_tokenizer], 24)
+            for name, texts in parts.items()
+        }
     )
 
 
@@ -138,7 +143,19 @@ def student_config():
     """Make a StudentConfig of the toy recipe; keyword arguments change it."""
     from rolib.config import StudentConfig
 
-    loss = {"alpha_ce": 5.0, "alpha_mlm": 2.0, "alpha_cos": 1.0, "temperature": 2.0, "soft_targets": "all"}
+    loss = {
+        "alpha_ce": 5.0,
+        "alpha_mlm": 2.0,
+        "alpha_cos": 1.0,
+        "temperature": 2.0,
+        "soft_targets": "all",
+    }
     ensemble = {"weighting": "fixed", "soft_target_strategy": "lift", "hidden_states": "pieces"}
-    shape = {"student": "small", "teachers": {"toy": 1.0}, "objective": "distill", "num_layers": 2, "freeze_positions": True}
+    shape = {
+        "student": "small",
+        "teachers": {"toy": 1.0},
+        "objective": "distill",
+        "num_layers": 2,
+        "freeze_positions": True,
+    }
     return lambda **changes: StudentConfig(**(RECIPE | loss | ensemble | shape | changes))

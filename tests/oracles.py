@@ -5,26 +5,40 @@ from nervaluate import Evaluator
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
-from rolib import metrics, uncertainty
-from rolib.loyalty import loyalty_scorer
-from rolib.predictions import UNIT, Predictions, check_paired
+from rolib.analysis import uncertainty
+from rolib.analysis.loyalty import loyalty_scorer
+from rolib.evaluation import metrics
+from rolib.evaluation.predictions import UNIT, Predictions, check_paired
 
 
 def scores_elsewhere(task, table):
     """Scores of a prediction table by scikit-learn, SciPy and nervaluate; of NER those that nervaluate defines alike."""
     if task.name == "ner":
-        gold, predicted = (table.sort_values(UNIT).groupby("example")[side].agg(list).tolist() for side in ("gold", "predicted"))
+        gold, predicted = (
+            table.sort_values(UNIT).groupby("example")[side].agg(list).tolist()
+            for side in ("gold", "predicted")
+        )
         classes = sorted({tag[2:] for tags in [*gold, *predicted] for tag in tags if tag != "O"})
         if not classes:  # nervaluate refuses
             return dict.fromkeys(metrics.SPAN_SCORES, 0.0)
         result = Evaluator(gold, predicted, tags=classes, loader="list").evaluate()
         strict = result["overall"]["strict"]
         macro = np.mean([scores["strict"].f1 for scores in result["entities"].values()])
-        scores = {"strict_f1_micro": strict.f1, "strict_f1_macro": macro, "boundary_f1_micro": result["overall"]["exact"].f1}
-        return scores | {"strict_precision_micro": strict.precision, "strict_recall_micro": strict.recall}
+        scores = {
+            "strict_f1_micro": strict.f1,
+            "strict_f1_macro": macro,
+            "boundary_f1_micro": result["overall"]["exact"].f1,
+        }
+        return scores | {
+            "strict_precision_micro": strict.precision,
+            "strict_recall_micro": strict.recall,
+        }
     sides = table["gold"].tolist(), table["predicted"].tolist()
     if task.kind != "regression":
-        return {"accuracy": accuracy_score(*sides), "macro_f1": f1_score(*sides, average="macro", zero_division=0)}
+        return {
+            "accuracy": accuracy_score(*sides),
+            "macro_f1": f1_score(*sides, average="macro", zero_division=0),
+        }
     spread = min(map(np.ptp, sides))
     return {
         "pearson": 0.0 if spread < 1e-12 else stats.pearsonr(*sides).statistic,
@@ -46,12 +60,17 @@ def expected_calibration_error(probabilities, correct, bins=10):
 
 def table_of(run):
     """Predictions as a table, in order of units."""
-    return run.units.assign(gold=run.gold, predicted=run.predicted, probabilities=list(run.probabilities))
+    return run.units.assign(
+        gold=run.gold, predicted=run.predicted, probabilities=list(run.probabilities)
+    )
 
 
 def runs_of(tables):
     """Predictions by fine-tuning seed, in order of seeds, refused if unlike."""
-    runs = {seed: Predictions.of(tables[seed], f"prediction table of seed {seed}") for seed in sorted(tables)}
+    runs = {
+        seed: Predictions.of(tables[seed], f"prediction table of seed {seed}")
+        for seed in sorted(tables)
+    }
     check_paired({f"predictions of seed {seed}": run for seed, run in runs.items()})
     return runs
 
@@ -66,7 +85,9 @@ def bootstrap_scores(task, tables, resamples=10_000, seed=0):
 
 def bootstrap_difference(task, student, teacher, resamples=10_000, seed=0):
     """Student's minus teacher's scores, both in the same resamples."""
-    ours, theirs = (bootstrap_scores(task, tables, resamples, seed) for tables in (student, teacher))
+    ours, theirs = (
+        bootstrap_scores(task, tables, resamples, seed) for tables in (student, teacher)
+    )
     return {name: ours[name] - theirs[name] for name in ours}
 
 

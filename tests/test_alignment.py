@@ -8,11 +8,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
 
-from rolib import alignment, corpus
-from rolib.alignment import Projection
 from rolib.config import ConfigError
-from rolib.losses import IGNORE
-from rolib.masking import MaskingCollator
+from rolib.data import corpus
+from rolib.data.words import piece_spans, split_words, word_pieces
+from rolib.distillation import alignment
+from rolib.distillation.alignment import Projection
+from rolib.distillation.losses import IGNORE
+from rolib.distillation.masking import MaskingCollator
 
 steady = settings(deadline=None, derandomize=True, max_examples=100)
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -23,36 +25,54 @@ pieces = st.text(alphabet="aăîșțnrAÎȘT", min_size=1, max_size=3)
 
 def make(vocabulary, lowercase):
     listed = SPECIALS + [piece for piece in dict.fromkeys(vocabulary) if piece not in SPECIALS]
-    return BertTokenizer(vocab={piece: i for i, piece in enumerate(listed)}, do_lower_case=lowercase, strip_accents=False)
+    return BertTokenizer(
+        vocab={piece: i for i, piece in enumerate(listed)},
+        do_lower_case=lowercase,
+        strip_accents=False,
+    )
 
 
 def both(vocabulary):
     return [form for piece in vocabulary for form in (piece, f"##{piece}")]
 
 
-cased = st.lists(pieces, min_size=1, max_size=25, unique=True).map(lambda found: make(both(found), False))
-lowered = st.lists(pieces.map(str.lower), min_size=1, max_size=25, unique=True).map(lambda found: make(both(found), True))
+cased = st.lists(pieces, min_size=1, max_size=25, unique=True).map(
+    lambda found: make(both(found), False)
+)
+lowered = st.lists(pieces.map(str.lower), min_size=1, max_size=25, unique=True).map(
+    lambda found: make(both(found), True)
+)
 
 
 def distributions(rows, size, seed, power=3.0):
-    return torch.softmax(torch.randn(rows, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * power, -1)
+    return torch.softmax(
+        torch.randn(rows, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        * power,
+        -1,
+    )
 
 
 # --- words and pieces -----------------------------------------------------------------------------
 
-HARD_WORDS = "Într-un n-a Știință ȘCOALĂ 3,5% d'Artagnan naiv-ă 😀 😀😀 €zz îi. İstanbul ǅ 中文 zzzz"
+HARD_WORDS = (
+    "Într-un n-a Știință ȘCOALĂ 3,5% d'Artagnan naiv-ă 😀 😀😀 €zz îi. İstanbul ǅ 中文 zzzz"
+)
 
 
 @pytest.mark.parametrize("lowercase", [False, True])
 def test_spans_of_hard_words(lowercase, toy_tokenizer, lower_tokenizer):
     tokenizer = lower_tokenizer if lowercase else toy_tokenizer
-    words = alignment.piece_spans(HARD_WORDS, tokenizer)
-    assert [word for word, _ in words] == alignment.split_words(HARD_WORDS)
-    for (word, spans), ids in zip(words, alignment.word_pieces([word for word, _ in words], tokenizer), strict=True):
+    words = piece_spans(HARD_WORDS, tokenizer)
+    assert [word for word, _ in words] == split_words(HARD_WORDS)
+    for (word, spans), ids in zip(
+        words, word_pieces([word for word, _ in words], tokenizer), strict=True
+    ):
         assert [piece for _, _, piece in spans] == ids
         assert "".join(HARD_WORDS[start:end] for start, end, _ in spans) == word
         # Independent of the offsets: a piece's own letters are those of its span, unless it is unknown.
-        for (start, end, piece), text in zip(spans, tokenizer.convert_ids_to_tokens(ids), strict=True):
+        for (start, end, piece), text in zip(
+            spans, tokenizer.convert_ids_to_tokens(ids), strict=True
+        ):
             if piece != tokenizer.unk_token_id and "İ" not in word:
                 span = HARD_WORDS[start:end]
                 assert text.removeprefix("##") == (span.lower() if lowercase else span)
@@ -60,7 +80,7 @@ def test_spans_of_hard_words(lowercase, toy_tokenizer, lower_tokenizer):
 
 def test_known_spans():
     tokenizer = make(["Copil", "##ul", "##u", "n", "-", "##a", "a", "stiut"], False)
-    found = [(word, spans) for word, spans in alignment.piece_spans("Copilul n-a 😀", tokenizer)]
+    found = [(word, spans) for word, spans in piece_spans("Copilul n-a 😀", tokenizer)]
     copil, ul, n, hyphen, a = tokenizer.convert_tokens_to_ids(["Copil", "##ul", "n", "-", "a"])
     assert found == [
         ("Copilul", [(0, 5, copil), (5, 7, ul)]),
@@ -77,7 +97,7 @@ def test_spans_tile_every_word(words, lowercase, data):
     tokenizer = data.draw(lowered if lowercase else cased)
     text = corpus.normalise(" ".join(words))
     place = 0
-    for word, spans in alignment.piece_spans(text, tokenizer):
+    for word, spans in piece_spans(text, tokenizer):
         place = text.index(word, place)
         assert spans[0][0] == place and spans[-1][1] == place + len(word)
         assert all(before[1] == after[0] for before, after in zip(spans, spans[1:], strict=False))
@@ -86,8 +106,8 @@ def test_spans_tile_every_word(words, lowercase, data):
 
 
 def test_a_word_that_a_tokenizer_cannot_see_is_unknown(toy_tokenizer):
-    assert alignment.word_pieces(["\ufffd", "casa"], toy_tokenizer)[0] == [toy_tokenizer.unk_token_id]
-    assert alignment.word_pieces([], toy_tokenizer) == []
+    assert word_pieces(["\ufffd", "casa"], toy_tokenizer)[0] == [toy_tokenizer.unk_token_id]
+    assert word_pieces([], toy_tokenizer) == []
 
 
 # --- views ----------------------------------------------------------------------------------------
@@ -96,20 +116,25 @@ def test_a_word_that_a_tokenizer_cannot_see_is_unknown(toy_tokenizer):
 @pytest.fixture(scope="module")
 def views(_toy_tokenizer, lower_tokenizer, toy_documents):
     tokenizers = [_toy_tokenizer, lower_tokenizer]
-    return tokenizers, corpus.build_blocks(Dataset.from_dict({"text": toy_documents}), tokenizers, 20)
+    return tokenizers, corpus.build_blocks(
+        Dataset.from_dict({"text": toy_documents}), tokenizers, 20
+    )
 
 
 def test_every_view_fits_and_holds_the_same_words(views, toy_documents):
     tokenizers, blocks = views
-    words = [word for document in toy_documents for word in alignment.split_words(document)]
+    words = [word for document in toy_documents for word in split_words(document)]
     for view, tokenizer in enumerate(tokenizers):
         seen = []
         for block in blocks:
             ids, numbers = block["input_ids"][view], block["word_ids"][view]
             assert len(ids) == len(numbers) <= 20
-            of_word = [[i for i, n in zip(ids, numbers, strict=True) if n == word] for word in range(max(numbers) + 1)]
+            of_word = [
+                [i for i, n in zip(ids, numbers, strict=True) if n == word]
+                for word in range(max(numbers) + 1)
+            ]
             seen += of_word
-        assert seen == alignment.word_pieces(words, tokenizer)
+        assert seen == word_pieces(words, tokenizer)
     assert any(len(block["input_ids"][0]) != len(block["input_ids"][1]) for block in blocks)
 
 
@@ -117,7 +142,9 @@ def test_one_view_of_two_is_read_as_alone_where_both_fit(views, toy_documents):
     """The pieces of the first view are those of a single-view block; only where blocks end may differ."""
     (tokenizer, _), blocks = views
     alone = corpus.build_blocks(Dataset.from_dict({"text": toy_documents}), [tokenizer], 20)
-    flat = [[i for block in found for i in block["input_ids"][0][1:-1]] for found in (alone, blocks)]
+    flat = [
+        [i for block in found for i in block["input_ids"][0][1:-1]] for found in (alone, blocks)
+    ]
     assert flat[0] == flat[1]
 
 
@@ -135,7 +162,9 @@ def test_masks_agree_across_views(views, seed, share, epoch):
         hidden = view["labels"] != IGNORE
         words = set(numbers[hidden].tolist())
         assert hidden.sum() == sum(int((numbers == word).sum()) for word in words)  # whole words
-        changed = {number for number in numbers[view["input_ids"] == tokenizer.mask_token_id].tolist()}
+        changed = {
+            number for number in numbers[view["input_ids"] == tokenizer.mask_token_id].tolist()
+        }
         masked.append((words, changed))
         # What is not [MASK] is the text itself: no view reads a random piece.
         true = torch.where(hidden, view["labels"], view["input_ids"])
@@ -174,7 +203,9 @@ def test_pooled_states_are_means_by_word(views):
         for word in range(max(numbers) + 1):
             by_hand.append(hidden[row, [i for i, n in enumerate(numbers) if n == word]].mean(0))
     torch.testing.assert_close(alignment.pool_words(hidden, view["word_ids"]), torch.stack(by_hand))
-    assert torch.autograd.gradcheck(lambda x: alignment.pool_words(x, view["word_ids"][:2, :9]), hidden[:2, :9])
+    assert torch.autograd.gradcheck(
+        lambda x: alignment.pool_words(x, view["word_ids"][:2, :9]), hidden[:2, :9]
+    )
 
 
 # --- the projection -------------------------------------------------------------------------------
@@ -256,8 +287,13 @@ def test_what_the_first_teacher_rules_out_goes_to_it_in_proportion():
 
 def test_a_cased_teacher_of_a_lower_cased_student():
     """The other way round several of the teacher's pieces are one of the student's: their mass adds up."""
-    projection = Projection(make(["ana", "##ana", "pere"], True), make(["ana", "Ana", "ANA", "##Ana", "mere"], False))
-    p_c, p_u = torch.tensor([[0, 0, 0, 0, 0, 0.5, 0.0, 0.5]]), torch.tensor([[0, 0, 0, 0, 0, 0.1, 0.2, 0.3, 0.15, 0.25]])
+    projection = Projection(
+        make(["ana", "##ana", "pere"], True), make(["ana", "Ana", "ANA", "##Ana", "mere"], False)
+    )
+    p_c, p_u = (
+        torch.tensor([[0, 0, 0, 0, 0, 0.5, 0.0, 0.5]]),
+        torch.tensor([[0, 0, 0, 0, 0, 0.1, 0.2, 0.3, 0.15, 0.25]]),
+    )
     lifted, covered = projection.lift(p_u, p_c)
     assert covered.item() == pytest.approx(0.75)
     torch.testing.assert_close(lifted[0, 5:], torch.tensor([0.6 + 0.125, 0.15, 0.125]))
@@ -274,13 +310,23 @@ def test_nothing_in_the_intersection_leaves_the_first_teacher():
 
 
 def test_vocabularies_without_a_common_piece_are_refused():
-    with pytest.raises(ConfigError, match="bert-a and bert-b have no piece in common: take teachers of one language"):
+    with pytest.raises(
+        ConfigError,
+        match="bert-a and bert-b have no piece in common: take teachers of one language",
+    ):
         Projection(make(["ana"], False), make(["мир"], True), ("bert-a", "bert-b"))
 
 
 def test_normalisers_that_cannot_be_reconciled_are_refused():
-    keeps_case = BertTokenizer(vocab={p: i for i, p in enumerate([*SPECIALS, "a"])}, do_lower_case=False, strip_accents=True)
-    with pytest.raises(ConfigError, match="bert-a reads 'Știință' as 'Stiinta' and bert-b as 'știință'.*take teachers"):
+    keeps_case = BertTokenizer(
+        vocab={p: i for i, p in enumerate([*SPECIALS, "a"])},
+        do_lower_case=False,
+        strip_accents=True,
+    )
+    with pytest.raises(
+        ConfigError,
+        match="bert-a reads 'Știință' as 'Stiinta' and bert-b as 'știință'.*take teachers",
+    ):
         Projection(keeps_case, make(["a"], True), ("bert-a", "bert-b"))
 
 
@@ -288,8 +334,12 @@ def test_a_tokenizer_that_is_not_wordpiece_is_refused(toy_tokenizer):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    unigram = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram([("a", 0.0), ("[UNK]", 0.0)], unk_id=1)))
-    with pytest.raises(ConfigError, match="bert-b: its tokenizer is not a fast WordPiece one; use a BERT model"):
+    unigram = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.Unigram([("a", 0.0), ("[UNK]", 0.0)], unk_id=1))
+    )
+    with pytest.raises(
+        ConfigError, match="bert-b: its tokenizer is not a fast WordPiece one; use a BERT model"
+    ):
         Projection(toy_tokenizer, unigram, ("bert-a", "bert-b"))
 
 

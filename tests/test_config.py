@@ -53,7 +53,9 @@ def test_every_file_of_a_profile_is_read_and_valid(profile, monkeypatch):
     monkeypatch.setattr(config, "load", recording)
     study = config.load_profile(profile)
     assert read == set((ROOT / "params" / profile).rglob("*.*"))
-    assert {part.profile for part in (study["evaluate"], study["analyse"], study["speed"])} == {profile}
+    assert {part.profile for part in (study["evaluate"], study["analyse"], study["speed"])} == {
+        profile
+    }
     assert study["teachers"] and study["students"]
     for student in study["students"].values():
         for teacher in student.teachers:
@@ -83,12 +85,19 @@ def test_values_come_from_the_files(params):
         "distil-uncased": 3.5,
     }
     assert study["speed"].seed == 7 and isinstance(study["students"]["distil-cased"], StudentConfig)
-    assert study["teachers"]["bert-uncased"].lowercase is True and study["teachers"]["bert-cased"].lowercase is False
+    assert (
+        study["teachers"]["bert-uncased"].lowercase is True
+        and study["teachers"]["bert-cased"].lowercase is False
+    )
 
 
 def test_a_later_file_wins_and_an_override_wins_over_all(tmp_path):
-    (tmp_path / "a.yaml").write_text("{profile: x, seed: 1, data: sample, warmup_runs: 1, timed_runs: 3}", encoding="utf-8")
-    (tmp_path / "b.yaml").write_text("{seed: 2, sequence_length: 64, batch_sizes: [1, 2]}", encoding="utf-8")
+    (tmp_path / "a.yaml").write_text(
+        "{profile: x, seed: 1, data: sample, warmup_runs: 1, timed_runs: 3}", encoding="utf-8"
+    )
+    (tmp_path / "b.yaml").write_text(
+        "{seed: 2, sequence_length: 64, batch_sizes: [1, 2]}", encoding="utf-8"
+    )
     loaded = config.load(SpeedConfig, tmp_path / "a.yaml", tmp_path / "b.yaml", timed_runs=9)
     assert (loaded.seed, loaded.timed_runs, loaded.batch_sizes) == (2, 9, [1, 2])
 
@@ -166,8 +175,18 @@ def test_a_float_inside_a_table_that_yaml_reads_as_text(params):
         ),
         ("evaluate", "tasks", [], "at least 1 item"),
         ("evaluate", "seeds", 1, "valid list, got 1"),
-        ("evaluate", "protocols.upos", {"upos": "f1"}, "Input should be 'accuracy' or 'macro_f1', got 'f1'"),
-        ("evaluate", "protocols.pos", {"pos": "accuracy"}, "unknown key: correct its spelling or remove it"),
+        (
+            "evaluate",
+            "protocols.upos",
+            {"upos": "f1"},
+            "Input should be 'accuracy' or 'macro_f1', got 'f1'",
+        ),
+        (
+            "evaluate",
+            "protocols.pos",
+            {"pos": "accuracy"},
+            "unknown key: correct its spelling or remove it",
+        ),
         ("evaluate", "keep_models", "all", "valid boolean, got 'all'"),
         ("evaluate", "max_length", 4, "got 4"),
         ("speed", "timed_runs", 2, "greater than or equal to 3, got 2"),
@@ -181,10 +200,16 @@ def test_an_impossible_value(params, name, key, value, mend):
 
 def test_values_that_do_not_go_together(params, student_config):
     change(params / "tiny" / "pretrain.yaml", hidden_size=30, num_heads=4)
-    refused(params, f"hidden_size ({params / 'tiny' / 'pretrain.yaml'}): 30 is not a multiple of num_heads 4: change one")
+    refused(
+        params,
+        f"hidden_size ({params / 'tiny' / 'pretrain.yaml'}): 30 is not a multiple of num_heads 4: change one",
+    )
     with pytest.raises(ValueError, match="alpha_ce: 0, as alpha_mlm and alpha_cos are"):
         student_config(alpha_ce=0.0, alpha_mlm=0.0, alpha_cos=0.0)
-    assert student_config(alpha_ce=0.0, alpha_mlm=0.0, alpha_cos=0.0, objective="mlm").objective == "mlm"
+    assert (
+        student_config(alpha_ce=0.0, alpha_mlm=0.0, alpha_cos=0.0, objective="mlm").objective
+        == "mlm"
+    )
 
 
 def test_a_task_without_a_recipe(params):
@@ -204,7 +229,10 @@ def test_a_student_deeper_than_its_teacher(params):
     file = params / "tiny" / "students" / "distil-cased.yaml"
     change(file, num_layers=99)
     refused(params, "num_layers", file, "student deeper than teacher (99 > ", "layers): lower it")
-    with pytest.raises(ConfigError, match=r"num_layers \(notebook parameters\): student deeper than teacher \(3 > 2 layers\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"num_layers \(notebook parameters\): student deeper than teacher \(3 > 2 layers\)",
+    ):
         config.check_depth(3, 2)
     config.check_depth(2, 2)
 
@@ -212,13 +240,21 @@ def test_a_student_deeper_than_its_teacher(params):
 def test_a_student_without_its_teacher(params):
     file = params / "tiny" / "students" / "distil-cased.yaml"
     change(file, teachers={"bert-large": 1.0})
-    refused(params, "teachers", file, "no 'bert-large' in this profile, which has bert-cased, bert-uncased: correct it")
+    refused(
+        params,
+        "teachers",
+        file,
+        "no 'bert-large' in this profile, which has bert-cased, bert-uncased: correct it",
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"models": ["bert-cased", "bert-large-random"]}, ["models", "no 'bert-large' in this profile, which has bert-cased"]),
+        (
+            {"models": ["bert-cased", "bert-large-random"]},
+            ["models", "no 'bert-large' in this profile, which has bert-cased"],
+        ),
         ({"tasks": []}, ["tasks", "at least 1 item"]),
     ],
 )
@@ -230,9 +266,16 @@ def test_robustness_that_does_not_fit_the_study(params, changes, parts):
 
 def test_robustness_of_a_measure_that_nobody_learned(params):
     change(params / "tiny" / "evaluate.yaml", tasks=["upos", "ner"])
-    change(params / "tiny" / "robustness.yaml", tasks=["upos", "sts"], models=["distil-cased-mlm", "bert-cased-random"])
+    change(
+        params / "tiny" / "robustness.yaml",
+        tasks=["upos", "sts"],
+        models=["distil-cased-mlm", "bert-cased-random"],
+    )
     refused(
-        params, "tasks", "robustness.yaml", "no 'sts' in this profile, which has upos, ner: correct it, or add it to the profile"
+        params,
+        "tasks",
+        "robustness.yaml",
+        "no 'sts' in this profile, which has upos, ner: correct it, or add it to the profile",
     )
 
 
@@ -275,7 +318,12 @@ def test_a_file_in_another_encoding(params):
 
 def test_an_override_at_fault(tmp_path):
     with pytest.raises(ConfigError, match=r"^timed_runs \(override\): .*got 1: correct the value$"):
-        config.load(SpeedConfig, ROOT / "params/tiny/common.yaml", ROOT / "params/tiny/speed.yaml", timed_runs=1)
+        config.load(
+            SpeedConfig,
+            ROOT / "params/tiny/common.yaml",
+            ROOT / "params/tiny/speed.yaml",
+            timed_runs=1,
+        )
 
 
 # --- notebooks ------------------------------------------------------------------------------------
@@ -298,7 +346,15 @@ def helper(): pass
 @pytest.fixture
 def notebook():
     """The globals of a notebook after its parameters cell."""
-    shell = {"In": ["", CELL], "Out": {}, "_": "", "_i1": CELL, "_oh": {}, "__name__": "__main__", "get_ipython": lambda: None}
+    shell = {
+        "In": ["", CELL],
+        "Out": {},
+        "_": "",
+        "_i1": CELL,
+        "_oh": {},
+        "__name__": "__main__",
+        "get_ipython": lambda: None,
+    }
     exec(CELL, shell)
     return shell | {"exit": object, "quit": object, "open": open}
 
@@ -306,7 +362,13 @@ def notebook():
 def test_from_notebook_reads_the_parameters_alone(notebook):
     loaded = config.from_notebook(SpeedConfig, notebook)
     assert config.to_dict(loaded) == {
-        **{"profile": "tiny", "seed": 1, "data": "sample", "sequence_length": 32, "batch_sizes": [1, 2]},
+        **{
+            "profile": "tiny",
+            "seed": 1,
+            "data": "sample",
+            "sequence_length": 32,
+            "batch_sizes": [1, 2],
+        },
         **{"warmup_runs": 1, "timed_runs": 3},
     }
 
@@ -326,11 +388,15 @@ def test_from_notebook_refuses_what_papermill_injected_wrongly(notebook, injecte
 
 def test_from_notebook_misses_a_parameter(notebook):
     del notebook["batch_sizes"]
-    with pytest.raises(ConfigError, match=r"^batch_sizes \(notebook parameters\): missing: add it$"):
+    with pytest.raises(
+        ConfigError, match=r"^batch_sizes \(notebook parameters\): missing: add it$"
+    ):
         config.from_notebook(SpeedConfig, notebook)
 
 
 def test_from_notebook_reads_text_floats(notebook, teacher_config):
     values = config.to_dict(teacher_config()) | {"learning_rate": "5e-5"}
-    with pytest.raises(ConfigError, match=r"^learning_rate \(notebook parameters\): .*write it like 5\.0e-5"):
+    with pytest.raises(
+        ConfigError, match=r"^learning_rate \(notebook parameters\): .*write it like 5\.0e-5"
+    ):
         config.from_notebook(TeacherConfig, values)

@@ -8,7 +8,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rolib import corpus
+from rolib.data import corpus
+from rolib.data.words import split_words
 
 steady = settings(deadline=None, derandomize=True, max_examples=200)
 
@@ -38,14 +39,28 @@ def test_normalise_by_example(raw, clean):
 
 @pytest.mark.parametrize(
     ("raw", "clean"),
-    [("un \u200b doi", "un doi"), ("\u200b un \x00", "un"), ("s\u200d\u0327i", "și"), ("a\u00ad\u0306", "ă")],
+    [
+        ("un \u200b doi", "un doi"),
+        ("\u200b un \x00", "un"),
+        ("s\u200d\u0327i", "și"),
+        ("a\u00ad\u0306", "ă"),
+    ],
 )
 def test_removed_characters_leave_neither_spaces_nor_loose_accents(raw, clean):
     assert corpus.normalise(raw) == clean
 
 
 # Letters, cedilla and other marks apart, white space, and characters that go, also between a letter and its mark.
-ODD = [*"şţŞŢșțăîâ .", "s\u0327", "T\u0327", "a\u0306", "i\u0302", "s\u200d\u0326", "t\x07\u0327", *"\t\n\r\x1c\x85\u00a0\u2003"]
+ODD = [
+    *"şţŞŢșțăîâ .",
+    "s\u0327",
+    "T\u0327",
+    "a\u0306",
+    "i\u0302",
+    "s\u200d\u0326",
+    "t\x07\u0327",
+    *"\t\n\r\x1c\x85\u00a0\u2003",
+]
 ODD += [*"\x00\u200b\u200d\u00ad\ufeff\ue000"]
 
 
@@ -63,13 +78,16 @@ def test_normalised_text_is_clean_and_stays_as_it_is(text):
 @steady
 @given(st.lists(st.sampled_from(["știință", "Țară", "a", "12", "e-mail"]), min_size=1), st.data())
 def test_white_space_of_any_kind_never_glues_words(words, data):
-    gaps = [data.draw(st.text(alphabet=" \t\n\r\x0b\x0c\x1c\x85\u00a0\u2003\u2028\u2029", min_size=1)) for _ in words]
+    gaps = [
+        data.draw(st.text(alphabet=" \t\n\r\x0b\x0c\x1c\x85\u00a0\u2003\u2028\u2029", min_size=1))
+        for _ in words
+    ]
     text = "".join(itertools.chain.from_iterable(zip(words, gaps, strict=True)))
     assert corpus.normalise(text).split(" ") == words
 
 
 def test_split_words_cuts_at_punctuation_and_keeps_letters():
-    assert corpus.split_words("Într-o zi, „viața” era 3,5.") == [
+    assert split_words("Într-o zi, „viața” era 3,5.") == [
         *["Într", "-", "o", "zi", ",", "„", "viața", "”", "era", "3", ",", "5", "."]
     ]
 
@@ -81,7 +99,11 @@ def test_read_documents(tmp_path):
     file = tmp_path / "a.txt"
     text = "\ufeffPrimul rând\r\nşi al\tdoilea.\r\n  \t \r\n\r\nAl treilea.\n\n\u200b\n\n\nUltimul, fără rând nou"
     file.write_bytes(text.encode())
-    assert list(corpus.read_documents(file)) == ["Primul rând și al doilea.", "Al treilea.", "Ultimul, fără rând nou"]
+    assert list(corpus.read_documents(file)) == [
+        "Primul rând și al doilea.",
+        "Al treilea.",
+        "Ultimul, fără rând nou",
+    ]
 
 
 def test_read_documents_of_an_empty_file(tmp_path):
@@ -93,7 +115,10 @@ def test_read_documents_of_an_empty_file(tmp_path):
 
 
 @steady
-@given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=25), st.integers(1, 15))
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=25),
+    st.integers(1, 15),
+)
 def test_windows(sizes, room):
     runs = corpus.windows(sizes, room)
     assert [word for run in runs for word in run] == list(range(len(sizes)))
@@ -123,7 +148,11 @@ def test_build_blocks_gives_back_every_document_word_by_word(toy_tokenizer, toy_
     rows = iter(blocks)
     for document in documents:
         # Independent: each word is tokenized alone (and cut to the room), and the pieces are counted off against the blocks.
-        wanted = [(n, p) for n, w in enumerate(corpus.split_words(document)) for p in toy_tokenizer.tokenize(w)[:14]]
+        wanted = [
+            (n, p)
+            for n, w in enumerate(split_words(document))
+            for p in toy_tokenizer.tokenize(w)[:14]
+        ]
         got, number = [], -1
         while len(got) < len(wanted):
             row = next(rows)
@@ -132,7 +161,10 @@ def test_build_blocks_gives_back_every_document_word_by_word(toy_tokenizer, toy_
             assert (ids[0], ids[-1]) == (toy_tokenizer.cls_token_id, toy_tokenizer.sep_token_id)
             assert words[0] == words[-1] == -1 and min(words[1:-1]) == words[1] == 0
             first = wanted[len(got)][0]
-            got += [(first + word, piece) for word, piece in zip(words[1:-1], toy_tokenizer.convert_ids_to_tokens(ids[1:-1]))]
+            got += [
+                (first + word, piece)
+                for word, piece in zip(words[1:-1], toy_tokenizer.convert_ids_to_tokens(ids[1:-1]))
+            ]
             number += 1
         assert got == wanted  # no block goes on into the next document
     assert next(rows, None) is None
@@ -145,7 +177,10 @@ def test_build_blocks_without_words(toy_tokenizer):
 
 def test_empty_documents_before_full_ones_are_harmless(toy_tokenizer):
     many = corpus.build_blocks(texts(*[""] * 70, "Copilul citește."), [toy_tokenizer], 16)
-    assert many.to_list() == corpus.build_blocks(texts("Copilul citește."), [toy_tokenizer], 16).to_list()
+    assert (
+        many.to_list()
+        == corpus.build_blocks(texts("Copilul citește."), [toy_tokenizer], 16).to_list()
+    )
 
 
 # --- corpus ---------------------------------------------------------------------------------------
@@ -169,7 +204,9 @@ def every_text(split):
 
 def test_load_corpus_splits_every_document_once(world, teacher_config):
     split = corpus.load_corpus(teacher_config(), world)
-    assert every_text(split) == sorted(f"Documentul {name} {number} pune și" for name in "ab" for number in range(10))
+    assert every_text(split) == sorted(
+        f"Documentul {name} {number} pune și" for name in "ab" for number in range(10)
+    )
     assert not set(split["train"]["text"]) & set(split["held_out"]["text"])
     assert len(split["held_out"]) == 1  # 5 % of 20
 
@@ -183,7 +220,9 @@ def test_the_held_out_share_is_capped(world, teacher_config, monkeypatch):
 
 def test_the_split_depends_on_the_seed_alone(world, teacher_config, monkeypatch, tmp_path):
     first = corpus.load_corpus(teacher_config(seed=3), world)
-    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path / "elsewhere"))  # nothing comes from the first one's cache
+    monkeypatch.setenv(
+        "ROLIB_RUNS", str(tmp_path / "elsewhere")
+    )  # nothing comes from the first one's cache
     again, other = (corpus.load_corpus(teacher_config(seed=seed), world) for seed in (3, 4))
     assert again["held_out"]["text"][:] == first["held_out"]["text"][:]
     assert again["train"]["text"][:] == first["train"]["text"][:]
@@ -193,7 +232,10 @@ def test_the_split_depends_on_the_seed_alone(world, teacher_config, monkeypatch,
 def test_a_changed_file_is_noticed(world, teacher_config):
     corpus.load_corpus(teacher_config(), world)
     file = world / "corpus" / "a.txt"
-    file.write_text(file.read_text(encoding="utf-8").replace("Documentul a 3", "Documentul x 3"), encoding="utf-8")
+    file.write_text(
+        file.read_text(encoding="utf-8").replace("Documentul a 3", "Documentul x 3"),
+        encoding="utf-8",
+    )
     now = every_text(corpus.load_corpus(teacher_config(), world))
     assert "Documentul x 3 pune și" in now and "Documentul a 3 pune și" not in now
 
@@ -212,7 +254,10 @@ def test_words_per_source_that_are_just_reached(world, teacher_config):
 
 def test_the_seed_chooses_the_documents_of_a_source(world, teacher_config):
     chosen = [
-        frozenset(every_text(corpus.load_corpus(teacher_config(words_per_source=12, seed=seed), world))) for seed in range(4)
+        frozenset(
+            every_text(corpus.load_corpus(teacher_config(words_per_source=12, seed=seed), world))
+        )
+        for seed in range(4)
     ]
     assert len(set(chosen)) > 2
 
@@ -223,7 +268,9 @@ def test_a_folder_as_corpus(world, teacher_config):
 
 
 def test_a_folder_without_text_is_an_error(tmp_path, teacher_config):
-    with pytest.raises(FileNotFoundError, match=r"nowhere.corpus: no \.txt file; set `corpus`.*ROLIB_DATA"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere.corpus: no \.txt file; set `corpus`.*ROLIB_DATA"
+    ):
         corpus.load_corpus(teacher_config(), tmp_path / "nowhere")
 
 

@@ -14,12 +14,13 @@ from scipy.spatial.distance import cosine
 from scipy.special import log_softmax, rel_entr, softmax
 from transformers import DistilBertConfig, DistilBertForMaskedLM
 
-from rolib import distill
+from rolib import training
 from rolib.config import ROOT
-from rolib.distill import Teacher
-from rolib.losses import IGNORE
-from rolib.masking import MaskingCollator
-from rolib.models import MaskedLM, init_student
+from rolib.distillation import loop
+from rolib.distillation.loop import Teacher
+from rolib.distillation.losses import IGNORE
+from rolib.distillation.masking import MaskingCollator
+from rolib.distillation.models import MaskedLM, init_student
 from rolib.runs import read_metrics
 
 
@@ -40,10 +41,19 @@ def work(tmp_path):
 def run(work, toy_bert, toy_tokenizer, toy_blocks):
     """Train a student of the toy teacher (dropout as given) and return it; `folder` goes on with an earlier run."""
 
-    def train(config, blocks=toy_blocks, folder=None, dropout=0.0, with_teacher=True, on_log=lambda record: None):
+    def train(
+        config,
+        blocks=toy_blocks,
+        folder=None,
+        dropout=0.0,
+        with_teacher=True,
+        on_log=lambda record: None,
+    ):
         student = init_student(toy_bert(layers=3, dropout=dropout), config.num_layers)
         teachers = [guide(toy_bert(layers=3, seed=7))] if with_teacher else []
-        return distill.train(config, student, [toy_tokenizer], blocks, folder or work(), teachers, on_log)
+        return loop.train(
+            config, student, [toy_tokenizer], blocks, folder or work(), teachers, on_log
+        )
 
     return train
 
@@ -52,7 +62,9 @@ def run(work, toy_bert, toy_tokenizer, toy_blocks):
 def batch(toy_blocks, toy_tokenizer):
     """A padded, masked batch of six blocks, among them a short one."""
     short = {"index": 900, "input_ids": [[2, 60, 61, 3]], "word_ids": [[-1, 0, 1, -1]]}
-    return MaskingCollator([toy_tokenizer], 0.3, seed=1)([toy_blocks["train"][i] for i in range(5)] + [short])
+    return MaskingCollator([toy_tokenizer], 0.3, seed=1)(
+        [toy_blocks["train"][i] for i in range(5)] + [short]
+    )
 
 
 def guide(model, **options):
@@ -61,11 +73,16 @@ def guide(model, **options):
 
 
 def same_weights(one, other):
-    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    return all(
+        torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items()
+    )
 
 
 def difference(one, other):
-    return max((value - other.state_dict()[name]).abs().max().item() for name, value in one.state_dict().items())
+    return max(
+        (value - other.state_dict()[name]).abs().max().item()
+        for name, value in one.state_dict().items()
+    )
 
 
 # --- optimizer groups -----------------------------------------------------------------------------
@@ -74,13 +91,15 @@ def difference(one, other):
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 def test_no_decay_on_biases_and_layer_norms(kind, toy_bert):
     model = toy_bert() if kind == "bert" else init_student(toy_bert(), 2)
-    decayed, spared = distill.parameter_groups(model, 0.07)
+    decayed, spared = training.parameter_groups(model, 0.07)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.07, 0.0)
     spared_ids = {id(parameter) for parameter in spared["params"]}
     norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
     assert len(norms) == (10 if kind == "bert" else 6)  # 2 a layer, the embeddings' and the head's
     expected = {id(parameter) for norm in norms for parameter in norm.parameters()}
-    expected |= {id(parameter) for name, parameter in model.named_parameters() if name.endswith("bias")}
+    expected |= {
+        id(parameter) for name, parameter in model.named_parameters() if name.endswith("bias")
+    }
     assert spared_ids == expected
     if kind == "distilbert":
         layer = model.distilbert.transformer.layer[1]
@@ -92,7 +111,7 @@ def test_no_decay_on_biases_and_layer_norms(kind, toy_bert):
 def test_frozen_parameters_are_in_no_group(toy_bert):
     model = init_student(toy_bert(), 2)
     places = model.distilbert.embeddings.position_embeddings.weight.requires_grad_(False)
-    groups = distill.parameter_groups(model, 0.1)
+    groups = training.parameter_groups(model, 0.1)
     assert not any(parameter is places for group in groups for parameter in group["params"])
 
 
@@ -106,14 +125,17 @@ def terms_by_hand(student, teacher, batch, temperature, soft_targets):
     with torch.no_grad():
         outputs = [model(**inputs, output_hidden_states=True) for model in (student, teacher)]
     (s_logits, s_states), (t_logits, t_states) = (
-        (output.logits.double().numpy(), output.hidden_states[-1].double().numpy()) for output in outputs
+        (output.logits.double().numpy(), output.hidden_states[-1].double().numpy())
+        for output in outputs
     )
     soft, hard, angle = [], [], []
     for row, place in np.argwhere(batch["attention_mask"].numpy() == 1):
         label = batch["labels"][row, place].item()
         s, t = s_logits[row, place], t_logits[row, place]
         if soft_targets == "all" or label != -100:
-            soft.append(temperature**2 * rel_entr(softmax(t / temperature), softmax(s / temperature)).sum())
+            soft.append(
+                temperature**2 * rel_entr(softmax(t / temperature), softmax(s / temperature)).sum()
+            )
         if label != -100:
             hard.append(-log_softmax(s)[label])
         angle.append(cosine(s_states[row, place], t_states[row, place]))
@@ -125,26 +147,34 @@ def test_loss_terms_are_the_formula(soft_targets, student_config, toy_bert, batc
     teacher, student = toy_bert(layers=3, seed=7), init_student(toy_bert(layers=3), 2).eval()
     config = student_config(soft_targets=soft_targets, temperature=3.0)
     means, counts = terms_by_hand(student, teacher, batch, 3.0, soft_targets)
-    terms = distill.loss_terms(MaskedLM(student), [guide(teacher)], batch, config)
-    np.testing.assert_allclose([terms[term].item() for term in ("ce", "mlm", "cos")], means, rtol=1e-5)
-    assert distill.term_counts(batch, [guide(teacher)], config) == dict(zip(("ce", "mlm", "cos"), counts, strict=True))
+    terms = loop.loss_terms(MaskedLM(student), [guide(teacher)], batch, config)
+    np.testing.assert_allclose(
+        [terms[term].item() for term in ("ce", "mlm", "cos")], means, rtol=1e-5
+    )
+    assert loop.term_counts(batch, [guide(teacher)], config) == dict(
+        zip(("ce", "mlm", "cos"), counts, strict=True)
+    )
     assert len(set(counts)) == (2 if soft_targets == "all" else 2) and min(counts) > 5
 
 
 def test_a_term_of_weight_zero_is_not_computed(student_config, toy_bert, batch):
     teachers, student = [guide(toy_bert(seed=7))], MaskedLM(init_student(toy_bert(), 2).eval())
-    full = distill.loss_terms(student, teachers, batch, student_config(soft_targets="masked"))
+    full = loop.loss_terms(student, teachers, batch, student_config(soft_targets="masked"))
     for name in ("ce", "mlm", "cos"):
         config = student_config(soft_targets="masked", **{f"alpha_{name}": 0.0})
-        terms = distill.loss_terms(student, teachers, batch, config)
-        assert list(terms) == list(distill.term_counts(batch, teachers, config)) == [key for key in full if key != name]
+        terms = loop.loss_terms(student, teachers, batch, config)
+        assert (
+            list(terms)
+            == list(loop.term_counts(batch, teachers, config))
+            == [key for key in full if key != name]
+        )
         for other in terms:
             assert terms[other].item() == pytest.approx(full[other].item(), rel=1e-5)
 
 
 def test_the_teacher_gets_no_gradient(student_config, toy_bert, batch):
     teacher, student = guide(toy_bert(seed=7)), MaskedLM(init_student(toy_bert(), 2))
-    sum(distill.loss_terms(student, [teacher], batch, student_config()).values()).backward()
+    sum(loop.loss_terms(student, [teacher], batch, student_config()).values()).backward()
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())
 
@@ -152,11 +182,15 @@ def test_the_teacher_gets_no_gradient(student_config, toy_bert, batch):
 def test_the_mlm_objective_needs_no_teacher(student_config, teacher_config, toy_bert, batch):
     student = init_student(toy_bert(), 2).eval()
     for config in (student_config(objective="mlm"), teacher_config()):
-        assert distill.weights(config, []) == {"mlm": 1.0}
-        terms = distill.loss_terms(MaskedLM(student), [], batch, config)
+        assert loop.weights(config, []) == {"mlm": 1.0}
+        terms = loop.loss_terms(MaskedLM(student), [], batch, config)
         by_hand = terms_by_hand(student, toy_bert(), batch, 1.0, "all")[0][1]
         assert terms["mlm"].item() == pytest.approx(by_hand, rel=1e-5) and list(terms) == ["mlm"]
-    assert distill.weights(student_config(), [guide(toy_bert())]) == {"ce": 5.0, "mlm": 2.0, "cos": 1.0}
+    assert loop.weights(student_config(), [guide(toy_bert())]) == {
+        "ce": 5.0,
+        "mlm": 2.0,
+        "cos": 1.0,
+    }
 
 
 # --- batches --------------------------------------------------------------------------------------
@@ -164,18 +198,22 @@ def test_the_mlm_objective_needs_no_teacher(student_config, teacher_config, toy_
 
 def test_length_batches_hold_every_index_once_and_depend_on_seed_and_epoch():
     lengths = [(7 * i) % 40 + 3 for i in range(203)]
-    batches = distill.length_batches(lengths, 8, seed=1, epoch=0)
+    batches = training.length_batches(lengths, 8, seed=1, epoch=0)
     assert sorted(index for batch in batches for index in batch) == list(range(203))
     assert [len(batch) for batch in batches] == [8] * 25 + [3]
-    assert batches == distill.length_batches(lengths, 8, seed=1, epoch=0)
-    others = [distill.length_batches(lengths, 8, seed, epoch) for seed, epoch in ((2, 0), (1, 1), (2, 1))]
+    assert batches == training.length_batches(lengths, 8, seed=1, epoch=0)
+    others = [
+        training.length_batches(lengths, 8, seed, epoch) for seed, epoch in ((2, 0), (1, 1), (2, 1))
+    ]
     assert all(one != other for one, other in itertools.combinations([batches, *others], 2))
 
     # Similar lengths: less padding than in the order of the data.
     def padding(groups):
         return sum(max(lengths[i] for i in group) - lengths[j] for group in groups for j in group)
 
-    assert padding(batches) < 0.5 * padding([list(range(i, min(i + 8, 203))) for i in range(0, 203, 8)])
+    assert padding(batches) < 0.5 * padding(
+        [list(range(i, min(i + 8, 203))) for i in range(0, 203, 8)]
+    )
 
 
 def steps_of(config, blocks, tokenizer, first=0, processes=1, index=0):
@@ -183,7 +221,7 @@ def steps_of(config, blocks, tokenizer, first=0, processes=1, index=0):
     accelerator = SimpleNamespace(num_processes=processes, process_index=index)
     return [
         [(batch["input_ids"].tolist(), batch["labels"].tolist()) for [batch] in step]
-        for step in distill.step_batches(blocks, collator, config, accelerator, first)
+        for step in loop.step_batches(blocks, collator, config, accelerator, first)
     ]
 
 
@@ -199,7 +237,9 @@ def test_step_batches_go_on_where_they_stopped(student_config, toy_blocks, toy_t
 def test_processes_share_out_the_batches_of_a_step(student_config, toy_blocks, toy_tokenizer):
     one = steps_of(student_config(steps=9, accumulation=4), toy_blocks["train"], toy_tokenizer)
     config = student_config(steps=9, accumulation=2)
-    first, second = (steps_of(config, toy_blocks["train"], toy_tokenizer, processes=2, index=i) for i in (0, 1))
+    first, second = (
+        steps_of(config, toy_blocks["train"], toy_tokenizer, processes=2, index=i) for i in (0, 1)
+    )
     for whole, mine, yours in zip(one, first, second, strict=True):
         assert sorted(whole) == sorted(mine + yours)
 
@@ -210,7 +250,10 @@ def test_masks_change_from_epoch_to_epoch(student_config, toy_blocks, toy_tokeni
     (ids, labels), (later_ids, later_labels) = first[0], second[0]
 
     def true(ids, labels):
-        return sorted(tuple(x if y == IGNORE else y for x, y in zip(*row, strict=True)) for row in zip(ids, labels, strict=True))
+        return sorted(
+            tuple(x if y == IGNORE else y for x, y in zip(*row, strict=True))
+            for row in zip(ids, labels, strict=True)
+        )
 
     assert true(ids, labels) == true(later_ids, later_labels)
     assert sorted(labels) != sorted(later_labels)
@@ -232,14 +275,21 @@ def test_accumulation_does_not_change_a_step(run, student_config, toy_blocks, mo
     assert len(set(blocks["train"]["length"])) > 1
 
     def trained(batch_size, accumulation, steps=2):
-        return run(student_config(steps=steps, batch_size=batch_size, accumulation=accumulation, soft_targets="masked"), blocks)
+        return run(
+            student_config(
+                steps=steps, batch_size=batch_size, accumulation=accumulation, soft_targets="masked"
+            ),
+            blocks,
+        )
 
     whole, *parts = (trained(*shape) for shape in ((8, 1), (4, 2), (1, 8)))
     assert all(difference(whole, part) < 1e-5 for part in parts)
 
     # Adam hides the size of a gradient; plain descent with rate 1 shows it: the weights move by the (clipped) gradient.
     monkeypatch.setattr(
-        torch.optim, "AdamW", lambda groups, lr, **_: torch.optim.SGD([p for g in groups for p in g["params"]], 1.0)
+        torch.optim,
+        "AdamW",
+        lambda groups, lr, **_: torch.optim.SGD([p for g in groups for p in g["params"]], 1.0),
     )
     start = run(student_config(steps=1, learning_rate=1e-30, batch_size=8), blocks)
     whole, *parts = (trained(*shape, steps=1) for shape in ((8, 1), (4, 2), (1, 8)))
@@ -247,22 +297,57 @@ def test_accumulation_does_not_change_a_step(run, student_config, toy_blocks, mo
     assert all(difference(whole, part) < 1e-5 for part in parts)
 
 
-def test_two_processes_train_like_one(run, work, student_config, toy_bert, toy_tokenizer, toy_blocks):
-    recipe = {"steps": 5, "batch_size": 4, "checkpoint_every": 2, "log_every": 2, "soft_targets": "masked"}
+def test_two_processes_train_like_one(
+    run, work, student_config, toy_bert, toy_tokenizer, toy_blocks
+):
+    recipe = {
+        "steps": 5,
+        "batch_size": 4,
+        "checkpoint_every": 2,
+        "log_every": 2,
+        "soft_targets": "masked",
+    }
     one, two = work(), work()
     alone = run(student_config(accumulation=2, **recipe), folder=one)
-    arguments = {"config": student_config(accumulation=1, **recipe), "tokenizers": [toy_tokenizer], "blocks": toy_blocks}
-    arguments |= {"student": init_student(toy_bert(layers=3), 2), "teachers": [guide(toy_bert(layers=3, seed=7))]}
+    arguments = {
+        "config": student_config(accumulation=1, **recipe),
+        "tokenizers": [toy_tokenizer],
+        "blocks": toy_blocks,
+    }
+    arguments |= {
+        "student": init_student(toy_bert(layers=3), 2),
+        "teachers": [guide(toy_bert(layers=3, seed=7))],
+    }
     torch.save(arguments, two / "arguments.pt")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     # Without the variable Accelerate starts two runs of their own on a machine without a GPU.
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*torchrun, ROOT / "tests" / "train_saved.py", two], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*torchrun, ROOT / "tests" / "train_saved.py", two],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     together = torch.load(two / "weights.pt")
-    assert max((value - together[name]).abs().max().item() for name, value in alone.state_dict().items()) < 1e-5
+    assert (
+        max(
+            (value - together[name]).abs().max().item()
+            for name, value in alone.state_dict().items()
+        )
+        < 1e-5
+    )
     assert [path.name for path in (two / "checkpoints").iterdir()] == ["step-4"]
-    for ours, theirs in zip(read_metrics(one / "metrics.jsonl"), read_metrics(two / "metrics.jsonl"), strict=True):
+    for ours, theirs in zip(
+        read_metrics(one / "metrics.jsonl"), read_metrics(two / "metrics.jsonl"), strict=True
+    ):
         assert ours.keys() == theirs.keys() and ours["step"] == theirs["step"]
         for name in ours.keys() - {"tokens_per_second"}:  # the tokens of both processes count
             assert ours[name] == pytest.approx(theirs[name], abs=1e-4), name
@@ -279,7 +364,9 @@ def test_the_same_seed_gives_the_same_weights(run, student_config):
 def test_frozen_positions(run, student_config, toy_bert, frozen):
     before = init_student(toy_bert(layers=3), 2)
     after = run(student_config(freeze_positions=frozen, weight_decay=0.5))
-    places, words = (f"distilbert.embeddings.{kind}_embeddings.weight" for kind in ("position", "word"))
+    places, words = (
+        f"distilbert.embeddings.{kind}_embeddings.weight" for kind in ("position", "word")
+    )
     assert torch.equal(before.state_dict()[places], after.state_dict()[places]) == frozen
     assert not torch.equal(before.state_dict()[words], after.state_dict()[words])
 
@@ -292,11 +379,20 @@ def test_the_trained_student_is_ready_to_use(run, student_config):
 
 def test_the_teacher_stays_as_it_was(work, student_config, toy_bert, toy_tokenizer, toy_blocks):
     teacher = toy_bert(seed=7, dropout=0.1)
-    distill.train(student_config(), init_student(toy_bert(), 2), [toy_tokenizer], toy_blocks, work(), [guide(teacher)])
+    loop.train(
+        student_config(),
+        init_student(toy_bert(), 2),
+        [toy_tokenizer],
+        toy_blocks,
+        work(),
+        [guide(teacher)],
+    )
     assert not teacher.training and same_weights(teacher, toy_bert(seed=7, dropout=0.1))
 
 
-@pytest.mark.parametrize(("objective", "terms"), [("distill", ["ce", "cos", "loss"]), ("mlm", ["loss"])])
+@pytest.mark.parametrize(
+    ("objective", "terms"), [("distill", ["ce", "cos", "loss"]), ("mlm", ["loss"])]
+)
 def test_the_loss_falls(run, student_config, objective, terms):
     config, records = student_config(steps=30, learning_rate=5e-3, objective=objective), []
     run(config, on_log=records.append, with_teacher=objective == "distill")
@@ -310,7 +406,9 @@ def test_the_loss_falls(run, student_config, objective, terms):
 
 def test_metrics(run, work, student_config, toy_blocks):
     folder, records = work(), []
-    config = student_config(steps=5, log_every=2, checkpoint_every=3, warmup_share=0.4, learning_rate=1e-3)
+    config = student_config(
+        steps=5, log_every=2, checkpoint_every=3, warmup_share=0.4, learning_rate=1e-3
+    )
     run(config, folder=folder, on_log=records.append)
     assert read_metrics(folder / "metrics.jsonl") == records
     assert [record["step"] for record in records] == [2, 3, 4, 5]
@@ -318,13 +416,17 @@ def test_metrics(run, work, student_config, toy_blocks):
         *[(True, False), (False, True), (True, False), (True, True)]
     ]
     for record in (records[0], records[2], records[3]):
-        assert record["loss"] == pytest.approx(5 * record["ce"] + 2 * record["mlm"] + record["cos"], rel=1e-5)
+        assert record["loss"] == pytest.approx(
+            5 * record["ce"] + 2 * record["mlm"] + record["cos"], rel=1e-5
+        )
         assert record["tokens_per_second"] > 0
-    assert [record["learning_rate"] for record in records if "loss" in record] == pytest.approx([1e-3, 1e-3 / 3, 0])
+    assert [record["learning_rate"] for record in records if "loss" in record] == pytest.approx(
+        [1e-3, 1e-3 / 3, 0]
+    )
     assert set(records[-1]) >= {"held_out_ce", "held_out_mlm", "held_out_cos"}
     assert records[0]["tokens"] == sum(
         np.sum(toy_blocks["train"]["length"][index])
-        for group in distill.length_batches(toy_blocks["train"]["length"], 8, 1, 0)[:2]
+        for group in training.length_batches(toy_blocks["train"]["length"], 8, 1, 0)[:2]
         for index in group
     )
 
@@ -334,7 +436,9 @@ def test_the_logged_loss_is_the_mean_since_the_last_record(run, student_config):
     run(student_config(steps=4, log_every=1), on_log=often.append)
     run(student_config(steps=4, log_every=2), on_log=seldom.append)
     for i in (0, 1):
-        assert seldom[i]["loss"] == pytest.approx((often[2 * i]["loss"] + often[2 * i + 1]["loss"]) / 2, rel=1e-5)
+        assert seldom[i]["loss"] == pytest.approx(
+            (often[2 * i]["loss"] + often[2 * i + 1]["loss"]) / 2, rel=1e-5
+        )
 
 
 def test_the_mlm_run_logs_its_own_term_alone(run, student_config):
@@ -345,7 +449,9 @@ def test_the_mlm_run_logs_its_own_term_alone(run, student_config):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run, student_config):
-    with pytest.raises(FloatingPointError, match=r"step \d+: the loss is (nan|inf): lower learning_rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"step \d+: the loss is (nan|inf): lower learning_rate"
+    ):
         run(student_config(steps=6, learning_rate=1e30))
 
 
@@ -353,14 +459,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, student_config):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_held_out_loss_uses_fixed_masks(training, student_config, toy_bert, toy_tokenizer, toy_blocks):
+def test_the_held_out_loss_uses_fixed_masks(
+    training, student_config, toy_bert, toy_tokenizer, toy_blocks
+):
     teacher, student = toy_bert(seed=7), init_student(toy_bert(dropout=0.3), 2).train(training)
     collator = MaskingCollator([toy_tokenizer], 0.3, seed=1)
     blocks, config = toy_blocks["held_out"], student_config(batch_size=4)
 
     def measured(model, epoch, config=config):
         collator.epoch = epoch
-        return distill.held_out_losses(model, [guide(teacher)], blocks, collator, config, torch.device("cpu"))
+        return loop.held_out_losses(
+            model, [guide(teacher)], blocks, collator, config, torch.device("cpu")
+        )
 
     model = MaskedLM(student).train(training)
     first = measured(model, 5)
@@ -368,7 +478,9 @@ def test_the_held_out_loss_uses_fixed_masks(training, student_config, toy_bert, 
     assert {module.training for module in model.modules()} == {training}
     # All held-out blocks in one batch, by hand: means over tokens and not over batches.
     collator.epoch = 0
-    by_hand = terms_by_hand(student.eval(), teacher, collator(list(blocks)), config.temperature, "all")[0]
+    by_hand = terms_by_hand(
+        student.eval(), teacher, collator(list(blocks)), config.temperature, "all"
+    )[0]
     assert list(first) == ["held_out_ce", "held_out_mlm", "held_out_cos"]
     assert list(first.values()) == pytest.approx(by_hand, rel=1e-5)
 
@@ -389,7 +501,9 @@ def stop_at(step):
 
 
 @pytest.mark.parametrize("where", ["inside an epoch", "at an epoch's end"])
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(run, work, student_config, toy_blocks, where):
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
+    run, work, student_config, toy_blocks, where
+):
     epoch = -(-len(toy_blocks["train"]) // 8)
     every, steps = (3, 7) if where == "inside an epoch" else (epoch, epoch + 3)
     config = student_config(steps=steps, checkpoint_every=every)
@@ -419,11 +533,16 @@ def test_taking_checkpoints_does_not_change_the_training(run, student_config, to
     """Nor does the held-out loss that is taken with them, also in the second epoch, whose masks are others."""
     blocks = copy.copy(toy_blocks)
     blocks["train"] = toy_blocks["train"].select(range(16))  # two steps an epoch
-    often, never = (run(student_config(steps=4, checkpoint_every=every), blocks, dropout=0.1) for every in (1, 100))
+    often, never = (
+        run(student_config(steps=4, checkpoint_every=every), blocks, dropout=0.1)
+        for every in (1, 100)
+    )
     assert same_weights(often, never)
 
 
-def test_the_newest_checkpoint_alone_is_kept_and_none_is_half_written(run, work, student_config, monkeypatch):
+def test_the_newest_checkpoint_alone_is_kept_and_none_is_half_written(
+    run, work, student_config, monkeypatch
+):
     folder = work()
     run(student_config(steps=5, checkpoint_every=2), folder=folder)
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-4"]
@@ -440,8 +559,14 @@ def test_the_newest_checkpoint_alone_is_kept_and_none_is_half_written(run, work,
 
 def test_a_control_trains_from_random_weights(work, student_config, toy_tokenizer, toy_blocks):
     torch.manual_seed(0)
-    shape = DistilBertConfig(vocab_size=200, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=32)
+    shape = DistilBertConfig(
+        vocab_size=200, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=32
+    )
     student = DistilBertForMaskedLM(shape)
     before = copy.deepcopy(student.state_dict())
-    after = distill.train(student_config(objective="mlm"), student, [toy_tokenizer], toy_blocks, work())
-    assert not torch.equal(before["vocab_transform.weight"], after.state_dict()["vocab_transform.weight"])
+    after = loop.train(
+        student_config(objective="mlm"), student, [toy_tokenizer], toy_blocks, work()
+    )
+    assert not torch.equal(
+        before["vocab_transform.weight"], after.state_dict()["vocab_transform.weight"]
+    )

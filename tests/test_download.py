@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from rolib import download as module
-from rolib.download import FILES, UpstreamFile, checksum, data_root, download, verify
-from rolib.tasks import SAMPLE, TASKS, task_source
+from rolib.data import download as module
+from rolib.data.download import FILES, UpstreamFile, checksum, data_root, download, verify
+from rolib.data.tasks import SAMPLE, task_source
+from rolib.measures import TASKS
 
 CONTENT = {"/o/r/c/a.txt": b"hello\n", "/o/r/c/sub/b.bin": bytes(range(256)) * 2000}
 HELLO_BLOB = "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object of "hello\n"
@@ -85,7 +86,10 @@ def test_fetches_all_files_once(server, tmp_path):
 
 def test_damaged_transfer_is_refused(server, tmp_path):
     server.answers = ["damaged"]
-    with pytest.raises(ValueError, match=r"one/a\.txt\.part is damaged: .*run `python -m rolib\.download` again"):
+    with pytest.raises(
+        ValueError,
+        match=r"one/a\.txt\.part is damaged: .*run `python -m rolib\.data\.download` again",
+    ):
         download(tmp_path, base_url=server.url)
     assert files_below(tmp_path) == []
     download(tmp_path, base_url=server.url)
@@ -94,7 +98,10 @@ def test_damaged_transfer_is_refused(server, tmp_path):
 
 def test_broken_transfer_leaves_nothing_and_starts_again(server, tmp_path):
     server.answers = ["good", "truncated"]
-    with pytest.raises(OSError, match=r"two/sub/b\.bin: the transfer of http.*failed.*run `python -m rolib\.download`"):
+    with pytest.raises(
+        OSError,
+        match=r"two/sub/b\.bin: the transfer of http.*failed.*run `python -m rolib\.data\.download`",
+    ):
         download(tmp_path, base_url=server.url)
     assert files_below(tmp_path) == ["one/a.txt"]
     (tmp_path / "two/sub/b.bin.part").write_bytes(b"left by a killed run")
@@ -106,13 +113,17 @@ def test_broken_transfer_leaves_nothing_and_starts_again(server, tmp_path):
 def test_damaged_file_on_disk_is_refused_not_replaced(server, tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one/a.txt").write_bytes(b"hullo\n")
-    with pytest.raises(ValueError, match=r"one/a\.txt is damaged: its git-blob checksum.*: delete it .*and run"):
+    with pytest.raises(
+        ValueError, match=r"one/a\.txt is damaged: its git-blob checksum.*: delete it .*and run"
+    ):
         download(tmp_path, base_url=server.url)
     assert (tmp_path / "one/a.txt").read_bytes() == b"hullo\n" and server.requests == []
 
 
 def test_missing_upstream_file_and_no_server(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "FILES", (UpstreamFile("one/x", "o/r/c/x", "git-blob", HELLO_BLOB),))
+    monkeypatch.setattr(
+        module, "FILES", (UpstreamFile("one/x", "o/r/c/x", "git-blob", HELLO_BLOB),)
+    )
     with pytest.raises(OSError, match="one/x: the transfer of .* failed .*404"):
         download(tmp_path, base_url=server.url)
     with pytest.raises(OSError, match="one/x: the transfer of .* failed"):
@@ -124,12 +135,18 @@ def test_checksums(tmp_path):
     path = tmp_path / "hello"
     path.write_bytes(b"hello\n")
     assert checksum(path, "git-blob") == HELLO_BLOB
-    assert checksum(path, "sha256") == "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
+    assert (
+        checksum(path, "sha256")
+        == "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
+    )
     hello = UpstreamFile("one/a.txt", "o/r/c/a.txt", "git-blob", HELLO_BLOB)
     verify(path, hello)
     path.write_bytes(b"")
     assert checksum(path, "git-blob") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
-    with pytest.raises(ValueError, match=f"{path} is damaged: its git-blob checksum is e69de29b.*expected {HELLO_BLOB}"):
+    with pytest.raises(
+        ValueError,
+        match=f"{path} is damaged: its git-blob checksum is e69de29b.*expected {HELLO_BLOB}",
+    ):
         verify(path, hello)
 
 
@@ -148,12 +165,16 @@ def test_real_files_have_the_checksums_of_the_table(real_data, real_table):
 
 def test_table(real_table, tmp_path):
     assert len({file.path for file in real_table}) == len(real_table) == 26
-    assert {file.path.split("/")[0] for file in real_table} == {task.dataset for task in TASKS.values()}
+    assert {file.path.split("/")[0] for file in real_table} == {
+        task.dataset for task in TASKS.values()
+    }
     for file in real_table:
         owner, repository, commit, upstream_path = file.url.split("/", 3)
         assert file.path == f"{repository}/{upstream_path}" and owner
         assert len(commit) == 40 and int(commit, 16)
-        assert len(file.checksum) == {"sha256": 64, "git-blob": 40}[file.algorithm] and int(file.checksum, 16)
+        assert len(file.checksum) == {"sha256": 64, "git-blob": 40}[file.algorithm] and int(
+            file.checksum, 16
+        )
     # The table holds every file that the readers want in the official layouts.
     for file in real_table:
         (tmp_path / file.path).parent.mkdir(parents=True, exist_ok=True)
@@ -166,9 +187,14 @@ def test_data_root(tmp_path, monkeypatch):
     monkeypatch.delenv("ROLIB_DATA", raising=False)
     assert data_root("sample") == SAMPLE
     assert data_root(str(tmp_path)) == tmp_path
-    with pytest.raises(FileNotFoundError, match=r"the data root '.*nowhere' is no folder: set `data` or ROLIB_DATA"):
+    with pytest.raises(
+        FileNotFoundError, match=r"the data root '.*nowhere' is no folder: set `data` or ROLIB_DATA"
+    ):
         data_root(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"2 of 2 data files.*one/a\.txt.*run `python -m rolib\.download`"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"2 of 2 data files.*one/a\.txt.*run `python -m rolib\.data\.download`",
+    ):
         data_root("real")
     for file in module.FILES:
         path = tmp_path / "cache/rolib" / file.path
@@ -178,7 +204,9 @@ def test_data_root(tmp_path, monkeypatch):
     monkeypatch.setenv("ROLIB_DATA", str(tmp_path))
     assert data_root("real") == tmp_path
     monkeypatch.setenv("ROLIB_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match=r"the data root '.*nowhere' is no folder: set `data` or ROLIB_DATA"):
+    with pytest.raises(
+        FileNotFoundError, match=r"the data root '.*nowhere' is no folder: set `data` or ROLIB_DATA"
+    ):
         data_root("real")
 
 
@@ -194,6 +222,8 @@ def test_command(server, tmp_path, monkeypatch, capsys):
 
 
 def test_command_line_help():
-    command = [sys.executable, "-m", "rolib.download", "--help"]
-    result = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    command = [sys.executable, "-m", "rolib.data.download", "--help"]
+    result = subprocess.run(
+        command, cwd=Path(__file__).parent.parent, capture_output=True, text=True
+    )
     assert result.returncode == 0 and "--root" in result.stdout

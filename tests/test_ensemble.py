@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import entr, log_softmax, rel_entr, softmax
 
-from rolib import alignment, distill, losses
-from rolib.alignment import Projection
-from rolib.corpus import build_blocks
-from rolib.distill import Teacher
-from rolib.losses import IGNORE
-from rolib.masking import MaskingCollator
-from rolib.models import MaskedLM, init_student
+from rolib.data.corpus import build_blocks
+from rolib.distillation import alignment, loop, losses
+from rolib.distillation.alignment import Projection
+from rolib.distillation.loop import Teacher
+from rolib.distillation.losses import IGNORE
+from rolib.distillation.masking import MaskingCollator
+from rolib.distillation.models import MaskedLM, init_student
 from rolib.runs import read_metrics
 
 LOWER = 150  # the lower-cased vocabulary's size
@@ -29,7 +29,10 @@ def world(_toy_tokenizer, lower_tokenizer, toy_documents):
     tokenizers = [_toy_tokenizer, lower_tokenizer]
     parts = {"train": toy_documents[:50], "held_out": toy_documents[50:]}
     return tokenizers, DatasetDict(
-        {name: build_blocks(Dataset.from_dict({"text": texts}), tokenizers, 24) for name, texts in parts.items()}
+        {
+            name: build_blocks(Dataset.from_dict({"text": texts}), tokenizers, 24)
+            for name, texts in parts.items()
+        }
     )
 
 
@@ -47,7 +50,13 @@ def teachers(world, toy_bert):
     def make(first=0.5, second=0.5):
         return [
             Teacher("cased", MaskedLM(toy_bert(layers=3, seed=7)), first),
-            Teacher("lower", MaskedLM(toy_bert(layers=2, seed=8, vocab_size=LOWER)), second, 1, Projection(*tokenizers)),
+            Teacher(
+                "lower",
+                MaskedLM(toy_bert(layers=2, seed=8, vocab_size=LOWER)),
+                second,
+                1,
+                Projection(*tokenizers),
+            ),
         ]
 
     return make
@@ -60,7 +69,11 @@ def student_of(toy_bert, maps=1):
 def outputs(model, view):
     """Logits and last states of the plain model, float64."""
     with torch.no_grad():
-        found = model.model(input_ids=view["input_ids"], attention_mask=view["attention_mask"], output_hidden_states=True)
+        found = model.model(
+            input_ids=view["input_ids"],
+            attention_mask=view["attention_mask"],
+            output_hidden_states=True,
+        )
     return found.logits.double().numpy(), found.hidden_states[-1].double().numpy()
 
 
@@ -77,7 +90,9 @@ def masked_words(batch):
 def ce_by_hand(student, teachers, batch, temperature, weighting="fixed", strategy="lift"):
     """The soft-target term by loops over masked pieces, in float64; and the coverage."""
     logits = outputs(student, batch[0])[0]
-    first, second = (outputs(teacher.model, view)[0] for teacher, view in zip(teachers, batch, strict=True))
+    first, second = (
+        outputs(teacher.model, view)[0] for teacher, view in zip(teachers, batch, strict=True)
+    )
     own, theirs = (tokenizer.get_vocab() for tokenizer in batch_tokenizers)
     join = {c: theirs.get(piece if piece[0] == "[" else piece.lower()) for piece, c in own.items()}
     terms, uld, shared, words, masses = [], 0.0, 0, 0, []
@@ -95,7 +110,9 @@ def ce_by_hand(student, teachers, batch, temperature, weighting="fixed", strateg
                 if strategy == "lift":
                     for c, k in join.items():
                         if k is not None:
-                            q[c] = u[k] * p[c] / sum(p[d] for d, other in join.items() if other == k)
+                            q[c] = (
+                                u[k] * p[c] / sum(p[d] for d, other in join.items() if other == k)
+                            )
                     masses.append(q.sum())
                     q += (1 - q.sum()) * p
                 elif strategy == "intersection":
@@ -109,9 +126,14 @@ def ce_by_hand(student, teachers, batch, temperature, weighting="fixed", strateg
                     uld += teachers[1].weight * np.abs(s - padded).sum()
                 if strategy in ("lift", "intersection"):
                     targets.append(q)
-                    weights.append(teachers[1].weight * (np.exp(-entr(u).sum()) if weighting == "confidence" else 1))
+                    weights.append(
+                        teachers[1].weight
+                        * (np.exp(-entr(u).sum()) if weighting == "confidence" else 1)
+                    )
             target = np.average(targets, axis=0, weights=weights)
-            terms.append(temperature**2 * rel_entr(target, softmax(logits[row, place] / temperature)).sum())
+            terms.append(
+                temperature**2 * rel_entr(target, softmax(logits[row, place] / temperature)).sum()
+            )
     return (np.sum(terms) + uld) / len(terms), shared / words, np.mean(masses) if masses else 0.0
 
 
@@ -123,9 +145,17 @@ def _tokenizers(world):
 
 @pytest.mark.parametrize(
     ("strategy", "weighting"),
-    [("lift", "fixed"), ("lift", "confidence"), ("intersection", "fixed"), ("uld", "fixed"), ("none", "fixed")],
+    [
+        ("lift", "fixed"),
+        ("lift", "confidence"),
+        ("intersection", "fixed"),
+        ("uld", "fixed"),
+        ("none", "fixed"),
+    ],
 )
-def test_the_soft_target_term_is_the_formula(strategy, weighting, student_config, teachers, toy_bert, batch):
+def test_the_soft_target_term_is_the_formula(
+    strategy, weighting, student_config, teachers, toy_bert, batch
+):
     config = student_config(
         teachers={"cased": 0.3, "lower": 0.7},
         soft_targets="masked",
@@ -134,21 +164,28 @@ def test_the_soft_target_term_is_the_formula(strategy, weighting, student_config
         weighting=weighting,
     )
     student, both = student_of(toy_bert), teachers(0.3, 0.7)
-    terms = distill.loss_terms(student, both, batch, config)
+    terms = loop.loss_terms(student, both, batch, config)
     expected = ce_by_hand(student, both, batch, 3.0, weighting, strategy)
     found = [terms[name].item() for name in ("ce", "coverage_lower", "mass_lower")]
     assert found == pytest.approx(expected, rel=1e-4)
     assert 0.2 < found[1] < 1
     logits = outputs(student, batch[0])[0]
     labels = batch[0]["labels"].numpy()
-    mlm = -np.mean([log_softmax(logits[i, j])[labels[i, j]] for i, j in np.argwhere(labels != IGNORE)])
+    mlm = -np.mean(
+        [log_softmax(logits[i, j])[labels[i, j]] for i, j in np.argwhere(labels != IGNORE)]
+    )
     assert terms["mlm"].item() == pytest.approx(mlm, rel=1e-5)
 
 
-def test_the_state_terms_are_word_by_word_across_vocabularies(student_config, teachers, toy_bert, batch):
+def test_the_state_terms_are_word_by_word_across_vocabularies(
+    student_config, teachers, toy_bert, batch
+):
     student, both = student_of(toy_bert), teachers()
     torch.nn.init.normal_(student.maps[0].weight)
-    states, first, second = outputs(student, batch[0])[1], *(outputs(t.model, v)[1] for t, v in zip(both, batch, strict=True))
+    states, first, second = (
+        outputs(student, batch[0])[1],
+        *(outputs(t.model, v)[1] for t, v in zip(both, batch, strict=True)),
+    )
     mapped = states @ student.maps[0].weight.detach().double().numpy().T
     by_word, by_word_first = [], []
 
@@ -161,29 +198,38 @@ def test_the_state_terms_are_word_by_word_across_vocabularies(student_config, te
             here, there = numbers[0] == word, numbers[1] == word
             by_word.append(angle(mapped[row][here].mean(0), second[row][there].mean(0)))
             by_word_first.append(angle(states[row][here].mean(0), first[row][here].mean(0)))
-    by_piece = [angle(states[i, j], first[i, j]) for i, j in np.argwhere(batch[0]["attention_mask"].numpy() == 1)]
+    by_piece = [
+        angle(states[i, j], first[i, j])
+        for i, j in np.argwhere(batch[0]["attention_mask"].numpy() == 1)
+    ]
     for hidden_states, wanted in [("pieces", by_piece), ("words", by_word_first)]:
         config = student_config(hidden_states=hidden_states)
-        terms = distill.loss_terms(student, both, batch, config)
+        terms = loop.loss_terms(student, both, batch, config)
         assert terms["cos"].item() == pytest.approx(np.mean(wanted), rel=1e-4)
         assert terms["cos_lower"].item() == pytest.approx(np.mean(by_word), rel=1e-4)
-        counts = distill.term_counts(batch, both, config)
+        counts = loop.term_counts(batch, both, config)
         assert (counts["cos"], counts["cos_lower"]) == (len(wanted), len(by_word))
-    assert "cos_lower" not in distill.loss_terms(student, both, batch, student_config(hidden_states="first"))
+    assert "cos_lower" not in loop.loss_terms(
+        student, both, batch, student_config(hidden_states="first")
+    )
 
 
 @pytest.mark.parametrize("soft_targets", ["masked", "all"])
-def test_the_mass_is_a_mean_over_shared_words_with_soft_targets(soft_targets, student_config, teachers, batch):
-    counts = distill.term_counts(batch, teachers(), student_config(soft_targets=soft_targets))
+def test_the_mass_is_a_mean_over_shared_words_with_soft_targets(
+    soft_targets, student_config, teachers, batch
+):
+    counts = loop.term_counts(batch, teachers(), student_config(soft_targets=soft_targets))
     shared, masked = batch[1]["shared_first"], batch[0]["labels"] != IGNORE
     wanted = {"masked": int((shared & masked).sum()), "all": int(shared.sum())}
     assert counts["mass_lower"] == wanted[soft_targets] and wanted["masked"] < wanted["all"]
 
 
-def test_teachers_that_nothing_is_learned_from_are_not_run(student_config, teachers, toy_bert, batch, monkeypatch):
+def test_teachers_that_nothing_is_learned_from_are_not_run(
+    student_config, teachers, toy_bert, batch, monkeypatch
+):
     config = student_config(alpha_ce=0.0, alpha_cos=0.0)
-    monkeypatch.setattr(distill, "teacher_outputs", lambda *_: pytest.fail("a teacher was run"))
-    terms = distill.loss_terms(student_of(toy_bert), teachers(), batch, config)
+    monkeypatch.setattr(loop, "teacher_outputs", lambda *_: pytest.fail("a teacher was run"))
+    terms = loop.loss_terms(student_of(toy_bert), teachers(), batch, config)
     assert terms["mlm"] > 0 and set(terms) == {"mlm", "coverage_lower", "mass_lower"}
 
 
@@ -195,8 +241,8 @@ def test_weights_of_the_terms(student_config, teachers):
         ({"hidden_states": "first"}, {"ce": 5.0, "mlm": 2.0, "cos": 1.0}),
         ({"alpha_cos": 0.0}, {"ce": 5.0, "mlm": 2.0}),
     ]:
-        assert distill.weights(student_config(**changes), both) == wanted | measures
-    assert distill.weights(student_config(), both[:1]) == {"ce": 5.0, "mlm": 2.0, "cos": 1.0}
+        assert loop.weights(student_config(**changes), both) == wanted | measures
+    assert loop.weights(student_config(), both[:1]) == {"ce": 5.0, "mlm": 2.0, "cos": 1.0}
 
 
 # --- invariants -----------------------------------------------------------------------------------
@@ -204,10 +250,12 @@ def test_weights_of_the_terms(student_config, teachers):
 
 def loss_and_gradients(student, teachers, batch, config):
     student.zero_grad()
-    alpha, terms = distill.weights(config, teachers), distill.loss_terms(student, teachers, batch, config)
+    alpha, terms = loop.weights(config, teachers), loop.loss_terms(student, teachers, batch, config)
     loss = sum(alpha[name] * terms[name] for name in alpha)
     loss.backward()
-    return loss.item(), {name: parameter.grad for name, parameter in student.model.named_parameters()}
+    return loss.item(), {
+        name: parameter.grad for name, parameter in student.model.named_parameters()
+    }
 
 
 def assert_same(one, other):
@@ -217,53 +265,86 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("soft_targets", ["all", "masked"])
-def test_a_teacher_of_weight_zero_is_no_teacher_also_in_gradients(student_config, teachers, toy_bert, batch, soft_targets):
+def test_a_teacher_of_weight_zero_is_no_teacher_also_in_gradients(
+    student_config, teachers, toy_bert, batch, soft_targets
+):
     config = student_config(soft_targets=soft_targets)
     with_it = loss_and_gradients(student_of(toy_bert), teachers(1.0, 0.0), batch, config)
-    assert_same(with_it, loss_and_gradients(student_of(toy_bert, 0), teachers(1.0)[:1], batch[:1], config))
+    assert_same(
+        with_it, loss_and_gradients(student_of(toy_bert, 0), teachers(1.0)[:1], batch[:1], config)
+    )
 
 
 def test_teachers_that_share_a_vocabulary_are_averaged(student_config, toy_bert, batch):
-    config, student = student_config(soft_targets="masked", temperature=2.0), student_of(toy_bert, 2)
+    config, student = (
+        student_config(soft_targets="masked", temperature=2.0),
+        student_of(toy_bert, 2),
+    )
     models = [MaskedLM(toy_bert(layers=3, seed=seed)) for seed in (7, 11, 12)]
-    three = [Teacher(f"t{i}", model, weight) for i, (model, weight) in enumerate(zip(models, (0.5, 0.3, 0.2), strict=True))]
+    three = [
+        Teacher(f"t{i}", model, weight)
+        for i, (model, weight) in enumerate(zip(models, (0.5, 0.3, 0.2), strict=True))
+    ]
     rows = batch[0]["labels"] != IGNORE
     logits = student(batch[0]["input_ids"], batch[0]["attention_mask"], rows)[0]
-    mean = sum(t.weight * (t.model(batch[0]["input_ids"], batch[0]["attention_mask"], rows)[0] / 2).softmax(-1) for t in three)
-    terms = distill.loss_terms(student, three, batch, config)
-    assert terms["ce"].item() == pytest.approx(losses.distribution_loss(logits, mean, 2.0).item(), rel=1e-6)
+    mean = sum(
+        t.weight
+        * (t.model(batch[0]["input_ids"], batch[0]["attention_mask"], rows)[0] / 2).softmax(-1)
+        for t in three
+    )
+    terms = loop.loss_terms(student, three, batch, config)
+    assert terms["ce"].item() == pytest.approx(
+        losses.distribution_loss(logits, mean, 2.0).item(), rel=1e-6
+    )
     assert list(terms) == ["ce", "mlm", "cos", "cos_t1", "cos_t2"]
 
 
-def test_one_vocabulary_through_the_projection_is_the_plain_average(student_config, toy_bert, world, batch):
+def test_one_vocabulary_through_the_projection_is_the_plain_average(
+    student_config, toy_bert, world, batch
+):
     """A second view with the student's own tokenizer gives what sharing the first view gives, where all words are one piece."""
     tokenizer = world[0][0]
     words = [piece for piece in tokenizer.get_vocab() if piece.isalpha() and len(piece) > 1]
-    text = Dataset.from_dict({"text": [" ".join(words[i : i + 12]) for i in range(0, len(words), 12)]})
+    text = Dataset.from_dict(
+        {"text": [" ".join(words[i : i + 12]) for i in range(0, len(words), 12)]}
+    )
     blocks = build_blocks(text, [tokenizer, tokenizer], 24)
     views = MaskingCollator([tokenizer, tokenizer], 0.5, 1)(list(blocks))
-    config, student = student_config(soft_targets="masked", hidden_states="first"), student_of(toy_bert, 0)
+    config, student = (
+        student_config(soft_targets="masked", hidden_states="first"),
+        student_of(toy_bert, 0),
+    )
     models = [MaskedLM(toy_bert(layers=3, seed=seed)) for seed in (7, 11)]
     shared = [Teacher("a", models[0], 0.5), Teacher("b", models[1], 0.5)]
     projected = [shared[0], Teacher("b", models[1], 0.5, 1, Projection(tokenizer, tokenizer))]
     assert views[1]["shared"].sum() == (views[1]["word_ids"] >= 0).sum()
-    terms = distill.loss_terms(student, projected, views, config)
+    terms = loop.loss_terms(student, projected, views, config)
     assert terms["coverage_b"] == 1 and terms["mass_b"].item() == pytest.approx(1)
     assert_same(*(loss_and_gradients(student, pair, views, config) for pair in (shared, projected)))
 
 
 @pytest.mark.parametrize("weighting", ["fixed", "confidence"])
-def test_teacher_order_does_not_matter_for_equal_weights(weighting, student_config, teachers, toy_bert, batch):
+def test_teacher_order_does_not_matter_for_equal_weights(
+    weighting, student_config, teachers, toy_bert, batch
+):
     config = student_config(soft_targets="masked", weighting=weighting, hidden_states="first")
     models = [MaskedLM(toy_bert(layers=3, seed=seed)) for seed in (7, 11, 12)]
     same = [Teacher(f"t{i}", model, 1 / 3) for i, model in enumerate(models)]
-    results = [distill.loss_terms(student_of(toy_bert, 0), list(order), batch, config) for order in itertools.permutations(same)]
-    assert [result["ce"].item() for result in results] == pytest.approx([results[0]["ce"].item()] * 6, rel=1e-6)
+    results = [
+        loop.loss_terms(student_of(toy_bert, 0), list(order), batch, config)
+        for order in itertools.permutations(same)
+    ]
+    assert [result["ce"].item() for result in results] == pytest.approx(
+        [results[0]["ce"].item()] * 6, rel=1e-6
+    )
     # With other vocabularies the first stays first, as it gives the student its vocabulary.
     cased, lower = teachers(1 / 3, 1 / 3)
-    other = Teacher("other", MaskedLM(toy_bert(layers=1, seed=9, vocab_size=LOWER)), 1 / 3, 1, lower.projection)
+    other = Teacher(
+        "other", MaskedLM(toy_bert(layers=1, seed=9, vocab_size=LOWER)), 1 / 3, 1, lower.projection
+    )
     one, two = (
-        distill.loss_terms(student_of(toy_bert, 0), [cased, *rest], batch, config) for rest in [(lower, other), (other, lower)]
+        loop.loss_terms(student_of(toy_bert, 0), [cased, *rest], batch, config)
+        for rest in [(lower, other), (other, lower)]
     )
     assert {name: value.item() for name, value in one.items()} == pytest.approx(
         {name: two[name].item() for name in one}, rel=1e-6
@@ -279,10 +360,16 @@ def test_a_mixed_target_is_a_distribution(members, size, seed):
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
     rows = [torch.arange(6), *((draw(6) < 0.5).nonzero()[:, 0] for _ in range(members - 1))]
-    parts = [(here, (draw(len(here), size) * 5).softmax(-1), draw(len(here)) + 0.01) for here in rows]
+    parts = [
+        (here, (draw(len(here), size) * 5).softmax(-1), draw(len(here)) + 0.01) for here in rows
+    ]
     mixed = losses.mix_targets(parts)
     for row in range(6):
-        here = [(weight[i], probs[i]) for where, probs, weight in parts for i in (where == row).nonzero()[:, 0]]
+        here = [
+            (weight[i], probs[i])
+            for where, probs, weight in parts
+            for i in (where == row).nonzero()[:, 0]
+        ]
         wanted = sum(weight * probs for weight, probs in here) / sum(weight for weight, _ in here)
         torch.testing.assert_close(mixed[row], wanted)
     torch.testing.assert_close(mixed.sum(-1), torch.ones(6, dtype=torch.float64))
@@ -309,29 +396,43 @@ def run(world, teachers, toy_bert, tmp_path):
 
     def train(config, folder=None, on_log=lambda record: None, first=None, dropout=0.1):
         tokenizers, blocks = world
-        blocks = DatasetDict(blocks, train=blocks["train"].select(range(first or len(blocks["train"]))))
+        blocks = DatasetDict(
+            blocks, train=blocks["train"].select(range(first or len(blocks["train"])))
+        )
         folder = folder or tmp_path / f"run-{next(numbers)}"
         folder.mkdir(exist_ok=True)
         student = init_student(toy_bert(layers=3, seed=3, dropout=dropout), 2)
-        return distill.train(config, student, tokenizers, blocks, folder, teachers(), on_log)
+        return loop.train(config, student, tokenizers, blocks, folder, teachers(), on_log)
 
     return train
 
 
 def test_two_teachers_are_learned_from_and_the_maps_are_not_saved(run, student_config):
     records = []
-    student = run(student_config(steps=30, learning_rate=5e-3, soft_targets="masked"), on_log=records.append)
+    student = run(
+        student_config(steps=30, learning_rate=5e-3, soft_targets="masked"), on_log=records.append
+    )
     assert not [name for name in student.state_dict() if "maps" in name]
     for term in ("ce", "cos_lower", "loss"):
         values = [record[term] for record in records]
         assert np.mean(values[-5:]) < 0.9 * np.mean(values[:5]), term
-    assert all(0 < record["coverage_lower"] <= 1 and 0 < record["mass_lower"] <= 1 + 1e-6 for record in records)
-    assert {"held_out_ce", "held_out_cos_lower", "held_out_coverage_lower", "held_out_mass_lower"} <= set(records[-1])
+    assert all(
+        0 < record["coverage_lower"] <= 1 and 0 < record["mass_lower"] <= 1 + 1e-6
+        for record in records
+    )
+    assert {
+        "held_out_ce",
+        "held_out_cos_lower",
+        "held_out_coverage_lower",
+        "held_out_mass_lower",
+    } <= set(records[-1])
 
 
 def test_accumulation_does_not_change_a_step_with_two_teachers(run, student_config):
     def weights(batch_size, accumulation):
-        config = student_config(steps=1, batch_size=batch_size, accumulation=accumulation, soft_targets="masked")
+        config = student_config(
+            steps=1, batch_size=batch_size, accumulation=accumulation, soft_targets="masked"
+        )
         records = []
         run(config, on_log=records.append, first=8, dropout=0.0)
         return records[0]
@@ -355,9 +456,15 @@ def test_an_interrupted_run_with_maps_ends_like_an_uninterrupted_one(run, studen
     with pytest.raises(Interrupted):
         run(config, broken, stop)
     resumed = run(config, broken)
-    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in expected.state_dict().items())
+    assert all(
+        torch.equal(value, resumed.state_dict()[name])
+        for name, value in expected.state_dict().items()
+    )
     wanted, got = (
-        [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in read_metrics(f / "metrics.jsonl")]
+        [
+            {k: v for k, v in r.items() if k != "tokens_per_second"}
+            for r in read_metrics(f / "metrics.jsonl")
+        ]
         for f in (whole, broken)
     )
     assert wanted == got

@@ -9,14 +9,20 @@ import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
-from rolib import finetune as ft
 from rolib import stages
 from rolib.config import EvaluateConfig
-from rolib.models import init_student, save_model
+from rolib.data.tasks import SAMPLE, load_task
+from rolib.distillation.models import init_student, save_model
+from rolib.evaluation import finetune as ft
+from rolib.measures import PROTOCOLS, TASKS, with_protocol
 from rolib.runs import read_metrics
-from rolib.tasks import PROTOCOLS, SAMPLE, TASKS, load_task, with_protocol
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +37,45 @@ def splits():
     """A few examples of a task of the built-in sample."""
 
     def few(name):
-        return DatasetDict({split: data.select(range(20)) for split, data in load_task(name, SAMPLE).items()})
+        return DatasetDict(
+            {split: data.select(range(20)) for split, data in load_task(name, SAMPLE).items()}
+        )
 
     return few
 
 
 def config(task, **changes):
-    recipe = {"profile": "toy", "seed": 1, "data": "sample", "model": "bert", "tasks": [task], "seeds": [1]}
-    recipe |= {"max_train_examples": 16, "max_length": 32, "batch_size": 8, "warmup_share": 0.1, "weight_decay": 0.01}
+    recipe = {
+        "profile": "toy",
+        "seed": 1,
+        "data": "sample",
+        "model": "bert",
+        "tasks": [task],
+        "seeds": [1],
+    }
+    recipe |= {
+        "max_train_examples": 16,
+        "max_length": 32,
+        "batch_size": 8,
+        "warmup_share": 0.1,
+        "weight_decay": 0.01,
+    }
     recipe |= {"protocols": {task: TASKS[task].protocol}, "keep_models": False}
-    return EvaluateConfig(**(recipe | {"epochs": {task: 1}, "learning_rates": {task: 1e-3}} | changes))
+    return EvaluateConfig(
+        **(recipe | {"epochs": {task: 1}, "learning_rates": {task: 1e-3}} | changes)
+    )
 
 
 def tagged(*sentences):
     """A split whose words alternate between two labels."""
     tags = ClassLabel(names=["O", "B-LOC"])
-    rows = [{"id": f"s{i}", "tokens": words, "labels": [n % 2 for n in range(len(words))]} for i, words in enumerate(sentences)]
-    return Dataset.from_list(rows, Features(id=Value("string"), tokens=List(Value("string")), labels=List(tags)))
+    rows = [
+        {"id": f"s{i}", "tokens": words, "labels": [n % 2 for n in range(len(words))]}
+        for i, words in enumerate(sentences)
+    ]
+    return Dataset.from_list(
+        rows, Features(id=Value("string"), tokens=List(Value("string")), labels=List(tags))
+    )
 
 
 # --- windows and encoding -------------------------------------------------------------------------
@@ -67,7 +95,14 @@ def test_encode_tagging_of_an_awkward_sentence(toy_tokenizer):
     sentence = [*LONG, "\u200b", giant, *LONG]
     rows, counts = ft.encode(tagged(sentence, ["Casa"]), TASKS["ner"], toy_tokenizer, max_length=8)
     units = len(sentence) + 1
-    assert counts == {"examples": 2, "windowed": 1, "words_cut": 1, "truncated": 0, "skipped": 0, "units": units}
+    assert counts == {
+        "examples": 2,
+        "windowed": 1,
+        "words_cut": 1,
+        "truncated": 0,
+        "skipped": 0,
+        "units": units,
+    }
     found = []
     for row in rows[:-1]:
         assert row["example"] == 0
@@ -98,19 +133,28 @@ def test_padding_has_no_label(toy_tokenizer):
     rows, _ = ft.encode(tagged(LONG, ["Casa"]), TASKS["ner"], toy_tokenizer, max_length=32)
     batch = ft.collate(rows, TASKS["ner"], toy_tokenizer)
     assert batch["labels"].shape == batch["input_ids"].shape
-    assert batch["labels"][1].tolist() == rows[1]["labels"] + [-100] * (len(rows[0]["labels"]) - len(rows[1]["labels"]))
+    assert batch["labels"][1].tolist() == rows[1]["labels"] + [-100] * (
+        len(rows[0]["labels"]) - len(rows[1]["labels"])
+    )
     assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
 
 
 def test_encode_tagging_normalises_words(toy_tokenizer):
-    rows = [ft.encode(tagged([word]), TASKS["ner"], toy_tokenizer, 16)[0] for word in ("ştiinţă", "știință")]
+    rows = [
+        ft.encode(tagged([word]), TASKS["ner"], toy_tokenizer, 16)[0]
+        for word in ("ştiinţă", "știință")
+    ]
     cedilla, comma = (ids_of(row) for (row,) in rows)
     assert cedilla == comma and toy_tokenizer.unk_token_id not in comma
 
 
 def texts(pairs, label=1.0):
     return Dataset.from_dict(
-        {"id": [str(i) for i in range(len(pairs))], "text": [a for a, _ in pairs], "text_pair": [b for _, b in pairs]}
+        {
+            "id": [str(i) for i in range(len(pairs))],
+            "text": [a for a, _ in pairs],
+            "text_pair": [b for _, b in pairs],
+        }
         | {"label": [label] * len(pairs)}
     )
 
@@ -118,19 +162,34 @@ def texts(pairs, label=1.0):
 def test_encode_texts_counts_what_is_truncated(toy_tokenizer):
     split = texts([("Copilul citeşte.", ""), (" ".join(LONG * 3), "")], 4.0)
     rows, counts = ft.encode(split, TASKS["sts"], toy_tokenizer, 12)
-    assert counts == {"examples": 2, "windowed": 0, "words_cut": 0, "truncated": 1, "skipped": 0, "units": 2}
+    assert counts == {
+        "examples": 2,
+        "windowed": 0,
+        "words_cut": 0,
+        "truncated": 1,
+        "skipped": 0,
+        "units": 2,
+    }
     assert ids_of(rows[0]) == toy_tokenizer("Copilul citește.")["input_ids"]
     assert len(ids_of(rows[1])) == 12
-    assert [row["labels"] for row in rows] == [[0.8], [0.8]] and [row["example"] for row in rows] == [0, 1]
+    assert [row["labels"] for row in rows] == [[0.8], [0.8]] and [
+        row["example"] for row in rows
+    ] == [0, 1]
 
 
 def test_encode_texts_reads_both_of_a_pair(toy_tokenizer):
-    rows, counts = ft.encode(texts([("Casa", "știrea"), ("Casa", "")]), TASKS["sts"], toy_tokenizer, 30)
+    rows, counts = ft.encode(
+        texts([("Casa", "știrea"), ("Casa", "")]), TASKS["sts"], toy_tokenizer, 30
+    )
     assert rows[0]["inputs"] == [dict(toy_tokenizer("Casa", "știrea"))]
     assert set(rows[0]["inputs"][0]["token_type_ids"]) == {0, 1}
-    rows, counts = ft.encode(texts([(" ".join(LONG * 2), " ".join(LONG * 2))]), TASKS["sts"], toy_tokenizer, 20)
+    rows, counts = ft.encode(
+        texts([(" ".join(LONG * 2), " ".join(LONG * 2))]), TASKS["sts"], toy_tokenizer, 20
+    )
     assert counts["truncated"] == 1 and len(ids_of(rows[0])) == 20
-    assert rows[0]["inputs"][0]["token_type_ids"].count(1) > 5  # the second text is not lost to the first
+    assert (
+        rows[0]["inputs"][0]["token_type_ids"].count(1) > 5
+    )  # the second text is not lost to the first
 
 
 def test_labels_of_the_three_kinds(toy_tokenizer):
@@ -148,15 +207,27 @@ def test_the_content_of_a_review_is_read_alone(toy_tokenizer):
     assert ids_of(rows[0]) == toy_tokenizer("Casa știe")["input_ids"]
     assert (counts["truncated"], counts["units"]) == (1, 2)
     rows, _ = ft.encode(split, with_protocol("sar", "title+content"), toy_tokenizer, 12)
-    assert ids_of(rows[0]) == toy_tokenizer("Titlul", "Casa știe", truncation=True, max_length=12)["input_ids"]
+    assert (
+        ids_of(rows[0])
+        == toy_tokenizer("Titlul", "Casa știe", truncation=True, max_length=12)["input_ids"]
+    )
 
 
 def test_sentences_read_apart_are_cut_apart(toy_tokenizer):
     long = " ".join(LONG * 3)
     split = texts([("Casa", "știrea"), (long, "Casa"), ("Casa", long), (long, long)], 2.5)
     rows, counts = ft.encode(split, with_protocol("sts", "bi-encoder"), toy_tokenizer, 12)
-    assert counts == {"examples": 4, "windowed": 0, "words_cut": 0, "truncated": 3, "skipped": 0, "units": 4}
-    assert [ids_of(rows[0], i) for i in (0, 1)] == [toy_tokenizer(text)["input_ids"] for text in ("Casa", "știrea")]
+    assert counts == {
+        "examples": 4,
+        "windowed": 0,
+        "words_cut": 0,
+        "truncated": 3,
+        "skipped": 0,
+        "units": 4,
+    }
+    assert [ids_of(rows[0], i) for i in (0, 1)] == [
+        toy_tokenizer(text)["input_ids"] for text in ("Casa", "știrea")
+    ]
     full = [(len(ids_of(row)) == 12, len(ids_of(row, 1)) == 12) for row in rows[1:]]
     assert full == [(True, False), (False, True), (True, True)]
     assert [row["labels"] for row in rows] == [[0.5]] * 4
@@ -169,7 +240,10 @@ def test_texts_can_be_read_as_they_are(toy_tokenizer):
         (TASKS["sts"], texts([("ştiinţă", "ştiinţă")])),
         (with_protocol("sts", "bi-encoder"), texts([("ştiinţă", "ştiinţă")])),
     ]:
-        raw, cleaned = (ids_of(ft.encode(split, task, toy_tokenizer, 30, **how)[0][0]) for how in ({"clean": str}, {}))
+        raw, cleaned = (
+            ids_of(ft.encode(split, task, toy_tokenizer, 30, **how)[0][0])
+            for how in ({"clean": str}, {})
+        )
         assert toy_tokenizer.unk_token_id in raw and toy_tokenizer.unk_token_id not in cleaned
 
 
@@ -181,9 +255,18 @@ def test_prediction_table_covers_every_word_in_order(toy_tokenizer):
     rows, _ = ft.encode(split, TASKS["ner"], toy_tokenizer, max_length=8)
     assert len(rows) > 5
     # The true label gets 0.9, so that a slip between rows, words and outputs would show.
-    outputs = [np.array([[0.9, 0.1] if label == 0 else [0.1, 0.9] for label in row["labels"] if label >= 0]) for row in rows]
+    outputs = [
+        np.array(
+            [[0.9, 0.1] if label == 0 else [0.1, 0.9] for label in row["labels"] if label >= 0]
+        )
+        for row in rows
+    ]
     table = ft.prediction_table(rows, outputs, TASKS["ner"], split, ["O", "B-LOC"])
-    units = [(f"s{i}", place) for i, words in enumerate((LONG * 3, ["x"], LONG)) for place in range(len(words))]
+    units = [
+        (f"s{i}", place)
+        for i, words in enumerate((LONG * 3, ["x"], LONG))
+        for place in range(len(words))
+    ]
     assert list(zip(table["example"], table["position"], strict=True)) == units
     assert table["gold"].tolist() == ["B-LOC" if place % 2 else "O" for _, place in units]
     assert table["predicted"].tolist() == table["gold"].tolist()
@@ -191,13 +274,30 @@ def test_prediction_table_covers_every_word_in_order(toy_tokenizer):
 
 def test_prediction_table_of_scores_and_classes():
     split = texts([("a", "b"), ("c", "d")])
-    rows = [{"example": 0, "words": [0], "labels": [0.5]}, {"example": 1, "words": [0], "labels": [1.0]}]
-    table = ft.prediction_table(rows, [np.array([[2.25]]), np.array([[6.0]])], TASKS["sts"], split, [])
+    rows = [
+        {"example": 0, "words": [0], "labels": [0.5]},
+        {"example": 1, "words": [0], "labels": [1.0]},
+    ]
+    table = ft.prediction_table(
+        rows, [np.array([[2.25]]), np.array([[6.0]])], TASKS["sts"], split, []
+    )
     assert table["gold"].tolist() == [2.5, 5.0] and table["predicted"].tolist() == [2.25, 6.0]
     assert table["probabilities"].tolist() == [[], []]
-    rows = [{"example": 0, "words": [0], "labels": [1]}, {"example": 1, "words": [0], "labels": [0]}]
-    table = ft.prediction_table(rows, [np.array([[0.25, 0.75]]), np.array([[0.3, 0.7]])], TASKS["sapn"], split, ["neg", "pos"])
-    assert table["gold"].tolist() == ["pos", "neg"] and table["predicted"].tolist() == ["pos", "pos"]
+    rows = [
+        {"example": 0, "words": [0], "labels": [1]},
+        {"example": 1, "words": [0], "labels": [0]},
+    ]
+    table = ft.prediction_table(
+        rows,
+        [np.array([[0.25, 0.75]]), np.array([[0.3, 0.7]])],
+        TASKS["sapn"],
+        split,
+        ["neg", "pos"],
+    )
+    assert table["gold"].tolist() == ["pos", "neg"] and table["predicted"].tolist() == [
+        "pos",
+        "pos",
+    ]
     assert np.stack(table["probabilities"]).tolist() == [[0.25, 0.75], [0.3, 0.7]]
 
 
@@ -208,7 +308,9 @@ def test_predict_does_not_depend_on_the_batches(name, model_folder, toy_tokenize
     torch.manual_seed(0)
     model = ft.load_for_task(model_folder, task, labels, False)
     rows, _ = ft.encode(data["test"], task, toy_tokenizer, 24)
-    one, many = (ft.predict(model, rows, task, toy_tokenizer, size, torch.device("cpu")) for size in (1, 9))
+    one, many = (
+        ft.predict(model, rows, task, toy_tokenizer, size, torch.device("cpu")) for size in (1, 9)
+    )
     assert len(one) == len(rows)
     for row, single, together in zip(rows, one, many, strict=True):
         np.testing.assert_allclose(single, together, atol=1e-5)
@@ -238,30 +340,57 @@ def test_a_lost_example_is_an_error(toy_tokenizer):
 
     def predicted(chosen):
         chosen = list(chosen)
-        return ft.prediction_table([rows[i] for i in chosen], [outputs[i] for i in chosen], TASKS["ner"], split, ["O", "B-LOC"])
+        return ft.prediction_table(
+            [rows[i] for i in chosen],
+            [outputs[i] for i in chosen],
+            TASKS["ner"],
+            split,
+            ["O", "B-LOC"],
+        )
 
     assert len(predicted(range(len(rows)))) == counts["units"]
-    with pytest.raises(RuntimeError, match=r"ner: instead of the prediction for \('s1', 0\) comes \(\)"):
+    with pytest.raises(
+        RuntimeError, match=r"ner: instead of the prediction for \('s1', 0\) comes \(\)"
+    ):
         predicted(range(len(rows) - 1))
-    with pytest.raises(RuntimeError, match=r"ner: instead of the prediction for \('s0', 0\) comes \('s0', [1-9]\): one is lost"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"ner: instead of the prediction for \('s0', 0\) comes \('s0', [1-9]\): one is lost",
+    ):
         predicted(range(1, len(rows)))
-    with pytest.raises(RuntimeError, match=r"ner: instead of the prediction for \(\) comes \('s1', 0\): .* or there twice"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"ner: instead of the prediction for \(\) comes \('s1', 0\): .* or there twice",
+    ):
         predicted([*range(len(rows)), len(rows) - 1])
-    with pytest.raises(RuntimeError, match=r"ner: instead of the prediction for \('s0', 0\) comes \('s1', 0\)"):
+    with pytest.raises(
+        RuntimeError, match=r"ner: instead of the prediction for \('s0', 0\) comes \('s1', 0\)"
+    ):
         predicted([len(rows) - 1, *range(len(rows) - 1)])  # all there, in another order
 
 
 def test_a_bi_encoder_scores_by_the_cosine_of_mean_states(model_folder, toy_tokenizer):
     task = with_protocol("sts", "bi-encoder")
-    pairs = [("Copilul citește.", "Casa"), ("știrea", "Bunicul cumpără casa la școală."), ("Casa", "Casa")]
+    pairs = [
+        ("Copilul citește.", "Casa"),
+        ("știrea", "Bunicul cumpără casa la școală."),
+        ("Casa", "Casa"),
+    ]
     rows, _ = ft.encode(texts(pairs, 4.0), task, toy_tokenizer, 30)
     model = ft.load_for_task(model_folder, task, [], False)
-    scores = np.concatenate(ft.predict(model, rows, task, toy_tokenizer, 2, torch.device("cpu")))[:, 0]
+    scores = np.concatenate(ft.predict(model, rows, task, toy_tokenizer, 2, torch.device("cpu")))[
+        :, 0
+    ]
     encoder = AutoModel.from_pretrained(model_folder).eval()
     for pair, score in zip(pairs, scores, strict=True):
         with torch.no_grad():  # each text alone, so there is no padding
             one, other = (
-                encoder(**toy_tokenizer(text, return_tensors="pt")).last_hidden_state[0].double().numpy().mean(0) for text in pair
+                encoder(**toy_tokenizer(text, return_tensors="pt"))
+                .last_hidden_state[0]
+                .double()
+                .numpy()
+                .mean(0)
+                for text in pair
             )
         cosine = one @ other / np.sqrt((one @ one) * (other @ other))
         assert score == pytest.approx(5 * (1 + cosine) / 2, abs=1e-5)
@@ -278,11 +407,17 @@ def test_finetune_on_the_sample(name, model_folder, splits, tmp_path):
     data, task = splits(name), TASKS[name]
     result = ft.finetune(config(name), name, 1, model_folder, False, data, tmp_path)
     assert result == json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
-    assert task.headline in result["test"] and (result["task"], result["seed"], result["best_epoch"]) == (name, 1, 1)
+    assert task.headline in result["test"] and (
+        result["task"],
+        result["seed"],
+        result["best_epoch"],
+    ) == (name, 1, 1)
     (record,) = read_metrics(tmp_path / "metrics.jsonl")
     assert record["epoch"] == 1 and record["loss"] > 0
     assert record[f"validation_{task.headline}"] == result["validation"][task.headline]
-    assert result["counts"]["train"]["examples"] == 16 and result["counts"]["test"]["examples"] == 20
+    assert (
+        result["counts"]["train"]["examples"] == 16 and result["counts"]["test"]["examples"] == 20
+    )
 
     table = pd.read_parquet(tmp_path / "predictions.parquet")
     if task.kind == "tagging":
@@ -316,13 +451,17 @@ def test_finetune_on_the_sample(name, model_folder, splits, tmp_path):
 
 def test_a_student_can_be_fine_tuned(tmp_path, toy_bert, toy_tokenizer, splits):
     save_model(init_student(toy_bert(), 2), toy_tokenizer, tmp_path / "student", "")
-    result = ft.finetune(config("sts"), "sts", 1, tmp_path / "student", False, splits("sts"), tmp_path)
+    result = ft.finetune(
+        config("sts"), "sts", 1, tmp_path / "student", False, splits("sts"), tmp_path
+    )
     assert -1 <= result["test"]["pearson"] <= 1
 
 
 def test_the_same_seed_gives_equal_predictions(model_folder, splits, tmp_path):
     data, tables = splits("sapn"), []
-    for number, (seed, random_weights) in enumerate([(1, False), (1, False), (2, False), (1, True)]):
+    for number, (seed, random_weights) in enumerate(
+        [(1, False), (1, False), (2, False), (1, True)]
+    ):
         folder = tmp_path / str(number)
         folder.mkdir()
         ft.finetune(config("sapn"), "sapn", seed, model_folder, random_weights, data, folder)
@@ -332,14 +471,22 @@ def test_the_same_seed_gives_equal_predictions(model_folder, splits, tmp_path):
 
 
 def test_random_weights_have_the_shape_and_nothing_else(model_folder):
-    trained, fresh = (ft.load_for_task(model_folder, TASKS["upos"], ["A", "B", "C"], flag) for flag in (False, True))
-    shapes = [{name: tuple(value.shape) for name, value in model.state_dict().items()} for model in (trained, fresh)]
+    trained, fresh = (
+        ft.load_for_task(model_folder, TASKS["upos"], ["A", "B", "C"], flag)
+        for flag in (False, True)
+    )
+    shapes = [
+        {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        for model in (trained, fresh)
+    ]
     assert shapes[0] == shapes[1] and shapes[0]["classifier.weight"] == (3, 32)
     name = "bert.embeddings.word_embeddings.weight"
     assert not torch.equal(trained.state_dict()[name], fresh.state_dict()[name])
 
 
-def test_the_best_epoch_is_kept_and_predicts_the_test_split(model_folder, splits, tmp_path, monkeypatch):
+def test_the_best_epoch_is_kept_and_predicts_the_test_split(
+    model_folder, splits, tmp_path, monkeypatch
+):
     scores = iter([0.3, 0.8, 0.8, 0.5, 0.123])
     seen = []
     real_predict = ft.predict
@@ -352,58 +499,103 @@ def test_the_best_epoch_is_kept_and_predicts_the_test_split(model_folder, splits
     monkeypatch.setattr(ft, "score_predictions", lambda task, table: {"accuracy": next(scores)})
     recipe = config("sapn", epochs={"sapn": 4})
     result = ft.finetune(recipe, "sapn", 1, model_folder, False, splits("sapn"), tmp_path)
-    assert result["best_epoch"] == 2 and result["validation"] == {"accuracy": 0.8} and result["test"] == {"accuracy": 0.123}
+    assert (
+        result["best_epoch"] == 2
+        and result["validation"] == {"accuracy": 0.8}
+        and result["test"] == {"accuracy": 0.123}
+    )
     assert len(seen) == 5
 
     def same(one, other):
         return all(torch.equal(value, other[name]) for name, value in one.items())
 
     assert [same(seen[4], epoch) for epoch in seen[:4]] == [False, True, False, False]
-    assert [record["validation_accuracy"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [0.3, 0.8, 0.8, 0.5]
+    assert [
+        record["validation_accuracy"] for record in read_metrics(tmp_path / "metrics.jsonl")
+    ] == [0.3, 0.8, 0.8, 0.5]
 
 
 def test_the_models_length_is_respected(model_folder, splits, tmp_path):
     """max_length may exceed what the model can read (32 positions here)."""
-    result = ft.finetune(config("di", max_length=512), "di", 1, model_folder, False, splits("di"), tmp_path)
+    result = ft.finetune(
+        config("di", max_length=512), "di", 1, model_folder, False, splits("di"), tmp_path
+    )
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     lengths = [len(ids) for ids in tokenizer(splits("di")["test"]["text"][:])["input_ids"]]
     assert result["counts"]["test"]["truncated"] == sum(length > 32 for length in lengths) > 0
 
 
-@pytest.mark.parametrize(("name", "protocol"), [(name, protocol) for name in PROTOCOLS for protocol in list(PROTOCOLS[name])[1:]])
+@pytest.mark.parametrize(
+    ("name", "protocol"),
+    [(name, protocol) for name in PROTOCOLS for protocol in list(PROTOCOLS[name])[1:]],
+)
 def test_every_other_protocol_runs(name, protocol, model_folder, splits, tmp_path):
-    result = ft.finetune(config(name, protocols={name: protocol}), name, 1, model_folder, False, splits(name), tmp_path)
+    result = ft.finetune(
+        config(name, protocols={name: protocol}),
+        name,
+        1,
+        model_folder,
+        False,
+        splits(name),
+        tmp_path,
+    )
     headline = PROTOCOLS[name][protocol]
     assert (result["protocol"], result["headline"]) == (protocol, headline)
     (record,) = read_metrics(tmp_path / "metrics.jsonl")
-    assert result["validation"] == {headline: record[f"validation_{headline}"]} and headline in result["test"]
+    assert (
+        result["validation"] == {headline: record[f"validation_{headline}"]}
+        and headline in result["test"]
+    )
     for split, part in splits(name).items():
         part = ft.sample_examples(part, 16 if split == "train" else 0, 1)
-        assert result["counts"][split]["units"] == (sum(map(len, part["tokens"])) if "tokens" in part.features else len(part))
-    assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == result["counts"]["test"]["units"]
+        assert result["counts"][split]["units"] == (
+            sum(map(len, part["tokens"])) if "tokens" in part.features else len(part)
+        )
+    assert (
+        len(pd.read_parquet(tmp_path / "predictions.parquet")) == result["counts"]["test"]["units"]
+    )
 
 
-@pytest.mark.parametrize(("name", "protocol"), [("upos", "accuracy"), ("sar", "content"), ("sts", "pair"), ("sts", "bi-encoder")])
-def test_a_kept_model_is_a_plain_folder_that_predicts_the_same(name, protocol, tmp_path, toy_bert, _toy_tokenizer, splits):
+@pytest.mark.parametrize(
+    ("name", "protocol"),
+    [("upos", "accuracy"), ("sar", "content"), ("sts", "pair"), ("sts", "bi-encoder")],
+)
+def test_a_kept_model_is_a_plain_folder_that_predicts_the_same(
+    name, protocol, tmp_path, toy_bert, _toy_tokenizer, splits
+):
     save_model(init_student(toy_bert(), 2), _toy_tokenizer, tmp_path / "student", "")
     recipe, data = config(name, protocols={name: protocol}, keep_models=True), splits(name)
     result = ft.finetune(recipe, name, 1, tmp_path / "student", False, data, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     table = pd.read_parquet(tmp_path / "predictions.parquet")
     kinds = {"upos": AutoModelForTokenClassification, "sar": AutoModelForSequenceClassification}
-    kind = AutoModel if protocol == "bi-encoder" else kinds.get(name, AutoModelForSequenceClassification)
+    kind = (
+        AutoModel
+        if protocol == "bi-encoder"
+        else kinds.get(name, AutoModelForSequenceClassification)
+    )
     model = kind.from_pretrained(tmp_path / "model").eval()
     if result["labels"]:
-        assert list(model.config.id2label.values()) == result["labels"] and model.config.num_labels == len(result["labels"])
+        assert list(model.config.id2label.values()) == result[
+            "labels"
+        ] and model.config.num_labels == len(result["labels"])
         assert model.config.label2id == {label: i for i, label in enumerate(result["labels"])}
     if name == "upos":
-        example = next(row for row in data["test"] if len(tokenizer(row["tokens"], is_split_into_words=True)["input_ids"]) <= 32)
+        example = next(
+            row
+            for row in data["test"]
+            if len(tokenizer(row["tokens"], is_split_into_words=True)["input_ids"]) <= 32
+        )
         inputs = tokenizer(example["tokens"], is_split_into_words=True, return_tensors="pt")
         words = inputs.word_ids()
         first = [words.index(word) for word in range(len(example["tokens"]))]
     else:
         example = data["test"][0]
-        read = [example["text_pair"]] if protocol == "content" else [example["text"], example["text_pair"]]
+        read = (
+            [example["text_pair"]]
+            if protocol == "content"
+            else [example["text"], example["text_pair"]]
+        )
         cut = functools.partial(tokenizer, truncation=True, max_length=32, return_tensors="pt")
         inputs, first = cut(*read), [0]
     stored = table[table["example"] == example["id"]]
@@ -413,7 +605,11 @@ def test_a_kept_model_is_a_plain_folder_that_predicts_the_same(name, protocol, t
             expected = 2.5 * (1 + torch.cosine_similarity(one, other, dim=0).item())
         else:
             logits = model(**inputs).logits[0]
-            expected = 5 * logits.item() if name == "sts" else logits.reshape(-1, len(result["labels"]))[first].softmax(-1)
+            expected = (
+                5 * logits.item()
+                if name == "sts"
+                else logits.reshape(-1, len(result["labels"]))[first].softmax(-1)
+            )
     if name == "sts":
         assert stored["predicted"].item() == pytest.approx(expected, abs=1e-4)
     else:
@@ -437,13 +633,24 @@ def test_a_seed_added_later_leaves_the_runs_finished(model_folder, splits, tmp_p
     runs = tmp_path / "toy" / "evaluation" / "bert" / "sapn"
     before = (runs / "seed-1" / "manifest.json").read_bytes()
     more = {"seeds": [1, 2], "tasks": ["sapn", "sar"]}
-    more |= {key: getattr(recipe, key) | {"sar": getattr(config("sar"), key)["sar"]} for key in ("protocols", "epochs")}
+    more |= {
+        key: getattr(recipe, key) | {"sar": getattr(config("sar"), key)["sar"]}
+        for key in ("protocols", "epochs")
+    }
     more["learning_rates"] = {"sapn": 1e-3, "sar": 1e-3}
     results = stages.evaluate_model(recipe.model_copy(update=more))
-    assert [(result["task"], result["seed"]) for result in results] == [("sapn", 1), ("sapn", 2), ("sar", 1), ("sar", 2)]
+    assert [(result["task"], result["seed"]) for result in results] == [
+        ("sapn", 1),
+        ("sapn", 2),
+        ("sar", 1),
+        ("sar", 2),
+    ]
     assert (runs / "seed-1" / "manifest.json").read_bytes() == before
     kept = [path.parent.name for path in sorted(runs.parent.glob("*/seed-*/model"))]
     assert kept == ["seed-1", "seed-1"]
     # Another protocol is another run.
     (other,) = stages.evaluate_model(config("sapn", protocols={"sapn": "content"}))
-    assert other["protocol"] == "content" and (runs / "seed-1" / "manifest.json").read_bytes() != before
+    assert (
+        other["protocol"] == "content"
+        and (runs / "seed-1" / "manifest.json").read_bytes() != before
+    )

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cosine
 from scipy.special import log_softmax, rel_entr, softmax
 
-from rolib.losses import IGNORE, cosine_loss, mlm_loss, soft_target_loss
+from rolib.distillation.losses import IGNORE, cosine_loss, mlm_loss, soft_target_loss
 
 steady = settings(deadline=None, derandomize=True, max_examples=60)
 temperatures = st.floats(0.5, 20)
@@ -21,7 +21,9 @@ def logits(low=-20, high=20):
     """Pairs of float64 arrays of one shape (N, V)."""
     shapes = st.tuples(st.integers(1, 5), st.integers(2, 9))
     values = st.floats(low, high, allow_subnormal=False)
-    return shapes.flatmap(lambda shape: st.tuples(*[hnp.arrays(np.float64, shape, elements=values)] * 2))
+    return shapes.flatmap(
+        lambda shape: st.tuples(*[hnp.arrays(np.float64, shape, elements=values)] * 2)
+    )
 
 
 def tensors(*arrays):
@@ -43,15 +45,25 @@ def test_soft_target_loss_is_scipys_relative_entropy_times_squared_temperature(p
         rel_entr(softmax(t / temperature), softmax(s / temperature)).sum() * temperature**2
         for s, t in zip(student, teacher, strict=True)
     ]
-    assert soft_target_loss(*tensors(*pair), temperature).item() == pytest.approx(np.mean(rows), rel=1e-9, abs=1e-9)
+    assert soft_target_loss(*tensors(*pair), temperature).item() == pytest.approx(
+        np.mean(rows), rel=1e-9, abs=1e-9
+    )
 
 
 @steady
 @given(logits(), st.data())
 def test_mlm_loss_is_the_mean_log_loss_of_the_labelled_rows(pair, data):
     scores = pair[0]
-    labels = data.draw(st.lists(st.sampled_from([IGNORE, *range(scores.shape[1])]), min_size=len(scores), max_size=len(scores)))
-    rows = [-log_softmax(row)[label] for row, label in zip(scores, labels, strict=True) if label != -100]
+    labels = data.draw(
+        st.lists(
+            st.sampled_from([IGNORE, *range(scores.shape[1])]),
+            min_size=len(scores),
+            max_size=len(scores),
+        )
+    )
+    rows = [
+        -log_softmax(row)[label] for row, label in zip(scores, labels, strict=True) if label != -100
+    ]
     expected = sum(rows) / len(rows) if rows else 0.0
     found = mlm_loss(*tensors(scores), torch.tensor(labels)).item()
     assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
@@ -60,7 +72,9 @@ def test_mlm_loss_is_the_mean_log_loss_of_the_labelled_rows(pair, data):
 @steady
 @given(logits())
 def test_cosine_loss_is_scipys_cosine_distance(pair):
-    student, teacher = (array + np.where(np.abs(array).sum(1, keepdims=True) < 1e-2, 1.0, 0.0) for array in pair)
+    student, teacher = (
+        array + np.where(np.abs(array).sum(1, keepdims=True) < 1e-2, 1.0, 0.0) for array in pair
+    )
     rows = [cosine(s, t) for s, t in zip(student, teacher, strict=True)]
     assert cosine_loss(*tensors(student, teacher)).item() == pytest.approx(np.mean(rows), abs=1e-9)
 
@@ -70,7 +84,9 @@ def test_values_by_hand():
     by_hand = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     assert soft_target_loss(student, teacher, 1.0).item() == pytest.approx(by_hand, abs=1e-12)
     assert mlm_loss(student, torch.tensor([0])).item() == pytest.approx(math.log(4), abs=1e-12)
-    assert cosine_loss(*tensors([[1.0, 0.0], [1.0, 1.0]], [[0.0, 2.0], [3.0, 3.0]])).item() == pytest.approx(0.5)
+    assert cosine_loss(
+        *tensors([[1.0, 0.0], [1.0, 1.0]], [[0.0, 2.0], [3.0, 3.0]])
+    ).item() == pytest.approx(0.5)
 
 
 # --- gradients ------------------------------------------------------------------------------------
@@ -83,12 +99,16 @@ def test_gradient_of_the_soft_target_loss(temperature):
 
 
 def test_gradient_of_the_mlm_loss():
-    assert torch.autograd.gradcheck(lambda s: mlm_loss(s, torch.tensor([1, IGNORE, 4])), seeded(3, 5).requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda s: mlm_loss(s, torch.tensor([1, IGNORE, 4])), seeded(3, 5).requires_grad_()
+    )
 
 
 def test_gradient_of_the_cosine_loss():
     teacher = seeded(3, 5, seed=1)
-    assert torch.autograd.gradcheck(lambda s: cosine_loss(s, teacher), seeded(3, 5).requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda s: cosine_loss(s, teacher), seeded(3, 5).requires_grad_()
+    )
 
 
 def soft_gradient(temperature):
@@ -131,7 +151,9 @@ def test_soft_target_loss_is_at_least_pinskers_bound(pair, temperature):
 @given(logits(), temperatures, st.floats(-50, 50))
 def test_a_shift_of_a_rows_logits_changes_nothing(pair, temperature, shift):
     student, teacher = tensors(*pair)
-    assert soft_target_loss(student, student + shift, temperature).item() == pytest.approx(0, abs=1e-9)
+    assert soft_target_loss(student, student + shift, temperature).item() == pytest.approx(
+        0, abs=1e-9
+    )
     before, after = (soft_target_loss(student + c, teacher, temperature).item() for c in (0, shift))
     assert after == pytest.approx(before, rel=1e-9, abs=1e-9)
 
@@ -152,9 +174,13 @@ def test_rows_count_equally():
     labels = torch.tensor([0, IGNORE, 2, 3, IGNORE, 4])
     for loss, args in ((soft_target_loss, (teacher, 2.0)), (cosine_loss, (teacher,))):
         rows = [loss(student[i : i + 1], args[0][i : i + 1], *args[1:]) for i in range(6)]
-        assert loss(student, *args).item() == pytest.approx(torch.stack(rows).mean().item(), abs=1e-12)
+        assert loss(student, *args).item() == pytest.approx(
+            torch.stack(rows).mean().item(), abs=1e-12
+        )
     rows = [mlm_loss(student[i : i + 1], labels[i : i + 1]) for i in (0, 2, 3, 5)]
-    assert mlm_loss(student, labels).item() == pytest.approx(torch.stack(rows).mean().item(), abs=1e-12)
+    assert mlm_loss(student, labels).item() == pytest.approx(
+        torch.stack(rows).mean().item(), abs=1e-12
+    )
 
 
 # --- nothing to learn, bad input ------------------------------------------------------------------

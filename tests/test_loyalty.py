@@ -14,12 +14,15 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr
 from sklearn.metrics import accuracy_score, mean_absolute_error, root_mean_squared_error
 
-from rolib import loyalty
-from rolib.predictions import Predictions, row_entropies
+from rolib.analysis import loyalty
+from rolib.evaluation.predictions import Predictions, row_entropies
 
-steady = settings(deadline=None, derandomize=True)  # the same examples on every machine, however slow
+steady = settings(
+    deadline=None, derandomize=True
+)  # the same examples on every machine, however slow
 UPOS, NER, STS = (
-    SimpleNamespace(name=name, kind=kind) for name, kind in [("upos", "tagging"), ("ner", "tagging"), ("sts", "regression")]
+    SimpleNamespace(name=name, kind=kind)
+    for name, kind in [("upos", "tagging"), ("ner", "tagging"), ("sts", "regression")]
 )
 TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
@@ -47,20 +50,28 @@ def plain_loyalty(teacher, student, base):
 def random_probabilities(seed, rows=7, labels=5):
     """Rows from nearly uniform to nearly one-hot, some with exact zeros."""
     generator = np.random.default_rng(seed)
-    probs = np.stack([generator.dirichlet(np.full(labels, a)) for a in generator.choice([0.05, 1, 20], rows)])
+    probs = np.stack(
+        [generator.dirichlet(np.full(labels, a)) for a in generator.choice([0.05, 1, 20], rows)]
+    )
     probs[probs < 1e-4] = 0.0
     return probs / probs.sum(axis=1, keepdims=True)
 
 
 # Any weights, zeros and subnormal numbers included, scaled to sum 1
-rows_of_three = st.tuples(*[st.floats(0, 1)] * 3).filter(lambda w: sum(w) > 1e-3).map(lambda w: np.array(w) / sum(w))
+rows_of_three = (
+    st.tuples(*[st.floats(0, 1)] * 3)
+    .filter(lambda w: sum(w) > 1e-3)
+    .map(lambda w: np.array(w) / sum(w))
+)
 pairs_of_rows = st.lists(st.tuples(rows_of_three, rows_of_three), min_size=1, max_size=8).map(
     lambda pairs: tuple(np.array(side) for side in zip(*pairs, strict=True))
 )
-pairs_of_labels = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=30)
-pairs_of_scores = st.lists(st.tuples(st.floats(-2, 7), st.floats(-2, 7)), min_size=1, max_size=20).map(
-    lambda pairs: tuple(np.array(side) for side in zip(*pairs, strict=True))
+pairs_of_labels = st.lists(
+    st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=30
 )
+pairs_of_scores = st.lists(
+    st.tuples(st.floats(-2, 7), st.floats(-2, 7)), min_size=1, max_size=20
+).map(lambda pairs: tuple(np.array(side) for side in zip(*pairs, strict=True)))
 
 
 # --- labels ---------------------------------------------------------------------------------------
@@ -109,7 +120,9 @@ def test_probability_loyalty_against_two_other_computations(base, seed):
     value = loyalty.probability_loyalty(teacher, student, base=base)
     assert value == pytest.approx(plain_loyalty(teacher, student, base), abs=1e-9)
     middle = (teacher + student) / 2
-    divergence = (rel_entr(teacher, middle) + rel_entr(student, middle)).sum(axis=1) / 2 / np.log(base)
+    divergence = (
+        (rel_entr(teacher, middle) + rel_entr(student, middle)).sum(axis=1) / 2 / np.log(base)
+    )
     assert value == pytest.approx(np.mean(1 - np.sqrt(divergence)), abs=1e-9)
 
 
@@ -119,19 +132,25 @@ def test_probability_loyalty_takes_one_root():
     assert divergence == pytest.approx(0.21576155433883565, abs=1e-12)
     value = loyalty.probability_loyalty([[1.0, 0.0]], [[0.5, 0.5]])
     assert value == pytest.approx(0.5354985959, abs=1e-9)  # 1 - 0.215762 ** 0.5
-    assert abs(value - (1 - divergence**0.25)) > 0.1 and abs(value - (1 - divergence)) > 0.1  # two roots; none
+    assert (
+        abs(value - (1 - divergence**0.25)) > 0.1 and abs(value - (1 - divergence)) > 0.1
+    )  # two roots; none
 
 
 def test_bounds_of_disjoint_rows():
     teacher, student = np.eye(4)[[0, 1, 2]], np.eye(4)[[1, 2, 3]]
-    assert loyalty.probability_loyalty(teacher, student) == pytest.approx(1 - math.sqrt(math.log(2)), abs=1e-12)
+    assert loyalty.probability_loyalty(teacher, student) == pytest.approx(
+        1 - math.sqrt(math.log(2)), abs=1e-12
+    )
     assert loyalty.probability_loyalty(teacher, student) == pytest.approx(0.16744538884, abs=1e-9)
     assert loyalty.probability_loyalty(teacher, student, base=2) == 0.0
 
 
 def test_mean_is_over_rows():
     # two equal rows and one disjoint row
-    assert loyalty.probability_loyalty(np.eye(3), np.eye(3)[[0, 1, 0]], base=2) == pytest.approx(2 / 3, abs=1e-12)
+    assert loyalty.probability_loyalty(np.eye(3), np.eye(3)[[0, 1, 0]], base=2) == pytest.approx(
+        2 / 3, abs=1e-12
+    )
 
 
 @steady
@@ -143,9 +162,13 @@ def test_probability_loyalty_properties(pair):
         assert least - 1e-12 <= value <= 1.0
         # a root magnifies rounding near 0: 1e-16 in the divergence is 1e-8 in the distance
         assert value == pytest.approx(plain_loyalty(teacher, student, base), abs=1e-6)
-        assert value == pytest.approx(loyalty.probability_loyalty(student, teacher, base=base), abs=1e-12)
+        assert value == pytest.approx(
+            loyalty.probability_loyalty(student, teacher, base=base), abs=1e-12
+        )
         order = np.random.default_rng(0).permutation(len(teacher))
-        assert value == pytest.approx(loyalty.probability_loyalty(teacher[order], student[order], base=base), abs=1e-12)
+        assert value == pytest.approx(
+            loyalty.probability_loyalty(teacher[order], student[order], base=base), abs=1e-12
+        )
         assert loyalty.probability_loyalty(teacher, teacher, base=base) == 1.0
 
 
@@ -161,12 +184,17 @@ def test_rounding_never_gives_nan(pair):
 
 
 def test_probability_loyalty_against_scipy_and_over_many_rows():
-    teacher, student = random_probabilities(7, rows=700, labels=9), random_probabilities(8, rows=700, labels=9)
-    distances = jensenshannon(teacher, student, axis=1)  # SciPy's distance already is the root
-    assert loyalty._distances((teacher, student), tuple(map(row_entropies, (teacher, student)))) == pytest.approx(
-        distances, abs=1e-12
+    teacher, student = (
+        random_probabilities(7, rows=700, labels=9),
+        random_probabilities(8, rows=700, labels=9),
     )
-    assert loyalty.probability_loyalty(teacher, student) == pytest.approx(1 - distances.mean(), abs=1e-12)
+    distances = jensenshannon(teacher, student, axis=1)  # SciPy's distance already is the root
+    assert loyalty._distances(
+        (teacher, student), tuple(map(row_entropies, (teacher, student)))
+    ) == pytest.approx(distances, abs=1e-12)
+    assert loyalty.probability_loyalty(teacher, student) == pytest.approx(
+        1 - distances.mean(), abs=1e-12
+    )
 
 
 def test_subnormal_probability():
@@ -174,7 +202,9 @@ def test_subnormal_probability():
 
 
 def test_rows_are_scaled_to_sum_one():
-    assert loyalty.probability_loyalty([[0.5004, 0.5004]], [[0.5, 0.5]]) == pytest.approx(1.0, abs=1e-7)
+    assert loyalty.probability_loyalty([[0.5004, 0.5004]], [[0.5, 0.5]]) == pytest.approx(
+        1.0, abs=1e-7
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,8 +214,16 @@ def test_rows_are_scaled_to_sum_one():
         ([], [], "empty"),
         ([[0.5, 0.5]], [[0.2, 0.3, 0.5]], "different numbers of labels: teacher 2, student 3"),
         ([0.5, 0.5], [0.5, 0.5], "shape"),
-        ([[0.5, 0.5], [1.5, -0.5]], [[0.5, 0.5]] * 2, "teacher row 1 is no distribution: its least value is -0.5"),
-        ([[0.5, 0.5]] * 2, [[0.5, 0.5], [0.5, 0.502]], "student row 1 is no distribution: .* their sum 1.002"),
+        (
+            [[0.5, 0.5], [1.5, -0.5]],
+            [[0.5, 0.5]] * 2,
+            "teacher row 1 is no distribution: its least value is -0.5",
+        ),
+        (
+            [[0.5, 0.5]] * 2,
+            [[0.5, 0.5], [0.5, 0.502]],
+            "student row 1 is no distribution: .* their sum 1.002",
+        ),
         ([[0.5, 0.498]], [[0.5, 0.5]], "teacher row 0 is no distribution: .* their sum 0.998"),
         ([[math.nan, 0.5]], [[0.5, 0.5]], "teacher row 0 is no distribution: .* nan"),
         ([[0.5, 0.5]], [[math.inf, 0.5]], "student row 0 is no distribution: .* their sum inf"),
@@ -208,9 +246,15 @@ def test_base(base):
 
 def test_regression_loyalty_by_hand():
     teacher, student = [0.0, 2.0, 5.0], [1.0, 2.0, 3.0]
-    assert loyalty.regression_loyalty(teacher, student, 0, 5) == pytest.approx(1 - (0.2 + 0 + 0.4) / 3, abs=1e-12)
-    assert loyalty.regression_loyalty_rmse(teacher, student, 0, 5) == pytest.approx(1 - math.sqrt(0.2 / 3), abs=1e-12)
-    assert loyalty.regression_loyalty_pearson(teacher, student) == pytest.approx(np.corrcoef(teacher, student)[0, 1])
+    assert loyalty.regression_loyalty(teacher, student, 0, 5) == pytest.approx(
+        1 - (0.2 + 0 + 0.4) / 3, abs=1e-12
+    )
+    assert loyalty.regression_loyalty_rmse(teacher, student, 0, 5) == pytest.approx(
+        1 - math.sqrt(0.2 / 3), abs=1e-12
+    )
+    assert loyalty.regression_loyalty_pearson(teacher, student) == pytest.approx(
+        np.corrcoef(teacher, student)[0, 1]
+    )
 
 
 def test_scale_that_does_not_start_at_zero():
@@ -232,7 +276,8 @@ def test_regression_loyalty_properties(pair):
     teacher, student = pair
     scaled = np.clip(teacher, 0, 5) / 5, np.clip(student, 0, 5) / 5
     absolute, squared = (
-        measure(teacher, student, 0, 5) for measure in (loyalty.regression_loyalty, loyalty.regression_loyalty_rmse)
+        measure(teacher, student, 0, 5)
+        for measure in (loyalty.regression_loyalty, loyalty.regression_loyalty_rmse)
     )
     assert absolute == pytest.approx(1 - mean_absolute_error(*scaled), abs=1e-9)
     assert squared == pytest.approx(1 - root_mean_squared_error(*scaled), abs=1e-9)
@@ -255,7 +300,11 @@ def test_regression_errors(measure):
     for low, high in [(5, 0), (1, 1), (math.nan, 5), (0, math.inf)]:
         with pytest.raises(ValueError, match="low"):
             measure([1.0], [1.0], low, high)
-    for teacher, student, message in [([1.0], [1.0, 2.0], "lengths"), ([], [], "empty"), ([math.nan], [1.0], "finite")]:
+    for teacher, student, message in [
+        ([1.0], [1.0, 2.0], "lengths"),
+        ([], [], "empty"),
+        ([math.nan], [1.0], "finite"),
+    ]:
         with pytest.raises(ValueError, match=message):
             measure(teacher, student, 0, 5)
         with pytest.raises(ValueError, match=message):
@@ -267,10 +316,14 @@ def test_regression_errors(measure):
 
 def tagging_table(seed, labels=TAGS, sentences=("s10", "s9", "s2"), words=6):
     """A table as a run writes it: the probabilities are float32 and the predicted label is the most probable one."""
-    probs = random_probabilities(seed, rows=len(sentences) * words, labels=len(labels)).astype(np.float32)
+    probs = random_probabilities(seed, rows=len(sentences) * words, labels=len(labels)).astype(
+        np.float32
+    )
     units = [(sentence, position) for sentence in sentences for position in range(words)]
     frame = pd.DataFrame(units, columns=["example", "position"])
-    return frame.assign(gold="O", predicted=[labels[row.argmax()] for row in probs], probabilities=list(probs))
+    return frame.assign(
+        gold="O", predicted=[labels[row.argmax()] for row in probs], probabilities=list(probs)
+    )
 
 
 def shuffled(table, seed=0):
@@ -282,8 +335,12 @@ def test_compare_taggers():
     scores = compare(UPOS, teacher, student)
     probs = [np.stack(table["probabilities"]).astype(np.float64) for table in (teacher, student)]
     assert scores == {
-        "label_loyalty": pytest.approx(accuracy_score(teacher["predicted"].tolist(), student["predicted"].tolist())),
-        "probability_loyalty": pytest.approx(plain_loyalty(*probs, math.e), abs=1e-6),  # float32 rows sum to 1 +- 1e-7
+        "label_loyalty": pytest.approx(
+            accuracy_score(teacher["predicted"].tolist(), student["predicted"].tolist())
+        ),
+        "probability_loyalty": pytest.approx(
+            plain_loyalty(*probs, math.e), abs=1e-6
+        ),  # float32 rows sum to 1 +- 1e-7
         "probability_loyalty_base2": pytest.approx(plain_loyalty(*probs, 2), abs=1e-6),
     }
     assert set(compare(UPOS, teacher, teacher).values()) == {1.0}
@@ -291,15 +348,28 @@ def test_compare_taggers():
 
 def test_compare_ner_adds_the_span_loyalty():
     teacher, student = tagging_table(3), tagging_table(4)
-    student.loc[:8, ["predicted", "probabilities"]] = teacher.loc[:8, ["predicted", "probabilities"]]  # spans agree
-    teacher.loc[17, "predicted"], student.loc[17, "predicted"] = "B-LOC", "B-PER"  # and one in its borders only
-    tags = [table.groupby("example", sort=False)["predicted"].agg(list).tolist() for table in (teacher, student)]
+    student.loc[:8, ["predicted", "probabilities"]] = teacher.loc[
+        :8, ["predicted", "probabilities"]
+    ]  # spans agree
+    teacher.loc[17, "predicted"], student.loc[17, "predicted"] = (
+        "B-LOC",
+        "B-PER",
+    )  # and one in its borders only
+    tags = [
+        table.groupby("example", sort=False)["predicted"].agg(list).tolist()
+        for table in (teacher, student)
+    ]
     overall = Evaluator(*tags, tags=["LOC", "PER"], loader="list").evaluate()["overall"]
     strict = overall["strict"].f1
     assert 0 < strict < overall["exact"].f1 < 1
     scores = compare(NER, teacher, student)
     assert scores["span_loyalty"] == pytest.approx(strict, abs=1e-9)
-    assert set(scores) == {"label_loyalty", "probability_loyalty", "probability_loyalty_base2", "span_loyalty"}
+    assert set(scores) == {
+        "label_loyalty",
+        "probability_loyalty",
+        "probability_loyalty_base2",
+        "span_loyalty",
+    }
     silent = teacher.assign(predicted="O")
     assert compare(NER, silent, silent)["span_loyalty"] == 0.0
 
@@ -307,7 +377,9 @@ def test_compare_ner_adds_the_span_loyalty():
 @pytest.mark.parametrize("seed", range(3))
 def test_row_order_does_not_matter(seed, tmp_path):
     teacher, student = tagging_table(5), tagging_table(6)
-    student.loc[:8, ["predicted", "probabilities"]] = teacher.loc[:8, ["predicted", "probabilities"]]
+    student.loc[:8, ["predicted", "probabilities"]] = teacher.loc[
+        :8, ["predicted", "probabilities"]
+    ]
     expected = pytest.approx(compare(NER, teacher, student), abs=1e-12)
     shuffled(student, seed).to_parquet(tmp_path / "student.parquet")
     student_again = pd.read_parquet(tmp_path / "student.parquet")
@@ -316,12 +388,19 @@ def test_row_order_does_not_matter(seed, tmp_path):
 
 
 def test_compare_sts():
-    units = pd.DataFrame({"example": ["a", "b", "c"], "position": 0, "gold": 2.5, "probabilities": [[]] * 3})
-    teacher, student = units.assign(predicted=[0.0, 2.0, 5.5]), units.assign(predicted=[1.0, 2.0, 4.0])
+    units = pd.DataFrame(
+        {"example": ["a", "b", "c"], "position": 0, "gold": 2.5, "probabilities": [[]] * 3}
+    )
+    teacher, student = (
+        units.assign(predicted=[0.0, 2.0, 5.5]),
+        units.assign(predicted=[1.0, 2.0, 4.0]),
+    )
     scores = compare(STS, teacher, shuffled(student, 3))
     assert scores == {
         "regression_loyalty": pytest.approx(1 - (0.2 + 0 + 0.2) / 3, abs=1e-12),
-        "regression_loyalty_pearson": pytest.approx(np.corrcoef([0, 2, 5.5], [1, 2, 4])[0, 1], abs=1e-12),
+        "regression_loyalty_pearson": pytest.approx(
+            np.corrcoef([0, 2, 5.5], [1, 2, 4])[0, 1], abs=1e-12
+        ),
         "regression_loyalty_rmse": pytest.approx(1 - math.sqrt(0.08 / 3), abs=1e-12),
     }
 
@@ -329,12 +408,27 @@ def test_compare_sts():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: t.drop(index=[4, 5]), r"^example 's10', position 4 is in the {other}'s table only \(2 such units\)"),
-        (lambda t: t.assign(example=t["example"].replace("s9", "s8")), "^example 's9', position 0 is in the teacher's"),
+        (
+            lambda t: t.drop(index=[4, 5]),
+            r"^example 's10', position 4 is in the {other}'s table only \(2 such units\)",
+        ),
+        (
+            lambda t: t.assign(example=t["example"].replace("s9", "s8")),
+            "^example 's9', position 0 is in the teacher's",
+        ),
         (lambda t: t.iloc[:0], "^{side}'s table: it has no rows"),
-        (lambda t: t.drop(columns="probabilities"), "^{side}'s table: missing columns probabilities"),
-        (lambda t: pd.concat([t, t[3:4]]), "^{side}'s table: more than one row for example 's10', position 3"),
-        (lambda t: t.assign(predicted=[None, *t["predicted"][1:]]), "^{side}'s table: missing value for example 's10'"),
+        (
+            lambda t: t.drop(columns="probabilities"),
+            "^{side}'s table: missing columns probabilities",
+        ),
+        (
+            lambda t: pd.concat([t, t[3:4]]),
+            "^{side}'s table: more than one row for example 's10', position 3",
+        ),
+        (
+            lambda t: t.assign(predicted=[None, *t["predicted"][1:]]),
+            "^{side}'s table: missing value for example 's10'",
+        ),
     ],
 )
 @pytest.mark.parametrize("side", ["teacher", "student"])
@@ -350,15 +444,22 @@ def test_alignment_errors(change, message, side):
 
 def test_label_orders_of_different_length():
     teacher = tagging_table(1)
-    with pytest.raises(ValueError, match="example 's10', position 0 has 4 probabilities in the student's table.*has 5"):
-        compare(UPOS, teacher, tagging_table(2, labels=TAGS[:4]))
-    short = teacher.assign(probabilities=[[0.5, 0.5] if row == 7 else p for row, p in teacher["probabilities"].items()])
     with pytest.raises(
-        ValueError, match="^student's table: another number of probabilities than elsewhere for example 's9', position 1"
+        ValueError,
+        match="example 's10', position 0 has 4 probabilities in the student's table.*has 5",
+    ):
+        compare(UPOS, teacher, tagging_table(2, labels=TAGS[:4]))
+    short = teacher.assign(
+        probabilities=[[0.5, 0.5] if row == 7 else p for row, p in teacher["probabilities"].items()]
+    )
+    with pytest.raises(
+        ValueError,
+        match="^student's table: another number of probabilities than elsewhere for example 's9', position 1",
     ):
         compare(UPOS, teacher, short)
     with pytest.raises(
-        ValueError, match="^teacher's table: another number of probabilities than elsewhere for example 's9', position 1"
+        ValueError,
+        match="^teacher's table: another number of probabilities than elsewhere for example 's9', position 1",
     ):
         compare(UPOS, short, teacher)
 

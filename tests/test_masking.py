@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from rolib.losses import IGNORE
-from rolib.masking import MaskingCollator, choose_words, mask_pieces
+from rolib.distillation.losses import IGNORE
+from rolib.distillation.masking import MaskingCollator, choose_words, mask_pieces
 
 steady = settings(deadline=None, derandomize=True, max_examples=200)
 MASK = 4
@@ -25,7 +25,9 @@ def draw(sizes, seed, share=0.3, plain=range(500, 520)):
     ids, words = block(sizes)
     rng = np.random.default_rng(seed)
     fate = choose_words(len(sizes), rng, share)
-    masked, labels = mask_pieces(ids, words, fate, MASK, lambda count: rng.choice(np.array(plain), size=count))
+    masked, labels = mask_pieces(
+        ids, words, fate, MASK, lambda count: rng.choice(np.array(plain), size=count)
+    )
     return ids, words, masked, labels
 
 
@@ -35,7 +37,11 @@ def likely(successes, trials, probability):
 
 
 @steady
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=20), st.integers(0, 10**6), st.floats(0.01, 0.99))
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=20),
+    st.integers(0, 10**6),
+    st.floats(0.01, 0.99),
+)
 def test_whole_words_are_labelled_and_nothing_else_changes(sizes, seed, share):
     ids, words, masked, labels = draw(sizes, seed, share)
     chosen = labels != IGNORE
@@ -46,7 +52,11 @@ def test_whole_words_are_labelled_and_nothing_else_changes(sizes, seed, share):
         here = words == word
         assert chosen[here].all() or not chosen[here].any()
         if chosen[here].any():  # one fate for the whole word
-            fates = {(masked[here] == MASK).all(), (masked[here] == ids[here]).all(), (masked[here] >= 500).all()}
+            fates = {
+                (masked[here] == MASK).all(),
+                (masked[here] == ids[here]).all(),
+                (masked[here] >= 500).all(),
+            }
             assert fates == {True, False}
     count = len({word for word in words[chosen]})
     assert count == 1 or abs(count - share * len(sizes)) < 1
@@ -81,8 +91,13 @@ def test_eighty_ten_ten():
     assert mask + kept + random == total
     assert likely(mask, total, 0.8) and likely(random, total, 0.1) and likely(kept, total, 0.1)
     counts = np.bincount(pieces, minlength=520)[500:]
-    assert all(likely(count, len(pieces), 1 / 20) for count in counts)  # random pieces come evenly from plain_ids
-    assert {a != b for a, b in itertools.pairwise(pieces)} == {True, False}  # each piece of a word is drawn by itself
+    assert all(
+        likely(count, len(pieces), 1 / 20) for count in counts
+    )  # random pieces come evenly from plain_ids
+    assert {a != b for a, b in itertools.pairwise(pieces)} == {
+        True,
+        False,
+    }  # each piece of a word is drawn by itself
 
 
 def test_a_block_without_words_stays_as_it_is():
@@ -95,7 +110,9 @@ def test_a_block_without_words_stays_as_it_is():
 
 @pytest.fixture
 def rows(toy_blocks):
-    return [toy_blocks["train"][i] for i in (3, 0, 11, 7)] + [{"index": 99, "input_ids": [[2, 50, 3]], "word_ids": [[-1, 0, -1]]}]
+    return [toy_blocks["train"][i] for i in (3, 0, 11, 7)] + [
+        {"index": 99, "input_ids": [[2, 50, 3]], "word_ids": [[-1, 0, -1]]}
+    ]
 
 
 def collator(tokenizer, seed=1, epoch=0):
@@ -107,7 +124,9 @@ def collator(tokenizer, seed=1, epoch=0):
 def test_a_batch_is_padded(toy_tokenizer, rows):
     [batch] = collator(toy_tokenizer)(rows)
     width = max(len(row["input_ids"][0]) for row in rows)
-    assert {key: tuple(value.shape) for key, value in batch.items()} == dict.fromkeys(batch, (5, width))
+    assert {key: tuple(value.shape) for key, value in batch.items()} == dict.fromkeys(
+        batch, (5, width)
+    )
     assert set(batch) == {"input_ids", "attention_mask", "labels", "word_ids"}
     assert batch["attention_mask"].sum(1).tolist() == [len(row["input_ids"][0]) for row in rows]
     padding = batch["attention_mask"] == 0
@@ -127,7 +146,9 @@ def test_labels_are_the_true_pieces_and_special_tokens_have_none(toy_tokenizer, 
 
 
 def test_random_pieces_are_never_special_tokens(toy_tokenizer):
-    assert sorted([*collator(toy_tokenizer).plain_ids, *toy_tokenizer.all_special_ids]) == list(range(len(toy_tokenizer)))
+    assert sorted([*collator(toy_tokenizer).plain_ids, *toy_tokenizer.all_special_ids]) == list(
+        range(len(toy_tokenizer))
+    )
 
 
 def test_masks_depend_on_seed_epoch_and_block_alone(toy_tokenizer, rows):

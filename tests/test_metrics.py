@@ -14,9 +14,11 @@ from oracles import table_of
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
-from rolib import metrics, predictions
+from rolib.evaluation import metrics, predictions
 
-steady = settings(deadline=None, derandomize=True)  # the same examples on every machine, however slow
+steady = settings(
+    deadline=None, derandomize=True
+)  # the same examples on every machine, however slow
 TAGS = ["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER"]
 NO_SPANS = dict.fromkeys(
     ["strict_f1_micro", "strict_f1_macro", "boundary_f1_micro", "boundary_f1_macro", "strict_precision_micro",
@@ -30,19 +32,27 @@ def task(name):
 
 
 def accuracy(gold, predicted):
-    return metrics.at_ones(metrics.label_scorer(np.arange(len(gold)), gold, predicted), len(gold))["accuracy"]
+    return metrics.at_ones(metrics.label_scorer(np.arange(len(gold)), gold, predicted), len(gold))[
+        "accuracy"
+    ]
 
 
 def macro_f1(gold, predicted):
-    return metrics.at_ones(metrics.label_scorer(np.arange(len(gold)), gold, predicted), len(gold))["macro_f1"]
+    return metrics.at_ones(metrics.label_scorer(np.arange(len(gold)), gold, predicted), len(gold))[
+        "macro_f1"
+    ]
 
 
 def pearson(gold, predicted):
-    return metrics.at_ones(metrics.correlation_scorer(np.arange(len(gold)), gold, predicted), len(gold))["pearson"]
+    return metrics.at_ones(
+        metrics.correlation_scorer(np.arange(len(gold)), gold, predicted), len(gold)
+    )["pearson"]
 
 
 def spearman(gold, predicted):
-    return metrics.at_ones(metrics.correlation_scorer(np.arange(len(gold)), gold, predicted), len(gold))["spearman"]
+    return metrics.at_ones(
+        metrics.correlation_scorer(np.arange(len(gold)), gold, predicted), len(gold)
+    )["spearman"]
 
 
 def span_f1(gold, predicted):
@@ -80,10 +90,14 @@ def test_accuracy_and_macro_f1_by_hand():
 
 
 @steady
-@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcde")), min_size=1, max_size=40))
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcde")), min_size=1, max_size=40)
+)
 def test_label_scores_against_counting(pairs):
     gold, predicted = map(list, zip(*pairs, strict=True))
-    assert accuracy(gold, predicted) == pytest.approx(sum(g == p for g, p in pairs) / len(pairs), abs=1e-12)
+    assert accuracy(gold, predicted) == pytest.approx(
+        sum(g == p for g, p in pairs) / len(pairs), abs=1e-12
+    )
     scores = []
     for label in {*gold, *predicted}:
         hits = sum(g == p == label for g, p in pairs)
@@ -184,7 +198,9 @@ def test_span_f1_by_hand():
     assert scores["strict_recall_micro"] == pytest.approx(1 / 3)
     assert scores["strict_f1_micro"] == pytest.approx(1 / 3)
     assert scores["boundary_f1_micro"] == pytest.approx(2 / 3)
-    assert scores["strict_f1_macro"] == pytest.approx((2 / 3 + 0 + 0) / 3)  # LOC: 1 of 2 right, 1 of 1 found
+    assert scores["strict_f1_macro"] == pytest.approx(
+        (2 / 3 + 0 + 0) / 3
+    )  # LOC: 1 of 2 right, 1 of 1 found
     # LOC as before; ORG: the predicted one has right borders, the gold one was missed; PER: never predicted
     assert scores["boundary_f1_macro"] == pytest.approx((2 / 3 + 0 + 0) / 3)
 
@@ -221,13 +237,19 @@ def test_correlations_against_covariance(pair):
     def covariance(a, b):
         (mean_a, mean_b), n = (sum(a) / len(a), sum(b) / len(b)), len(a)
         cross = sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
-        return cross / np.sqrt(sum((x - mean_a) ** 2 for x in a) * sum((y - mean_b) ** 2 for y in b)) if n else 0
+        return (
+            cross / np.sqrt(sum((x - mean_a) ** 2 for x in a) * sum((y - mean_b) ** 2 for y in b))
+            if n
+            else 0
+        )
 
     if len(set(gold)) == 1 or len(set(predicted)) == 1:
         assert pearson(gold, predicted) == spearman(gold, predicted) == 0.0
         return
     assert pearson(gold, predicted) == pytest.approx(covariance(gold, predicted), abs=1e-9)
-    assert pearson(gold, predicted) == pytest.approx(stats.pearsonr(gold, predicted).statistic, abs=1e-12)
+    assert pearson(gold, predicted) == pytest.approx(
+        stats.pearsonr(gold, predicted).statistic, abs=1e-12
+    )
     ranks = stats.rankdata(gold), stats.rankdata(predicted)
     assert spearman(gold, predicted) == pytest.approx(covariance(*ranks), abs=1e-9)
 
@@ -238,7 +260,9 @@ def test_spearman_is_not_pearson():
 
 
 @pytest.mark.parametrize("correlation", [pearson, spearman])
-@pytest.mark.parametrize("pair", [([2, 2, 2], [1, 2, 3]), ([1, 2, 3], [2, 2, 2]), ([1, 1], [1, 1]), ([3], [4])])
+@pytest.mark.parametrize(
+    "pair", [([2, 2, 2], [1, 2, 3]), ([1, 2, 3], [2, 2, 2]), ([1, 1], [1, 1]), ([3], [4])]
+)
 def test_constant_scores_give_zero_without_warning(correlation, pair):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -260,7 +284,12 @@ def test_correlations_refuse_bad_scores(correlation):
 
 # --- prediction tables ----------------------------------------------------------------------------
 
-WORDS = [("a", 0, "B-PER", "B-PER"), ("a", 1, "I-PER", "I-PER"), ("a", 2, "O", "B-LOC"), ("b", 0, "B-LOC", "O")]
+WORDS = [
+    ("a", 0, "B-PER", "B-PER"),
+    ("a", 1, "I-PER", "I-PER"),
+    ("a", 2, "O", "B-LOC"),
+    ("b", 0, "B-LOC", "O"),
+]
 
 
 @pytest.mark.parametrize("name", ["upos", "xpos", "sapn", "sar", "di"])
@@ -277,13 +306,17 @@ def test_score_ner_needs_no_row_order():
     expected = span_f1([["B-PER", "I-PER", "O"], ["B-LOC"]], [["B-PER", "I-PER", "B-LOC"], ["O"]])
     assert expected["strict_f1_micro"] == 0.5
     for order in itertools.permutations(range(4)):
-        assert metrics.score_predictions(task("ner"), table([WORDS[row] for row in order])) == expected
+        assert (
+            metrics.score_predictions(task("ner"), table([WORDS[row] for row in order])) == expected
+        )
 
 
 def test_score_sts_and_parquet(tmp_path):
     rows = table([("a", 0, 1.0, 1.5), ("b", 0, 2.0, 1.0), ("c", 0, 5.0, 7.25)])
     rows.to_parquet(tmp_path / "predictions.parquet")
-    assert metrics.score_predictions(task("sts"), pd.read_parquet(tmp_path / "predictions.parquet")) == {
+    assert metrics.score_predictions(
+        task("sts"), pd.read_parquet(tmp_path / "predictions.parquet")
+    ) == {
         "pearson": pytest.approx(stats.pearsonr([1, 2, 5], [1.5, 1, 7.25]).statistic, abs=1e-9),
         "spearman": pytest.approx(0.5, abs=1e-9),  # ranks 1 2 3 and 2 1 3
     }
@@ -291,28 +324,41 @@ def test_score_sts_and_parquet(tmp_path):
 
 def test_a_stored_table_reads_as_it_was_written(tmp_path):
     path = tmp_path / "predictions.parquet"
-    frame = table(WORDS).assign(probabilities=[[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]]).sample(frac=1, random_state=1)
+    frame = (
+        table(WORDS)
+        .assign(probabilities=[[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]])
+        .sample(frac=1, random_state=1)
+    )
     frame.to_parquet(path)
-    for run, width in [(predictions.Predictions.read(path), 2), (predictions.Predictions.read(path, probabilities=False), 0)]:
+    for run, width in [
+        (predictions.Predictions.read(path), 2),
+        (predictions.Predictions.read(path, probabilities=False), 0),
+    ]:
         again = predictions.Predictions.of(frame)
         assert run.units.equals(again.units) and run.probabilities.shape == (4, width)
         assert run.gold.tolist() == again.gold.tolist() == [row[2] for row in WORDS]
         assert run.predicted.tolist() == again.predicted.tolist()
     assert (predictions.Predictions.read(path).probabilities == again.probabilities).all()
-    assert metrics.score_predictions(task("ner"), table_of(again)) == metrics.score_predictions(task("ner"), frame)
+    assert metrics.score_predictions(task("ner"), table_of(again)) == metrics.score_predictions(
+        task("ner"), frame
+    )
 
 
 def test_damaged_stored_tables_are_refused_and_named(tmp_path):
     path = tmp_path / "predictions.parquet"
     path.write_bytes(b"no parquet at all")
-    with pytest.raises(ValueError, match=r"predictions.parquet is damaged \(.*\): delete the folder of this run"):
+    with pytest.raises(
+        ValueError, match=r"predictions.parquet is damaged \(.*\): delete the folder of this run"
+    ):
         predictions.Predictions.read(path)
     table(WORDS).drop(columns="gold").to_parquet(path)
     with pytest.raises(ValueError, match=r"is damaged \(.*gold.*\): delete the folder"):
         predictions.Predictions.read(path)
     for ragged in ([[0.1, 0.9], [1.0], [0.2, 0.3, 0.5], [0.5, 0.5]], [[1.0], None, [1.0], [1.0]]):
         table(WORDS).assign(probabilities=ragged).to_parquet(path)
-        with pytest.raises(ValueError, match="damaged .*another number of probabilities than elsewhere for example"):
+        with pytest.raises(
+            ValueError, match="damaged .*another number of probabilities than elsewhere for example"
+        ):
             predictions.Predictions.read(path)
     table(WORDS).iloc[:0].to_parquet(path)
     with pytest.raises(ValueError, match="it has no rows"):
@@ -325,9 +371,18 @@ def test_damaged_stored_tables_are_refused_and_named(tmp_path):
     [
         (lambda rows: rows.iloc[:0], "it has no rows"),
         (lambda rows: rows.drop(columns=["gold", "position"]), "missing columns position, gold"),
-        (lambda rows: rows.assign(predicted=[None] * 4), "missing value for example 'a', position 0"),
-        (lambda rows: rows.assign(gold=[*rows["gold"][:3], None]), "missing value for example 'b', position 0"),
-        (lambda rows: pd.concat([rows, rows[1:2]]), "more than one row for example 'a', position 1"),
+        (
+            lambda rows: rows.assign(predicted=[None] * 4),
+            "missing value for example 'a', position 0",
+        ),
+        (
+            lambda rows: rows.assign(gold=[*rows["gold"][:3], None]),
+            "missing value for example 'b', position 0",
+        ),
+        (
+            lambda rows: pd.concat([rows, rows[1:2]]),
+            "more than one row for example 'a', position 1",
+        ),
     ],
 )
 def test_bad_tables(name, change, message):
@@ -336,14 +391,21 @@ def test_bad_tables(name, change, message):
 
 
 def test_rows_without_probabilities_are_named():
-    frame = pd.concat([table(WORDS)] * 2).assign(example=list("aaabcccd"), probabilities=[[0.5, 0.5]] * 8)  # a doubled index
+    frame = pd.concat([table(WORDS)] * 2).assign(
+        example=list("aaabcccd"), probabilities=[[0.5, 0.5]] * 8
+    )  # a doubled index
     for bad in (None, [1.0]):
         rows = [[0.5, 0.5]] * 4 + [bad] + [[0.5, 0.5]] * 3
-        with pytest.raises(ValueError, match="^t: another number of probabilities than elsewhere for example 'c', position 0"):
+        with pytest.raises(
+            ValueError,
+            match="^t: another number of probabilities than elsewhere for example 'c', position 0",
+        ):
             predictions.Predictions.of(frame.assign(probabilities=rows), "t")
 
 
 @pytest.mark.parametrize("dropped", [0, 1])
 def test_ner_refuses_a_missing_word(dropped):
-    with pytest.raises(ValueError, match=f"a word is missing before example 'a', position {dropped + 1}"):
+    with pytest.raises(
+        ValueError, match=f"a word is missing before example 'a', position {dropped + 1}"
+    ):
         metrics.score_predictions(task("ner"), table(WORDS).drop(index=dropped))

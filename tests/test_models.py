@@ -20,8 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rolib import models
 from rolib.config import ConfigError
+from rolib.distillation import models
 
 PROBE = "Știință și viață"
 
@@ -32,7 +32,11 @@ def count(model):
 
 @pytest.fixture
 def batch(toy_tokenizer, toy_documents):
-    return dict(toy_tokenizer(toy_documents[:4] + ["Scurt."], padding=True, truncation=True, return_tensors="pt"))
+    return dict(
+        toy_tokenizer(
+            toy_documents[:4] + ["Scurt."], padding=True, truncation=True, return_tensors="pt"
+        )
+    )
 
 
 @pytest.fixture
@@ -64,7 +68,9 @@ def test_parameter_counts_of_the_paper():
 def test_tied_weights_count_once(toy_bert):
     bert = toy_bert()
     assert bert.cls.predictions.decoder.weight is bert.bert.embeddings.word_embeddings.weight
-    assert models.count_parameters(bert) == sum({p.data_ptr(): p.numel() for p in bert.parameters()}.values())
+    assert models.count_parameters(bert) == sum(
+        {p.data_ptr(): p.numel() for p in bert.parameters()}.values()
+    )
 
 
 # --- students -------------------------------------------------------------------------------------
@@ -88,7 +94,9 @@ def test_alternate_layers(pair):
 
 @pytest.mark.parametrize("student", [0, 5, -1])
 def test_impossible_depths_are_refused(student):
-    with pytest.raises(ValueError, match=f"num_layers {student} must lie between 1 and the teacher's 4"):
+    with pytest.raises(
+        ValueError, match=f"num_layers {student} must lie between 1 and the teacher's 4"
+    ):
         models.alternate_layers(4, student)
 
 
@@ -106,7 +114,10 @@ def test_a_smaller_student_starts_from_alternate_layers(toy_bert):
     teacher = toy_bert(layers=4)
     student = models.init_student(teacher, 2)
     for mine, yours in ((0, 0), (1, 3)):
-        layer, source = student.distilbert.transformer.layer[mine], teacher.bert.encoder.layer[yours]
+        layer, source = (
+            student.distilbert.transformer.layer[mine],
+            teacher.bert.encoder.layer[yours],
+        )
         assert torch.equal(layer.ffn.lin1.weight, source.intermediate.dense.weight)
         assert torch.equal(layer.attention.v_lin.bias, source.attention.self.value.bias)
         assert torch.equal(layer.output_layer_norm.weight, source.output.LayerNorm.weight)
@@ -126,7 +137,11 @@ def test_a_student_has_weights_of_its_own(toy_bert):
 def test_a_student_keeps_its_teachers_widths_and_dropout(toy_bert):
     shape = models.student_shape(toy_bert(dropout=0.25).config, 2)
     assert (shape.dim, shape.hidden_dim, shape.n_heads, shape.n_layers) == (32, 64, 4, 2)
-    assert (shape.dropout, shape.attention_dropout, shape.max_position_embeddings) == (0.25, 0.25, 32)
+    assert (shape.dropout, shape.attention_dropout, shape.max_position_embeddings) == (
+        0.25,
+        0.25,
+        32,
+    )
 
 
 # --- MaskedLM -------------------------------------------------------------------------------------
@@ -139,7 +154,9 @@ def test_masked_lm_gives_the_models_own_logits_at_the_chosen_rows(kind, toy_bert
     whole = logits(model, batch, output_hidden_states=True)
     with torch.no_grad():
         some, states, _ = models.MaskedLM(model)(batch["input_ids"], batch["attention_mask"], rows)
-        none, _, _ = models.MaskedLM(model)(batch["input_ids"], batch["attention_mask"], torch.zeros_like(rows))
+        none, _, _ = models.MaskedLM(model)(
+            batch["input_ids"], batch["attention_mask"], torch.zeros_like(rows)
+        )
     torch.testing.assert_close(some, whole.logits[rows], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(states, whole.hidden_states[-1], atol=1e-6, rtol=1e-5)
     assert none.shape == (0, 200)
@@ -150,18 +167,29 @@ def test_masked_lm_gives_the_models_own_logits_at_the_chosen_rows(kind, toy_bert
 
 @pytest.mark.parametrize("lowercase", [False, True])
 def test_train_tokenizer_is_deterministic(lowercase, toy_documents):
-    first, *others = (models.train_tokenizer(iter(toy_documents), 180, lowercase, 32).get_vocab() for _ in range(4))
+    first, *others = (
+        models.train_tokenizer(iter(toy_documents), 180, lowercase, 32).get_vocab()
+        for _ in range(4)
+    )
     assert all(other == first for other in others)
     assert sorted(first.values()) == list(range(180))
 
 
 def test_train_tokenizer_learns_frequent_words_and_keeps_every_letter(toy_documents, toy_tokenizer):
     vocabulary = toy_tokenizer.get_vocab()
-    assert [toy_tokenizer.convert_ids_to_tokens(i) for i in range(5)] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert [toy_tokenizer.convert_ids_to_tokens(i) for i in range(5)] == [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+    ]
     letters = {letter for text in toy_documents for word in text.split() for letter in word}
     assert letters <= set(vocabulary) and {f"##{letter}" for letter in letters} <= set(vocabulary)
     assert toy_tokenizer.tokenize("la școală") == ["la", "școală"]
-    assert all(toy_tokenizer.unk_token_id not in ids for ids in toy_tokenizer(toy_documents)["input_ids"])
+    assert all(
+        toy_tokenizer.unk_token_id not in ids for ids in toy_tokenizer(toy_documents)["input_ids"]
+    )
     assert toy_tokenizer.tokenize("漢") == ["[UNK]"]
 
 
@@ -182,7 +210,9 @@ def test_rare_letters_give_way():
 
 def test_check_tokenizer_accepts_a_fitting_one(toy_bert, toy_tokenizer):
     models.check_tokenizer(toy_tokenizer, toy_bert(), False, "toy")
-    models.check_tokenizer(toy_tokenizer, toy_bert(vocab_size=250), False, "toy")  # padded embeddings are usual
+    models.check_tokenizer(
+        toy_tokenizer, toy_bert(vocab_size=250), False, "toy"
+    )  # padded embeddings are usual
 
 
 def test_check_tokenizer_refuses_what_does_not_fit(toy_bert, toy_tokenizer):
@@ -194,7 +224,10 @@ def test_check_tokenizer_refuses_what_does_not_fit(toy_bert, toy_tokenizer):
     refused("200 pieces and the model 199", model=toy_bert(layers=1, vocab_size=199))
     refused("reads 'Știință și viață' as 'Știință și viață'", lowercase=True)
     vocabulary = toy_tokenizer.get_vocab()
-    refused("as 'știință și viață'", BertTokenizer(vocab=vocabulary, do_lower_case=True, strip_accents=False))
+    refused(
+        "as 'știință și viață'",
+        BertTokenizer(vocab=vocabulary, do_lower_case=True, strip_accents=False),
+    )
     stripping = BertTokenizer(vocab=vocabulary, do_lower_case=True, strip_accents=True)
     refused("as 'stiinta si viata'.*strip_accents to false", stripping, lowercase=True)
     other = Tokenizer(BPE({"a": 0}, []))
@@ -217,7 +250,9 @@ def test_local_attention_looks_at_the_neighbours(kind, toy_bert):
             linear.weight.zero_()
     models.init_local_attention(model)
     places = model.base_model.embeddings.position_embeddings.weight.detach()  # (32, 32)
-    query, key = ((places @ linear.weight.detach().T).view(32, 4, 8).transpose(0, 1) for linear in maps)
+    query, key = (
+        (places @ linear.weight.detach().T).view(32, 4, 8).transpose(0, 1) for linear in maps
+    )
     best = (query @ key.transpose(1, 2)).argmax(-1)  # (head, position)
     for head, distance in enumerate((-1, 1, -2, 2)):
         inside = range(2, 30)
@@ -232,28 +267,56 @@ def test_local_attention_sinusoids(toy_bert):
         for i in range(16):
             angle = place / 10_000 ** (2 * i / 32)
             assert places[place, 2 * i].item() == pytest.approx(0.05 * math.sin(angle), abs=1e-6)
-            assert places[place, 2 * i + 1].item() == pytest.approx(0.05 * math.cos(angle), abs=1e-6)
+            assert places[place, 2 * i + 1].item() == pytest.approx(
+                0.05 * math.cos(angle), abs=1e-6
+            )
 
 
 def test_local_attention_adds_to_the_random_weights(toy_bert):
-    plain, local = toy_bert(layers=2, seed=3), models.init_local_attention(toy_bert(layers=2, seed=3))
-    changed = {name for name, value in plain.state_dict().items() if not torch.equal(value, local.state_dict()[name])}
-    maps = {f"bert.encoder.layer.{i}.attention.self.{name}.weight" for i in (0, 1) for name in ("query", "key")}
+    plain, local = (
+        toy_bert(layers=2, seed=3),
+        models.init_local_attention(toy_bert(layers=2, seed=3)),
+    )
+    changed = {
+        name
+        for name, value in plain.state_dict().items()
+        if not torch.equal(value, local.state_dict()[name])
+    }
+    maps = {
+        f"bert.encoder.layer.{i}.attention.self.{name}.weight"
+        for i in (0, 1)
+        for name in ("query", "key")
+    }
     assert changed == maps | {"bert.embeddings.position_embeddings.weight"}
-    difference = local.bert.encoder.layer[0].attention.self.key.weight - plain.bert.encoder.layer[0].attention.self.key.weight
+    difference = (
+        local.bert.encoder.layer[0].attention.self.key.weight
+        - plain.bert.encoder.layer[0].attention.self.key.weight
+    )
     torch.testing.assert_close(difference, 2.0 * torch.eye(8, 32).repeat(4, 1), atol=1e-6, rtol=0)
 
 
 def test_build_teacher_has_the_shape_of_its_configuration(teacher_config, toy_tokenizer):
     shape = models.build_teacher(teacher_config(num_layers=3, dropout=0.2), toy_tokenizer).config
-    assert (shape.num_hidden_layers, shape.hidden_size, shape.num_attention_heads, shape.intermediate_size) == (
+    assert (
+        shape.num_hidden_layers,
+        shape.hidden_size,
+        shape.num_attention_heads,
+        shape.intermediate_size,
+    ) == (
         3,
         32,
         4,
         128,
     )
-    assert (shape.vocab_size, shape.max_position_embeddings, shape.hidden_dropout_prob) == (200, 32, 0.2)
-    assert shape.attention_probs_dropout_prob == 0.2 and shape.pad_token_id == toy_tokenizer.pad_token_id
+    assert (shape.vocab_size, shape.max_position_embeddings, shape.hidden_dropout_prob) == (
+        200,
+        32,
+        0.2,
+    )
+    assert (
+        shape.attention_probs_dropout_prob == 0.2
+        and shape.pad_token_id == toy_tokenizer.pad_token_id
+    )
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -273,7 +336,10 @@ def test_a_saved_folder_loads_without_rolib(kind, lowercase, tmp_path, toy_bert,
     model = toy_bert(vocab_size=len(tokenizer))
     if kind == "distilbert":
         model = models.init_student(model, 2).eval()
-    texts, options = [PROBE, toy_documents[0]], {"padding": True, "truncation": True, "return_tensors": "pt"}
+    texts, options = (
+        [PROBE, toy_documents[0]],
+        {"padding": True, "truncation": True, "return_tensors": "pt"},
+    )
     wanted = dict(tokenizer(texts, **options))
     models.save_model(model, tokenizer, tmp_path / "model", "# Știință\n")
     loaded, reader = (
@@ -292,7 +358,9 @@ def test_a_saved_folder_loads_without_rolib(kind, lowercase, tmp_path, toy_bert,
 @pytest.fixture
 def load(teacher_config):
     """Load a teacher with the parameters that fit the toy BERT; keyword arguments change them."""
-    return lambda source, **changes: models.load_teacher(teacher_config(source=str(source), **({"num_layers": 4} | changes)))
+    return lambda source, **changes: models.load_teacher(
+        teacher_config(source=str(source), **({"num_layers": 4} | changes))
+    )
 
 
 @pytest.fixture
@@ -319,7 +387,9 @@ def test_load_teacher_with_a_bare_vocabulary(folder, load, toy_tokenizer):
     vocabulary = sorted(toy_tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    (folder / "vocab.txt").write_text("".join(piece + "\n" for piece, _ in vocabulary), encoding="utf-8")
+    (folder / "vocab.txt").write_text(
+        "".join(piece + "\n" for piece, _ in vocabulary), encoding="utf-8"
+    )
     _, tokenizer = load(folder)
     assert len(tokenizer) == 200
     assert tokenizer.tokenize(PROBE) == toy_tokenizer.tokenize(PROBE)
@@ -332,7 +402,9 @@ def test_load_teacher_from_a_missing_folder(tmp_path, refused):
 def test_saving_a_student_leaves_the_tokenizer_as_it_is(tmp_path, toy_bert, toy_tokenizer):
     models.save_model(models.init_student(toy_bert(), 2), toy_tokenizer, tmp_path / "student", "")
     assert "token_type_ids" in toy_tokenizer("Casa", "știrea")  # the teacher still reads pairs
-    assert "token_type_ids" not in AutoTokenizer.from_pretrained(tmp_path / "student")("Casa", "știrea")
+    assert "token_type_ids" not in AutoTokenizer.from_pretrained(tmp_path / "student")(
+        "Casa", "știrea"
+    )
 
 
 def test_load_teacher_with_an_unknown_hub_id(refused):
@@ -361,7 +433,9 @@ def test_load_teacher_refuses_a_folder_without_a_tokenizer(tmp_path, refused, to
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_load_teacher_refuses_the_wrong_case(trained, tmp_path, load, refused, toy_bert, toy_documents):
+def test_load_teacher_refuses_the_wrong_case(
+    trained, tmp_path, load, refused, toy_bert, toy_documents
+):
     """A cased vocabulary read in lower case loses its capitals, an uncased one read as cased meets [UNK]."""
     tokenizer = models.train_tokenizer(toy_documents, 150, trained, 32)
     models.save_model(toy_bert(vocab_size=150), tokenizer, tmp_path / "teacher", "")
@@ -369,7 +443,12 @@ def test_load_teacher_refuses_the_wrong_case(trained, tmp_path, load, refused, t
     refused(tmp_path / "teacher", "lowercase", lowercase=not trained, vocab_size=150)
 
 
-@pytest.mark.parametrize(("key", "wrong"), [("num_layers", 3), ("hidden_size", 64), ("num_heads", 2), ("vocab_size", 201)])
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [("num_layers", 3), ("hidden_size", 64), ("num_heads", 2), ("vocab_size", 201)],
+)
 def test_load_teacher_refuses_another_shape_than_the_parameters_say(key, wrong, folder, refused):
     right = {"num_layers": 4, "hidden_size": 32, "num_heads": 4, "vocab_size": 200}[key]
-    refused(folder, f"{key}: {wrong} in the parameters, but .* has {right}: correct it", **{key: wrong})
+    refused(
+        folder, f"{key}: {wrong} in the parameters, but .* has {right}: correct it", **{key: wrong}
+    )

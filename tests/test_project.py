@@ -19,10 +19,14 @@ from packaging.utils import canonicalize_name
 from rolib.config import ROOT, ConfigError, load
 from rolib.notebook import KINDS, run
 
-NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+NOTEBOOKS = sorted(
+    path for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
+)
 PINS = {
     canonicalize_name(name): version
-    for name, version in (line.split("==") for line in (ROOT / "requirements.txt").read_text().split())
+    for name, version in (
+        line.split("==") for line in (ROOT / "requirements.txt").read_text().split()
+    )
 }
 TINY = ROOT / "params" / "tiny"
 FILES = {  # what the Snakefile gives each notebook
@@ -48,10 +52,15 @@ def source(cell: dict) -> str:
 
 def test_pins_lie_in_the_ranges_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    wanted = [
+        Requirement(text)
+        for text in project["dependencies"] + project["optional-dependencies"]["dev"]
+    ]
     assert len(wanted) > 20
     for requirement in wanted:
-        assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)]), requirement
+        assert requirement.specifier.contains(PINS[canonicalize_name(requirement.name)]), (
+            requirement
+        )
 
 
 def test_requirements_start_with_torch_and_hold_no_local_version():
@@ -80,7 +89,9 @@ def test_notebook_is_a_document(notebook):
     linked = re.findall(r"\]\(([^)]+\.ipynb)\)", "".join(source(cell) for cell in content))
     assert linked and all((notebook.parent / link).exists() for link in linked)
     code = [cell for cell in content if cell["cell_type"] == "code"]
-    assert not any(cell["outputs"] or cell["execution_count"] for cell in code), "stored outputs: run nbstripout"
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code), (
+        "stored outputs: run nbstripout"
+    )
     assert max(len(source(cell).splitlines()) for cell in code) <= 25
     assert any("assert " in source(cell) for cell in code)
 
@@ -89,12 +100,23 @@ def test_notebook_is_a_document(notebook):
 def test_notebook_defaults_are_the_tiny_profile(stem):
     notebook = ROOT / "notebooks" / f"{stem}.ipynb"
     config = load(
-        KINDS[stem], *[TINY / f"{name}.yaml" for name in FILES[stem]], **({"model": "distil-cased"} if stem[:2] == "03" else {})
+        KINDS[stem],
+        *[TINY / f"{name}.yaml" for name in FILES[stem]],
+        **({"model": "distil-cased"} if stem[:2] == "03" else {}),
     )
     namespace = {}
-    exec(next(source(cell) for cell in cells(notebook) if "parameters" in cell["metadata"].get("tags", [])), namespace)
+    exec(
+        next(
+            source(cell)
+            for cell in cells(notebook)
+            if "parameters" in cell["metadata"].get("tags", [])
+        ),
+        namespace,
+    )
     defaults = {name: value for name, value in namespace.items() if not name.startswith("__")}
-    assert defaults == config.model_dump(exclude_unset=True)  # but for those with a default of their own
+    assert defaults == config.model_dump(
+        exclude_unset=True
+    )  # but for those with a default of their own
     # papermill's own inspection loses lines that it cannot parse
     assert set(papermill.inspect_notebook(str(notebook))) == set(defaults)
 
@@ -112,18 +134,42 @@ def test_unknown_parameter_stops_before_a_kernel_starts(tmp_path):
 
 @pytest.mark.parametrize("stem", ["06-report-results", "08-explore-predictions"])
 def test_a_missing_input_is_one_clear_line(stem, tmp_path):
-    command = [sys.executable, "-m", "rolib.notebook", f"notebooks/{stem}.ipynb", str(tmp_path / "out.ipynb")]
-    command += [word for name in FILES[stem] for word in ("-f", f"params/tiny/{name}.yaml")] + ["-p", "profile", "empty"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "ROLIB_RUNS": str(tmp_path)})
+    command = [
+        sys.executable,
+        "-m",
+        "rolib.notebook",
+        f"notebooks/{stem}.ipynb",
+        str(tmp_path / "out.ipynb"),
+    ]
+    command += [word for name in FILES[stem] for word in ("-f", f"params/tiny/{name}.yaml")] + [
+        "-p",
+        "profile",
+        "empty",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ROLIB_RUNS": str(tmp_path)},
+    )
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and last.startswith("error: FileNotFoundError: ") and "make study PROFILE=empty" in last
+    assert (
+        done.returncode == 1
+        and last.startswith("error: FileNotFoundError: ")
+        and "make study PROFILE=empty" in last
+    )
     assert not (tmp_path / "out.ipynb").exists()
 
 
 def test_plain_papermill_refuses_an_unknown_parameter(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="unknown key"):
         papermill.execute_notebook(
-            ROOT / "notebooks" / "04-analyse-loyalty.ipynb", tmp_path / "out.ipynb", {"sede": 2}, cwd=ROOT, progress_bar=False
+            ROOT / "notebooks" / "04-analyse-loyalty.ipynb",
+            tmp_path / "out.ipynb",
+            {"sede": 2},
+            cwd=ROOT,
+            progress_bar=False,
         )
 
 
@@ -155,7 +201,9 @@ def code_lines(file: Path) -> int:
     silent = {line for node in docstrings for line in range(node.lineno, node.end_lineno + 1)}
     with open(file, "rb") as stream:
         tokens = [token for token in tokenize.tokenize(stream.readline) if token.type not in LAYOUT]
-    return len({line for token in tokens for line in range(token.start[0], token.end[0] + 1)} - silent)
+    return len(
+        {line for token in tokens for line in range(token.start[0], token.end[0] + 1)} - silent
+    )
 
 
 def test_code_lines_are_counted_without_comments_and_docstrings(tmp_path):
@@ -169,7 +217,12 @@ def test_code_lines_are_counted_without_comments_and_docstrings(tmp_path):
 def test_rolib_stays_thin():
     files = sorted((ROOT / "rolib").glob("*.py"))
     assert sum(map(code_lines, files)) <= 2500  # a new concept may raise it; say so in LOG.md
-    functions = [node for file in files for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.FunctionDef)]
+    functions = [
+        node
+        for file in files
+        for node in ast.walk(ast.parse(file.read_bytes()))
+        if isinstance(node, ast.FunctionDef)
+    ]
     long = {node.name for node in functions if node.end_lineno - node.lineno >= 45}
     assert long == {"train", "finetune"}  # the two loops, in numbered steps
     assert all(node.end_lineno - node.lineno < 90 for node in functions)

@@ -6,23 +6,42 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from oracles import bootstrap_difference, bootstrap_loyalty, bootstrap_scores, expected_calibration_error, table_of
+from oracles import (
+    bootstrap_difference,
+    bootstrap_loyalty,
+    bootstrap_scores,
+    expected_calibration_error,
+    table_of,
+)
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, recall_score
 
-from rolib import analysis, results, uncertainty
-from rolib import loyalty as loyalties
+from rolib.analysis import agreement, study, tables, uncertainty
+from rolib.analysis import loyalty as loyalties
+from rolib.analysis.loyalty import probability_loyalty
 from rolib.config import AnalyseConfig
-from rolib.loyalty import probability_loyalty
-from rolib.metrics import score_predictions
-from rolib.predictions import Predictions
-from rolib.tasks import TASKS
+from rolib.evaluation.metrics import score_predictions
+from rolib.evaluation.predictions import Predictions
+from rolib.measures import TASKS
 
 NER_TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
-SIZES = {"upos": (12, 6, 5), "xpos": (12, 6, 9), "ner": (11, 6, 5), "sapn": (30, 1, 2), "sar": (30, 1, 4), "di": (25, 1, 2)}
+SIZES = {
+    "upos": (12, 6, 5),
+    "xpos": (12, 6, 9),
+    "ner": (11, 6, 5),
+    "sapn": (30, 1, 2),
+    "sar": (30, 1, 4),
+    "di": (25, 1, 2),
+}
 SIZES |= {"sts": (20, 1, 0)}  # examples, words in each at most, labels
-TEACHERS = {"distil-cased": ["bert-cased"], "distil-uncased": ["bert-uncased"], "distil-multi": ["bert-cased", "bert-uncased"]}
+TEACHERS = {
+    "distil-cased": ["bert-cased"],
+    "distil-uncased": ["bert-uncased"],
+    "distil-multi": ["bert-cased", "bert-uncased"],
+}
 MODELS = ["bert-cased", "bert-uncased", *TEACHERS, "distil-cased-mlm", "distil-uncased-mlm"]
-MODELS += [f"{name}-random" for name in ("bert-cased", "bert-uncased", "distil-cased", "distil-uncased")]
+MODELS += [
+    f"{name}-random" for name in ("bert-cased", "bert-uncased", "distil-cased", "distil-uncased")
+]
 
 
 def write_study(folder, seeds=(1, 2, 3), sizes=SIZES):
@@ -31,19 +50,41 @@ def write_study(folder, seeds=(1, 2, 3), sizes=SIZES):
         run = folder / ("teachers" if name.startswith("bert") else "students") / name
         run.mkdir(parents=True)
         teachers = TEACHERS.get(name.removesuffix("-mlm"), [])
-        settings = {"teachers": dict.fromkeys(teachers, 1.0), "objective": "mlm" if name.endswith("-mlm") else "distill"}
-        run.joinpath("config.yaml").write_text(yaml.safe_dump(settings | {"num_layers": 4 - 2 * bool(teachers)}))
+        settings = {
+            "teachers": dict.fromkeys(teachers, 1.0),
+            "objective": "mlm" if name.endswith("-mlm") else "distill",
+        }
+        run.joinpath("config.yaml").write_text(
+            yaml.safe_dump(settings | {"num_layers": 4 - 2 * bool(teachers)})
+        )
     for task, (examples, words, labels) in sizes.items():
         rng = np.random.default_rng(len(task) * 1000 + examples)
         lengths = rng.integers(1, words + 1, examples)
-        units = [(f"s{number}", position) for number, length in enumerate(lengths) for position in range(length)]
+        units = [
+            (f"s{number}", position)
+            for number, length in enumerate(lengths)
+            for position in range(length)
+        ]
         table = pd.DataFrame(units, columns=["example", "position"]).astype({"position": "int32"})
         names = NER_TAGS if task == "ner" else [f"L{number:03}" for number in range(labels)]
-        truth = rng.uniform(0, 5, len(units)).round(1) if task == "sts" else rng.geometric(0.4, len(units)).clip(1, labels) - 1
+        truth = (
+            rng.uniform(0, 5, len(units)).round(1)
+            if task == "sts"
+            else rng.geometric(0.4, len(units)).clip(1, labels) - 1
+        )
         for skill, model in enumerate(reversed(MODELS)):
             for seed in seeds:
                 run = folder / "evaluation" / model / task / f"seed-{seed}"
-                write_run(run, task, seed, table, names, truth, 1 + skill / 10, np.random.default_rng([skill, seed, examples]))
+                write_run(
+                    run,
+                    task,
+                    seed,
+                    table,
+                    names,
+                    truth,
+                    1 + skill / 10,
+                    np.random.default_rng([skill, seed, examples]),
+                )
 
 
 def write_run(run, task, seed, table, names, truth, skill, rng):
@@ -60,7 +101,13 @@ def write_run(run, task, seed, table, names, truth, skill, rng):
     table = table.assign(gold=gold, predicted=predicted, probabilities=probabilities)
     table.to_parquet(run / "predictions.parquet", compression="zstd", index=False)
     test = score_predictions(TASKS[task], table)
-    facts = {"task": task, "seed": seed, "headline": TASKS[task].headline, "test": test, "labels": names}
+    facts = {
+        "task": task,
+        "seed": seed,
+        "headline": TASKS[task].headline,
+        "test": test,
+        "labels": names,
+    }
     run.joinpath("scores.json").write_text(json.dumps(facts))
     run.joinpath("manifest.json").write_text(json.dumps({"notes": []}))
 
@@ -75,21 +122,26 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tables(config):
-    return analysis.loyalty_tables(config)
+def loyalty(config):
+    return agreement.loyalty_tables(config)
 
 
 @pytest.fixture(scope="module")
 def scored(config):
-    return analysis.score_tables(config)
+    return tables.score_tables(config)
 
 
 def predictions(config, model, task, seed):
     if model == "ensemble":
-        teachers = [results.read_predictions(config, name, task, seed) for name in ("bert-cased", "bert-uncased")]
+        teachers = [
+            study.read_predictions(config, name, task, seed)
+            for name in ("bert-cased", "bert-uncased")
+        ]
         scores = config.folder / "evaluation" / "bert-cased" / task / f"seed-{seed}" / "scores.json"
-        return table_of(loyalties.ensemble_predictions(teachers, json.loads(scores.read_text())["labels"]))
-    return table_of(results.read_predictions(config, model, task, seed))
+        return table_of(
+            loyalties.ensemble_predictions(teachers, json.loads(scores.read_text())["labels"])
+        )
+    return table_of(study.read_predictions(config, model, task, seed))
 
 
 def compare_predictions(task, teacher, student):
@@ -113,15 +165,15 @@ def one(table, **wanted):
 
 
 def test_members_stand_in_reading_order(config):
-    everyone = results.members(config)
-    keys = [(row.teacher, results.ROLES.index(row.role), row.model) for row in everyone.itertuples()]
+    everyone = study.members(config)
+    keys = [(row.teacher, study.ROLES.index(row.role), row.model) for row in everyone.itertuples()]
     assert keys == sorted(keys) and list(everyone["model"]) != sorted(everyone["model"])
 
 
 def test_one_teacher_has_no_ensemble(config):
     for ensemble, extra in ((False, []), (True, ["ensemble"])):
-        for member in results.members(config).query("role == 'student'").itertuples():
-            assert analysis.references_of(member, ensemble) == member.teachers + extra
+        for member in study.members(config).query("role == 'student'").itertuples():
+            assert agreement.references_of(member, ensemble) == member.teachers + extra
 
 
 def test_scores_are_means_over_seeds_with_the_bootstrap_interval(config, scored):
@@ -135,7 +187,9 @@ def test_scores_are_means_over_seeds_with_the_bootstrap_interval(config, scored)
         runs = {seed: predictions(config, model, task, seed) for seed in (1, 2, 3)}
         values = [score_predictions(TASKS[task], table)[score] for table in runs.values()]
         row = one(scores, model=model, task=task, score=score)
-        assert row["value"] == pytest.approx(np.mean(values)) and row["sd"] == pytest.approx(np.std(values, ddof=1))
+        assert row["value"] == pytest.approx(np.mean(values)) and row["sd"] == pytest.approx(
+            np.std(values, ddof=1)
+        )
         draws = bootstrap_scores(TASKS[task], runs, 300, seed=3)[score]
         assert (row["low"], row["high"]) == pytest.approx(uncertainty.interval(draws))
         assert row["seeds"] == 3 and row["examples"] == SIZES[task][0]
@@ -147,7 +201,10 @@ def test_the_ensemble_answers_with_the_mean_probabilities(config):
     sides = [predictions(config, name, "sar", 2) for name in ("bert-cased", "bert-uncased")]
     both = predictions(config, "ensemble", "sar", 2)
     for ours, theirs, mean, label in zip(
-        *(side["probabilities"] for side in sides), both["probabilities"], both["predicted"], strict=True
+        *(side["probabilities"] for side in sides),
+        both["probabilities"],
+        both["predicted"],
+        strict=True,
     ):
         expected = [(a + b) / 2 for a, b in zip(ours, theirs, strict=True)]
         assert mean == pytest.approx(expected) and label == f"L{int(np.argmax(expected)):03}"
@@ -157,21 +214,40 @@ def test_comparisons_are_paired_and_corrected_over_the_measures(config, scored):
     scores, comparisons = scored
     pairs = set(zip(comparisons["model"], comparisons["against"], strict=True))
     assert pairs == {
-        *[("distil-cased", "bert-cased"), ("distil-uncased", "bert-uncased"), ("distil-multi", "bert-cased")],
-        *[("distil-cased", "distil-cased-mlm"), ("distil-uncased", "distil-uncased-mlm"), ("distil-multi", "distil-cased-mlm")],
-        *[("distil-multi", "distil-cased"), ("distil-multi", "distil-uncased"), ("distil-multi", "distil-cased-random")],
+        *[
+            ("distil-cased", "bert-cased"),
+            ("distil-uncased", "bert-uncased"),
+            ("distil-multi", "bert-cased"),
+        ],
+        *[
+            ("distil-cased", "distil-cased-mlm"),
+            ("distil-uncased", "distil-uncased-mlm"),
+            ("distil-multi", "distil-cased-mlm"),
+        ],
+        *[
+            ("distil-multi", "distil-cased"),
+            ("distil-multi", "distil-uncased"),
+            ("distil-multi", "distil-cased-random"),
+        ],
         *[("distil-cased", "distil-cased-random"), ("distil-uncased", "distil-uncased-random")],
     }
-    sides = [{seed: predictions(config, name, "sapn", seed) for seed in (1, 2, 3)} for name in ("distil-multi", "distil-cased")]
+    sides = [
+        {seed: predictions(config, name, "sapn", seed) for seed in (1, 2, 3)}
+        for name in ("distil-multi", "distil-cased")
+    ]
     draws = bootstrap_difference(TASKS["sapn"], *sides, 300, seed=3)[TASKS["sapn"].headline]
     row = one(comparisons, model="distil-multi", against="distil-cased", task="sapn")
     assert (row["low"], row["high"]) == pytest.approx(uncertainty.interval(draws))
     assert row["p"] == uncertainty.p_value(draws)
     headline = scores[scores["headline"]].set_index(["model", "task"])["value"]
-    assert row["difference"] == pytest.approx(headline["distil-multi", "sapn"] - headline["distil-cased", "sapn"])
+    assert row["difference"] == pytest.approx(
+        headline["distil-multi", "sapn"] - headline["distil-cased", "sapn"]
+    )
     for _, family in comparisons.groupby(["model", "against"]):
         single = family[family["task"] != "mean"].sort_values("p")
-        by_hand = np.maximum.accumulate([min(1, (7 - rank) * p) for rank, p in enumerate(single["p"])])
+        by_hand = np.maximum.accumulate(
+            [min(1, (7 - rank) * p) for rank, p in enumerate(single["p"])]
+        )
         assert single["p_holm"].to_numpy() == pytest.approx(by_hand)
         assert one(family, task="mean")["p_holm"] == one(family, task="mean")["p"]
 
@@ -181,47 +257,104 @@ def test_a_difference_holds_only_after_the_correction():
         return np.repeat([-0.1, 0.1], [below, 999 - below])
 
     gaps = {"upos": draws(9), "xpos": draws(9), "ner": draws(0), "mean": draws(19)}
-    headlines = {("t", task): np.zeros(999) for task in gaps} | {("s", task): values for task, values in gaps.items()}
+    headlines = {("t", task): np.zeros(999) for task in gaps} | {
+        ("s", task): values for task, values in gaps.items()
+    }
     points = {key: values.mean() for key, values in headlines.items()}
-    table = analysis._compare([("s", "t", "teacher")], headlines, points).set_index("task")
-    assert table["p"].to_dict() == pytest.approx({"upos": 0.02, "xpos": 0.02, "ner": 0.002, "mean": 0.04})
-    assert table["p_holm"].to_dict() == pytest.approx({"upos": 0.04, "xpos": 0.04, "ner": 0.006, "mean": 0.04})
+    table = tables._compare([("s", "t", "teacher")], headlines, points).set_index("task")
+    assert table["p"].to_dict() == pytest.approx(
+        {"upos": 0.02, "xpos": 0.02, "ner": 0.002, "mean": 0.04}
+    )
+    assert table["p_holm"].to_dict() == pytest.approx(
+        {"upos": 0.04, "xpos": 0.04, "ner": 0.006, "mean": 0.04}
+    )
     assert table["holds"].all()
     headlines["s", "upos"] = headlines["s", "xpos"] = draws(14)  # p = 0.03, corrected 0.06
-    table = analysis._compare([("s", "t", "teacher")], headlines, points).set_index("task")
-    assert (table["p"] < 0.05).all() and table["holds"].to_dict() == {"upos": False, "xpos": False, "ner": True, "mean": True}
+    table = tables._compare([("s", "t", "teacher")], headlines, points).set_index("task")
+    assert (table["p"] < 0.05).all() and table["holds"].to_dict() == {
+        "upos": False,
+        "xpos": False,
+        "ner": True,
+        "mean": True,
+    }
 
 
 def test_tables_print_half_intervals_and_mark_what_holds():
-    row = {"role": "student", "model": "s", "headline": True, "value": 0.917, "low": 0.91, "high": 0.922}
-    scores = pd.DataFrame([row | {"task": "upos"}, row | {"task": "sar"}, row | {"task": "sar", "headline": False}])
-    gap = {"model": "s", "against": "t", "role": "teacher", "difference": -0.0041, "low": -0.012, "high": 0.004}
-    comparisons = pd.DataFrame([gap | {"task": "upos", "holds": False}, gap | {"task": "sar", "holds": True}])
-    assert analysis.score_table(scores, comparisons).iloc[0].tolist() == ["student", "s", "91.7 ± 0.6", "91.7 ± 0.6*"]
-    assert analysis.comparison_table(comparisons).iloc[0].tolist() == ["s", "t", "teacher", "-0.4 ± 0.8", "-0.4 ± 0.8*"]
+    row = {
+        "role": "student",
+        "model": "s",
+        "headline": True,
+        "value": 0.917,
+        "low": 0.91,
+        "high": 0.922,
+    }
+    scores = pd.DataFrame(
+        [row | {"task": "upos"}, row | {"task": "sar"}, row | {"task": "sar", "headline": False}]
+    )
+    gap = {
+        "model": "s",
+        "against": "t",
+        "role": "teacher",
+        "difference": -0.0041,
+        "low": -0.012,
+        "high": 0.004,
+    }
+    comparisons = pd.DataFrame(
+        [gap | {"task": "upos", "holds": False}, gap | {"task": "sar", "holds": True}]
+    )
+    assert tables.score_table(scores, comparisons).iloc[0].tolist() == [
+        "student",
+        "s",
+        "91.7 ± 0.6",
+        "91.7 ± 0.6*",
+    ]
+    assert tables.comparison_table(comparisons).iloc[0].tolist() == [
+        "s",
+        "t",
+        "teacher",
+        "-0.4 ± 0.8",
+        "-0.4 ± 0.8*",
+    ]
     other = comparisons.assign(role="mlm control")
-    assert analysis.score_table(scores, other).iloc[0]["sar"] == "91.7 ± 0.6"  # only the teacher gives a star
+    assert (
+        tables.score_table(scores, other).iloc[0]["sar"] == "91.7 ± 0.6"
+    )  # only the teacher gives a star
     facts = {"teacher": "t", "chance": 0.5, "floor": np.nan}
-    assert analysis.loyalty_table(scores[:1].assign(**facts)).iloc[0]["upos"] == "0.917 ± 0.006 (0.50; –)"
+    assert (
+        tables.loyalty_table(scores[:1].assign(**facts)).iloc[0]["upos"]
+        == "0.917 ± 0.006 (0.50; –)"
+    )
 
 
 # --- loyalty --------------------------------------------------------------------------------------
 
 
-def test_loyalty_with_interval_chance_and_floor(config, tables):
+def test_loyalty_with_interval_chance_and_floor(config, loyalty):
     for model, teacher, task in [
         ("distil-multi", "ensemble", "ner"),
         ("distil-cased", "bert-cased", "upos"),
         ("distil-uncased", "bert-uncased", "sts"),
     ]:
-        ours, theirs = ({seed: predictions(config, name, task, seed) for seed in (1, 2, 3)} for name in (model, teacher))
-        runs = pd.DataFrame([compare_predictions(TASKS[task], theirs[seed], ours[seed]) for seed in (1, 2, 3)])
-        again = [compare_predictions(TASKS[task], theirs[a], theirs[b]) for a, b in [(1, 2), (1, 3), (2, 3)]]
-        blind = pd.DataFrame([chance_loyalty(TASKS[task], theirs[seed], ours[seed], seed=3) for seed in (1, 2, 3)])
+        ours, theirs = (
+            {seed: predictions(config, name, task, seed) for seed in (1, 2, 3)}
+            for name in (model, teacher)
+        )
+        runs = pd.DataFrame(
+            [compare_predictions(TASKS[task], theirs[seed], ours[seed]) for seed in (1, 2, 3)]
+        )
+        again = [
+            compare_predictions(TASKS[task], theirs[a], theirs[b])
+            for a, b in [(1, 2), (1, 3), (2, 3)]
+        ]
+        blind = pd.DataFrame(
+            [chance_loyalty(TASKS[task], theirs[seed], ours[seed], seed=3) for seed in (1, 2, 3)]
+        )
         draws = bootstrap_loyalty(TASKS[task], theirs, ours, 300, seed=3)
         for measure in runs:
-            row = one(tables["loyalty"], model=model, teacher=teacher, task=task, measure=measure)
-            assert row["value"] == pytest.approx(runs[measure].mean()) and row["sd"] == pytest.approx(runs[measure].std())
+            row = one(loyalty["loyalty"], model=model, teacher=teacher, task=task, measure=measure)
+            assert row["value"] == pytest.approx(runs[measure].mean()) and row[
+                "sd"
+            ] == pytest.approx(runs[measure].std())
             assert row["floor"] == pytest.approx(np.mean([pair[measure] for pair in again]))
             assert (row["low"], row["high"]) == pytest.approx(uncertainty.interval(draws[measure]))
             expected = blind[measure].mean() if measure in blind else np.nan
@@ -229,19 +362,36 @@ def test_loyalty_with_interval_chance_and_floor(config, tables):
             assert row["own"] == (teacher != "ensemble")
 
 
-def test_who_is_held_against_whom(tables):
-    pairs = tables["loyalty"].groupby("model")["teacher"].agg(set).to_dict()
+def test_who_is_held_against_whom(loyalty):
+    pairs = loyalty["loyalty"].groupby("model")["teacher"].agg(set).to_dict()
     assert pairs["distil-multi"] == {"bert-cased", "bert-uncased", "ensemble"}
-    assert pairs["distil-cased-mlm"] == pairs["distil-cased-random"] == pairs["distil-cased"] == {"bert-cased", "ensemble"}
-    assert pairs["bert-cased-random"] == {"ensemble"} and not {"bert-cased", "bert-uncased", "ensemble"} & set(pairs)
+    assert (
+        pairs["distil-cased-mlm"]
+        == pairs["distil-cased-random"]
+        == pairs["distil-cased"]
+        == {"bert-cased", "ensemble"}
+    )
+    assert pairs["bert-cased-random"] == {"ensemble"} and not {
+        "bert-cased",
+        "bert-uncased",
+        "ensemble",
+    } & set(pairs)
 
 
 def test_one_seed_has_no_floor(config, tmp_path, monkeypatch):
     write_study(tmp_path / "toy", seeds=(4,), sizes={"sar": SIZES["sar"]})
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
-    loyalty = analysis.loyalty_tables(config)["loyalty"]
-    assert loyalty["floor"].isna().all() and loyalty["sd"].isna().all() and loyalty["value"].notna().all()
-    assert analysis.loyalty_table(loyalty[loyalty["measure"] == "label_loyalty"])["sar"].str.endswith("; –)").all()
+    loyalty = agreement.loyalty_tables(config)["loyalty"]
+    assert (
+        loyalty["floor"].isna().all()
+        and loyalty["sd"].isna().all()
+        and loyalty["value"].notna().all()
+    )
+    assert (
+        tables.loyalty_table(loyalty[loyalty["measure"] == "label_loyalty"])["sar"]
+        .str.endswith("; –)")
+        .all()
+    )
 
 
 def test_chance_against_plain_loops_and_kappa(config):
@@ -252,23 +402,44 @@ def test_chance_against_plain_loops_and_kappa(config):
     agreed = (theirs["predicted"] == ours["predicted"]).mean()
     kappa = (agreed - chance["label_loyalty"]) / (1 - chance["label_loyalty"])
     assert kappa == pytest.approx(cohen_kappa_score(theirs["predicted"], ours["predicted"]))
-    every = [probability_loyalty([p], [q]) for p in theirs["probabilities"] for q in ours["probabilities"]]
-    draws = [chance_loyalty(TASKS["upos"], theirs, ours, seed)["probability_loyalty"] for seed in range(40)]
+    every = [
+        probability_loyalty([p], [q])
+        for p in theirs["probabilities"]
+        for q in ours["probabilities"]
+    ]
+    draws = [
+        chance_loyalty(TASKS["upos"], theirs, ours, seed)["probability_loyalty"]
+        for seed in range(40)
+    ]
     assert np.mean(draws) == pytest.approx(np.mean(every), abs=0.03)
-    assert 1 - chance["probability_loyalty_base2"] == pytest.approx((1 - chance["probability_loyalty"]) / np.log(2) ** 0.5)
+    assert 1 - chance["probability_loyalty_base2"] == pytest.approx(
+        (1 - chance["probability_loyalty"]) / np.log(2) ** 0.5
+    )
     assert chance == chance_loyalty(TASKS["upos"], theirs, ours)  # seeded
     ours, theirs = (predictions(config, name, "sts", 1) for name in ("distil-cased", "bert-cased"))
-    gaps = [abs(min(max(a, 0), 5) - min(max(b, 0), 5)) / 5 for a in theirs["predicted"] for b in ours["predicted"]]
+    gaps = [
+        abs(min(max(a, 0), 5) - min(max(b, 0), 5)) / 5
+        for a in theirs["predicted"]
+        for b in ours["predicted"]
+    ]
     chance = chance_loyalty(TASKS["sts"], theirs, ours)
-    assert chance["regression_loyalty"] == pytest.approx(1 - np.mean(gaps)) and chance["regression_loyalty_pearson"] == 0
+    assert (
+        chance["regression_loyalty"] == pytest.approx(1 - np.mean(gaps))
+        and chance["regression_loyalty_pearson"] == 0
+    )
     assert chance["regression_loyalty_rmse"] == pytest.approx(1 - np.mean(np.square(gaps)) ** 0.5)
 
 
-def test_classes_and_confusion_against_scikit_learn(config, tables):
-    sides = [[predictions(config, name, "xpos", seed) for seed in (1, 2, 3)] for name in ("bert-uncased", "distil-multi")]
+def test_classes_and_confusion_against_scikit_learn(config, loyalty):
+    sides = [
+        [predictions(config, name, "xpos", seed) for seed in (1, 2, 3)]
+        for name in ("bert-uncased", "distil-multi")
+    ]
     theirs, ours = (pd.concat(side)["predicted"].to_numpy() for side in sides)
     mine = {
-        name: tables[name].query("model == 'distil-multi' and teacher == 'bert-uncased' and task == 'xpos'")
+        name: loyalty[name].query(
+            "model == 'distil-multi' and teacher == 'bert-uncased' and task == 'xpos'"
+        )
         for name in ("classes", "confusion")
     }
     labels = sorted({*theirs, *ours})
@@ -283,11 +454,19 @@ def test_classes_and_confusion_against_scikit_learn(config, tables):
     ).all()
 
 
-def test_disagreements_name_both_labels_and_their_probabilities(config, tables):
+def test_disagreements_name_both_labels_and_their_probabilities(config, loyalty):
     ours, theirs = (predictions(config, name, "sar", 1) for name in ("distil-cased", "bert-cased"))
-    apart = tables["disagreements"].query("model == 'distil-cased' and task == 'sar'")
-    expected = [number for number in range(len(ours)) if ours["predicted"][number] != theirs["predicted"][number]]
-    assert apart["example"].tolist() == ours["example"][expected].tolist() and len(expected) > 1 and set(apart["seed"]) == {1}
+    apart = loyalty["disagreements"].query("model == 'distil-cased' and task == 'sar'")
+    expected = [
+        number
+        for number in range(len(ours))
+        if ours["predicted"][number] != theirs["predicted"][number]
+    ]
+    assert (
+        apart["example"].tolist() == ours["example"][expected].tolist()
+        and len(expected) > 1
+        and set(apart["seed"]) == {1}
+    )
     for row, number in zip(apart.itertuples(), expected, strict=True):
         teacher, student = int(row.teacher_label[1:]), int(row.student_label[1:])
         p, q = theirs["probabilities"][number], ours["probabilities"][number]
@@ -298,34 +477,47 @@ def test_disagreements_name_both_labels_and_their_probabilities(config, tables):
             row.student_probability,
             row.student_on_teacher,
         ] == pytest.approx([p[teacher], p[student], q[student], q[teacher]])
-    far = tables["disagreements"].query("task == 'sts'")
-    assert len(far) and (far["teacher_label"].astype(float) - far["student_label"].astype(float)).abs().min() >= 0.98
+    far = loyalty["disagreements"].query("task == 'sts'")
+    assert (
+        len(far)
+        and (far["teacher_label"].astype(float) - far["student_label"].astype(float)).abs().min()
+        >= 0.98
+    )
     assert far["teacher_probability"].isna().all()
 
 
-def test_calibration_is_that_of_rolib_uncertainty(config, tables):
+def test_calibration_is_that_of_rolib_uncertainty(config, loyalty):
     runs = [predictions(config, "distil-multi", "di", seed) for seed in (1, 2, 3)]
-    errors = [expected_calibration_error(run["probabilities"], run["gold"] == run["predicted"]) for run in runs]
-    row = one(analysis.calibration_table(tables["calibration"]), model="distil-multi", task="di")
+    errors = [
+        expected_calibration_error(run["probabilities"], run["gold"] == run["predicted"])
+        for run in runs
+    ]
+    row = one(tables.calibration_table(loyalty["calibration"]), model="distil-multi", task="di")
     assert row["ece"] == pytest.approx(np.mean(errors))
-    assert row["accuracy"] == pytest.approx(np.mean([(run["gold"] == run["predicted"]).mean() for run in runs]))
-    assert row["confidence"] == pytest.approx(np.mean([max(p) for run in runs for p in run["probabilities"]]))
-    assert set(tables["calibration"]["task"]) == set(SIZES) - {"sts"}
+    assert row["accuracy"] == pytest.approx(
+        np.mean([(run["gold"] == run["predicted"]).mean() for run in runs])
+    )
+    assert row["confidence"] == pytest.approx(
+        np.mean([max(p) for run in runs for p in run["probabilities"]])
+    )
+    assert set(loyalty["calibration"]["task"]) == set(SIZES) - {"sts"}
 
 
 def test_expected_calibration_error_by_hand():
     # certain and right; certain and wrong; 0.75 and right: gaps |1/2 - 1| of two units and |1 - 3/4| of one
     bins = uncertainty.reliability([1, 1, 0.75], [True, False, True])
-    table = analysis.calibration_table(bins.assign(model="m", role="student", task="di", seed=1))
+    table = tables.calibration_table(bins.assign(model="m", role="student", task="di", seed=1))
     assert table["ece"].item() == pytest.approx((2 * 0.5 + 0.25) / 3)
 
 
-def test_written_tables_read_back(config, tables):
-    analysis.write_tables(config, tables)
-    loyalty = pd.read_csv(config.folder / "loyalty.csv")
-    assert loyalty["value"].to_numpy() == pytest.approx(tables["loyalty"]["value"].to_numpy())
+def test_written_tables_read_back(config, loyalty):
+    tables.write_tables(config, loyalty)
+    written = pd.read_csv(config.folder / "loyalty.csv")
+    assert written["value"].to_numpy() == pytest.approx(loyalty["loyalty"]["value"].to_numpy())
     pd.testing.assert_frame_equal(
-        pd.read_parquet(config.folder / "disagreements.parquet"), tables["disagreements"], check_dtype=False
+        pd.read_parquet(config.folder / "disagreements.parquet"),
+        loyalty["disagreements"],
+        check_dtype=False,
     )
     assert not list(config.folder.glob(".*"))
 
@@ -334,8 +526,11 @@ def test_a_missing_run_is_named(config, tmp_path, monkeypatch):
     write_study(tmp_path / "toy", seeds=(1, 2), sizes={"sar": SIZES["sar"]})
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
     (tmp_path / "toy/evaluation/distil-multi/sar/seed-2/predictions.parquet").unlink()
-    for function in (analysis.loyalty_tables, analysis.score_tables):
-        with pytest.raises(FileNotFoundError, match=r"distil-multi/sar/seed-2/predictions.parquet is missing: run `make study"):
+    for function in (agreement.loyalty_tables, tables.score_tables):
+        with pytest.raises(
+            FileNotFoundError,
+            match=r"distil-multi/sar/seed-2/predictions.parquet is missing: run `make study",
+        ):
             function(config)
 
 
@@ -346,12 +541,14 @@ def test_runs_on_other_data_are_refused_and_named(config, tmp_path, monkeypatch)
     table = pd.read_parquet(path)
     table.assign(gold=table["gold"].to_numpy()[::-1]).to_parquet(path)
     for function, name in (
-        (analysis.score_tables, "predictions of distil-multi, seed 2"),
-        (analysis.loyalty_tables, "student's table"),
+        (tables.score_tables, "predictions of distil-multi, seed 2"),
+        (agreement.loyalty_tables, "student's table"),
     ):
         with pytest.raises(ValueError, match=f"the .* and the {name} differ in their gold labels"):
             function(config)
     table[:-1].to_parquet(path)
-    for function in (analysis.loyalty_tables, analysis.score_tables):
-        with pytest.raises(ValueError, match=r"example '.*', position 0 is in the .* only \(1 such units\)"):
+    for function in (agreement.loyalty_tables, tables.score_tables):
+        with pytest.raises(
+            ValueError, match=r"example '.*', position 0 is in the .* only \(1 such units\)"
+        ):
             function(config)

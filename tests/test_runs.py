@@ -35,13 +35,24 @@ def test_a_run_appears_whole(tmp_path):
         assert not (working / "manifest.json").exists()
         (working / "checkpoints").mkdir()
         (working / "result.txt").write_text("x", encoding="utf-8")
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "manifest.json", "result.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.yaml",
+        "manifest.json",
+        "result.txt",
+    ]
     assert list(folder.parent.iterdir()) == [folder]  # nothing is left beside it
     assert yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) == to_dict(config())
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["inputs"] == INPUTS and manifest["seed"] == 1 and manifest["device"] == runs.device_name()
+    assert (
+        manifest["inputs"] == INPUTS
+        and manifest["seed"] == 1
+        and manifest["device"] == runs.device_name()
+    )
     assert manifest["notes"] == ["știre"] and manifest["duration_seconds"] >= 0
-    assert set(manifest["packages"]) >= {"torch", "transformers", "datasets"} and manifest["git_commit"]
+    assert (
+        set(manifest["packages"]) >= {"torch", "transformers", "datasets"}
+        and manifest["git_commit"]
+    )
 
 
 def test_an_interrupted_run_leaves_no_folder_and_goes_on(tmp_path):
@@ -56,7 +67,13 @@ def test_an_interrupted_run_leaves_no_folder_and_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seed", "inputs"), [(2, INPUTS), (1, INPUTS | {"bert": "cc"}), (1, {"corpus": "aa"}), (1, INPUTS | {"more": "dd"})]
+    ("seed", "inputs"),
+    [
+        (2, INPUTS),
+        (1, INPUTS | {"bert": "cc"}),
+        (1, {"corpus": "aa"}),
+        (1, INPUTS | {"more": "dd"}),
+    ],
 )
 def test_another_runs_remains_are_thrown_away(tmp_path, seed, inputs):
     folder = tmp_path / "small"
@@ -80,7 +97,11 @@ def test_a_repetition_replaces_the_whole_folder(tmp_path):
     folder = finish(tmp_path / "small")
     (folder / "stray.txt").write_text("x", encoding="utf-8")
     finish(folder, seed=2, text="second")
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "manifest.json", "result.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.yaml",
+        "manifest.json",
+        "result.txt",
+    ]
     assert (folder / "result.txt").read_text(encoding="utf-8") == "second"
 
 
@@ -97,10 +118,15 @@ def test_is_finished_means_this_configuration_and_these_inputs(tmp_path):
 
 
 def test_the_order_of_the_teachers_is_part_of_the_configuration(tmp_path, student_config):
-    one, other = (student_config(teachers=dict(names)) for names in ([("a", 1.0), ("b", 1.0)], [("b", 1.0), ("a", 1.0)]))
+    one, other = (
+        student_config(teachers=dict(names))
+        for names in ([("a", 1.0), ("b", 1.0)], [("b", 1.0), ("a", 1.0)])
+    )
     with runs.new_run(tmp_path / "small", one, {}):
         pass
-    assert runs.is_finished(tmp_path / "small", one, {}) and not runs.is_finished(tmp_path / "small", other, {})
+    assert runs.is_finished(tmp_path / "small", one, {}) and not runs.is_finished(
+        tmp_path / "small", other, {}
+    )
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -109,7 +135,9 @@ def test_the_order_of_the_teachers_is_part_of_the_configuration(tmp_path, studen
     st.floats(0, 1, exclude_min=True, exclude_max=True),
     st.text(st.characters(codec="utf-8"), max_size=10),
 )
-def test_any_configuration_is_recognised_again(tmp_path_factory, student_config, rate, share, corpus):
+def test_any_configuration_is_recognised_again(
+    tmp_path_factory, student_config, rate, share, corpus
+):
     made = student_config(learning_rate=rate, mask_share=share, corpus=corpus)
     folder = tmp_path_factory.mktemp("runs") / "small"
     with runs.new_run(folder, made, {}):
@@ -159,7 +187,9 @@ def test_metrics_come_back_in_order(tmp_path):
 
 def test_sha256_of_a_file_is_the_files_own(tmp_path):
     (tmp_path / "a").write_bytes(b"hello\n")
-    assert runs.sha256(tmp_path / "a") == hashlib.sha256(b"hello\n").hexdigest()  # as sha256sum prints it
+    assert (
+        runs.sha256(tmp_path / "a") == hashlib.sha256(b"hello\n").hexdigest()
+    )  # as sha256sum prints it
 
 
 def test_sha256_of_a_folder_sees_contents_names_and_places(tmp_path):
@@ -173,7 +203,12 @@ def test_sha256_of_a_folder_sees_contents_names_and_places(tmp_path):
 
     first = hashed(0, a="x", b="y")
     assert hashed(1, b="y", a="x") == first
-    others = [hashed(2, a="x", b="z"), hashed(3, a="y", b="x"), hashed(4, a="x", c="y"), hashed(5, a="x")]
+    others = [
+        hashed(2, a="x", b="z"),
+        hashed(3, a="y", b="x"),
+        hashed(4, a="x", c="y"),
+        hashed(5, a="x"),
+    ]
     others += [hashed(6, a="x", sub__b="y"), hashed(7, a="xy", b=""), hashed(8, a="x", b="y", c="")]
     assert len({first, *others}) == 8
 
@@ -183,22 +218,30 @@ def test_sha256_of_a_folder_sees_contents_names_and_places(tmp_path):
 
 def test_a_missing_result_names_the_command(tmp_path):
     for read in (runs.read_json, runs.require):
-        with pytest.raises(FileNotFoundError, match=r"scores\.json is missing: run `make demo` first"):
+        with pytest.raises(
+            FileNotFoundError, match=r"scores\.json is missing: run `make demo` first"
+        ):
             read(tmp_path / "scores.json", "`make demo`")
     (tmp_path / "scores.json").write_text("{}", encoding="utf-8")
     assert runs.require(tmp_path / "scores.json", "") == tmp_path / "scores.json"
 
 
-@pytest.mark.parametrize(("profile", "command"), [("tiny", "`make demo`"), ("mini", "PROFILE=mini|`make mini`")])
+@pytest.mark.parametrize(
+    ("profile", "command"), [("tiny", "`make demo`"), ("mini", "PROFILE=mini|`make mini`")]
+)
 def test_a_missing_model_names_the_command(tmp_path, monkeypatch, profile, command):
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=f"{profile}: no finished model 'bert': run .*({command})"):
+    with pytest.raises(
+        FileNotFoundError, match=f"{profile}: no finished model 'bert': run .*({command})"
+    ):
         runs.model_folder(config(profile=profile), "bert")
 
 
 def test_model_folder_finds_teachers_and_students_that_are_finished(tmp_path, monkeypatch):
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
-    (tmp_path / "toy" / "teachers" / "half").mkdir(parents=True)  # without a manifest it is not finished
+    (tmp_path / "toy" / "teachers" / "half").mkdir(
+        parents=True
+    )  # without a manifest it is not finished
     for kind, name in (("teachers", "bert"), ("students", "small")):
         finish(tmp_path / "toy" / kind / name)
         assert runs.model_folder(config(), name) == tmp_path / "toy" / kind / name

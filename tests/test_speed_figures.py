@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from rolib import figures, speed
+from rolib import figures
 from rolib.config import SpeedConfig
-from rolib.models import init_student, save_model
+from rolib.distillation.models import init_student, save_model
+from rolib.evaluation import speed
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,9 @@ class Recorder(torch.nn.Module):
         self.calls = []
 
     def forward(self, input_ids, attention_mask):
-        self.calls.append((tuple(input_ids.shape), attention_mask.tolist(), torch.is_grad_enabled()))
+        self.calls.append(
+            (tuple(input_ids.shape), attention_mask.tolist(), torch.is_grad_enabled())
+        )
 
 
 def test_time_forward_is_one_pass_without_gradients(monkeypatch):
@@ -43,12 +46,17 @@ def config():
     return SpeedConfig(profile="toy", seed=1, data="sample", **shape)
 
 
-def test_measure_takes_turns_and_leaves_the_warm_up_out(tmp_path, toy_bert, toy_tokenizer, monkeypatch):
+def test_measure_takes_turns_and_leaves_the_warm_up_out(
+    tmp_path, toy_bert, toy_tokenizer, monkeypatch
+):
     teacher = toy_bert(layers=2)
     folders = {"teacher": tmp_path / "teacher", "student": tmp_path / "student"}
     save_model(teacher, toy_tokenizer, folders["teacher"], "")
     save_model(init_student(teacher, 1), toy_tokenizer, folders["student"], "")
-    costs = {"bert": iter([9, 0.001, 0.002, 0.003, 0.004, 0.010] + [9] + [0.006] * 5), "distilbert": iter([9] + [0.001] * 11)}
+    costs = {
+        "bert": iter([9, 0.001, 0.002, 0.003, 0.004, 0.010] + [9] + [0.006] * 5),
+        "distilbert": iter([9] + [0.001] * 11),
+    }
     turns = []
 
     def fake(model, pieces):
@@ -59,13 +67,29 @@ def test_measure_takes_turns_and_leaves_the_warm_up_out(tmp_path, toy_bert, toy_
     rows = speed.measure(folders, config())
     assert turns == ["bert", "distilbert"] * 12  # 2 batch sizes, 1 + 5 runs
     layer = 4 * (32 * 32 + 32) + 2 * 32 * 64 + 64 + 32 + 4 * 32
-    by_hand = {"teacher": (200 + 32 + 2 + 2) * 32 + 2 * layer + 32 * 32 + 32, "student": (200 + 32 + 2) * 32 + layer}
+    by_hand = {
+        "teacher": (200 + 32 + 2 + 2) * 32 + 2 * layer + 32 * 32 + 32,
+        "student": (200 + 32 + 2) * 32 + layer,
+    }
     for row in rows:
         assert row["parameters"] == by_hand[row["model"]]
-        assert row["parameters"] == sum(p.numel() for p in AutoModel.from_pretrained(folders[row["model"]]).parameters())
-        assert row["megabytes"] == (folders[row["model"]] / "model.safetensors").stat().st_size / 1e6
-    assert [(row["model"], row["batch_size"]) for row in rows] == [("teacher", 1), ("student", 1), ("teacher", 4), ("student", 4)]
-    assert (rows[0]["latency_q1_ms"], rows[0]["latency_ms"], rows[0]["latency_q3_ms"]) == pytest.approx((2, 3, 4))
+        assert row["parameters"] == sum(
+            p.numel() for p in AutoModel.from_pretrained(folders[row["model"]]).parameters()
+        )
+        assert (
+            row["megabytes"] == (folders[row["model"]] / "model.safetensors").stat().st_size / 1e6
+        )
+    assert [(row["model"], row["batch_size"]) for row in rows] == [
+        ("teacher", 1),
+        ("student", 1),
+        ("teacher", 4),
+        ("student", 4),
+    ]
+    assert (
+        rows[0]["latency_q1_ms"],
+        rows[0]["latency_ms"],
+        rows[0]["latency_q3_ms"],
+    ) == pytest.approx((2, 3, 4))
     assert rows[0]["tokens_per_second"] == pytest.approx(16 / 0.003)
     assert rows[2]["tokens_per_second"] == pytest.approx(4 * 16 / 0.006)
 
@@ -91,7 +115,11 @@ def drawing(x="steps", y="loss (nats)"):
 def test_save_figure(tmp_path):
     path = figures.save_figure(drawing(), tmp_path / "figures", "loss", "Pierderea la fiecare pas.")
     assert path == tmp_path / "figures" / "loss.png"
-    assert sorted(file.name for file in path.parent.iterdir()) == ["loss.png", "loss.svg", "loss.txt"]
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "loss.png",
+        "loss.svg",
+        "loss.txt",
+    ]
     assert path.read_bytes().startswith(b"\x89PNG")
     svg = path.with_suffix(".svg").read_text(encoding="utf-8")
     assert "<svg" in svg and svg.rstrip().endswith("</svg>")
@@ -100,14 +128,18 @@ def test_save_figure(tmp_path):
 
 
 def test_the_same_figure_gives_the_same_files(tmp_path):
-    first, second = (figures.save_figure(drawing(), tmp_path / name, "loss", "Loss.") for name in "ab")
+    first, second = (
+        figures.save_figure(drawing(), tmp_path / name, "loss", "Loss.") for name in "ab"
+    )
     for ending in (".png", ".svg"):
         assert first.with_suffix(ending).read_bytes() == second.with_suffix(ending).read_bytes()
 
 
 @pytest.mark.parametrize(("x", "y"), [("", "loss (nats)"), ("steps", ""), ("", "")])
 def test_a_figure_without_labels_is_refused(tmp_path, x, y):
-    with pytest.raises(ValueError, match="figure loss: an axis has no label; name what it shows and its unit"):
+    with pytest.raises(
+        ValueError, match="figure loss: an axis has no label; name what it shows and its unit"
+    ):
         figures.save_figure(drawing(x, y), tmp_path / "figures", "loss", "Loss.")
     assert not (tmp_path / "figures").exists()
 
@@ -129,9 +161,13 @@ def test_roles_have_colours_of_their_own():
 def test_intervals_stand_side_by_side():
     axes = plt.subplots()[1]
     row = {"role": "student", "value": 0.5, "low": 0.4, "high": 0.7}
-    table = pd.DataFrame([row | {"model": model, "task": task} for model in "ab" for task in ("x", "y")])
+    table = pd.DataFrame(
+        [row | {"model": model, "task": task} for model in "ab" for task in ("x", "y")]
+    )
     figures.plot_intervals(axes, table, "task", ["y", "x"])
     points = [line.get_xydata() for line in axes.get_lines() if len(line.get_xydata()) == 2]
     assert sorted(x for line in points for x, _ in line) == pytest.approx([-0.2, 0.2, 0.8, 1.2])
     [bar] = axes.collections[0].get_segments()[:1]
-    assert bar[:, 1] == pytest.approx([0.4, 0.7]) and [label.get_text() for label in axes.get_xticklabels()] == ["y", "x"]
+    assert bar[:, 1] == pytest.approx([0.4, 0.7]) and [
+        label.get_text() for label in axes.get_xticklabels()
+    ] == ["y", "x"]

@@ -12,21 +12,33 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from rolib import results
+from rolib.analysis.study import SAMPLE_WARNING
 from rolib.config import ROOT, load_profile
-from rolib.robustness import PERTURBATIONS
+from rolib.evaluation.robustness import PERTURBATIONS
+from rolib.measures import TASKS
 from rolib.runs import read_metrics
-from rolib.tasks import TASKS
 
-STUDENTS = {"distil-cased": "bert-cased", "distil-uncased": "bert-uncased", "distil-multi": "bert-cased"}  # the first teacher
-CONTROLLED = ["distil-cased", "distil-uncased"]  # distil-multi has the shape of distil-cased, and so its controls
+STUDENTS = {
+    "distil-cased": "bert-cased",
+    "distil-uncased": "bert-uncased",
+    "distil-multi": "bert-cased",
+}  # the first teacher
+CONTROLLED = [
+    "distil-cased",
+    "distil-uncased",
+]  # distil-multi has the shape of distil-cased, and so its controls
 
 
 def headline_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Model x measure, in percent: the mean over seeds of each measure's headline score, and the mean of the measures."""
     headline = scores[scores["score"] == scores["headline"]]
     index = ["teacher", "role", "model", "layers"]
-    table = headline.pivot_table(index=index, columns="task", values="value", aggfunc="mean", sort=False) * 100
+    table = (
+        headline.pivot_table(
+            index=index, columns="task", values="value", aggfunc="mean", sort=False
+        )
+        * 100
+    )
     table = table[[task for task in TASKS if task in table]]
     return table.assign(mean=table.mean(axis=1, skipna=False)).reset_index()
 
@@ -44,7 +56,9 @@ def study() -> Path:
 def test_every_row_of_the_report_is_filled(study):
     scores = pd.read_csv(study / "results.csv")
     models = {*STUDENTS, *STUDENTS.values()}
-    models |= {f"{name}-random" for name in [*CONTROLLED, *STUDENTS.values()]} | {f"{student}-mlm" for student in CONTROLLED}
+    models |= {f"{name}-random" for name in [*CONTROLLED, *STUDENTS.values()]} | {
+        f"{student}-mlm" for student in CONTROLLED
+    }
     assert set(scores["model"]) == models
     table = headline_table(scores)
     assert set(TASKS) < set(table.columns)
@@ -52,45 +66,73 @@ def test_every_row_of_the_report_is_filled(study):
     assert table["mean"].to_numpy() == pytest.approx(table[list(TASKS)].mean(axis=1).to_numpy())
     for student, teacher in STUDENTS.items():
         roles = table[table["model"].str.startswith(student)].set_index("model")
-        assert set(roles["role"]) == {"student"} | ({"mlm control", "random control"} if student in CONTROLLED else set())
+        assert set(roles["role"]) == {"student"} | (
+            {"mlm control", "random control"} if student in CONTROLLED else set()
+        )
         assert set(roles["teacher"]) == {teacher}
 
 
 def test_every_score_has_an_interval_and_every_student_its_comparisons(study):
     scores, comparisons = (pd.read_csv(study / f"{name}.csv") for name in ("scores", "comparisons"))
-    assert {"ensemble", *STUDENTS} < set(scores["model"]) and scores[["value", "low", "high"]].notna().all(axis=None)
+    assert {"ensemble", *STUDENTS} < set(scores["model"]) and scores[
+        ["value", "low", "high"]
+    ].notna().all(axis=None)
     table = headline_table(pd.read_csv(study / "results.csv")).set_index("model")
     headline = scores[scores["headline"]].pivot(index="model", columns="task", values="value")
     for task in [*TASKS, "mean"]:
-        assert (100 * headline.loc[table.index, task]).to_numpy() == pytest.approx(table[task].to_numpy())
+        assert (100 * headline.loc[table.index, task]).to_numpy() == pytest.approx(
+            table[task].to_numpy()
+        )
     against = comparisons.groupby("model")["against"].agg(set).to_dict()
-    assert against["distil-multi"] == {"bert-cased", "distil-cased", "distil-uncased", "distil-cased-mlm", "distil-cased-random"}
-    assert all(against[student] == {STUDENTS[student], f"{student}-mlm", f"{student}-random"} for student in CONTROLLED)
+    assert against["distil-multi"] == {
+        "bert-cased",
+        "distil-cased",
+        "distil-uncased",
+        "distil-cased-mlm",
+        "distil-cased-random",
+    }
+    assert all(
+        against[student] == {STUDENTS[student], f"{student}-mlm", f"{student}-random"}
+        for student in CONTROLLED
+    )
 
 
 def test_report_page_holds_tables_figures_and_the_warning(study):
     page = (study / "report.html").read_text(encoding="utf-8")
-    assert results.SAMPLE_WARNING in page and "distil-uncased-random" in page
-    assert len(re.findall('<img[^>]* alt="[A-Za-z]', page)) == page.count("<img") == 10 and page.count("<table") == 9
+    assert SAMPLE_WARNING in page and "distil-uncased-random" in page
+    assert (
+        len(re.findall('<img[^>]* alt="[A-Za-z]', page)) == page.count("<img") == 10
+        and page.count("<table") == 9
+    )
     assert ">nan<" not in page.lower()  # a cell without a value
-    assert "made_by" not in page and "Previous:" not in page  # neither code nor what the notebook says of itself
+    assert (
+        "made_by" not in page and "Previous:" not in page
+    )  # neither code nor what the notebook says of itself
 
 
 def test_contact_sheet_shows_every_figure_but_itself(study):
     others = {path.stem for path in (study / "figures").glob("*.png")} - {"contact-sheet"}
     height, width = plt.imread(study / "figures" / "contact-sheet.png").shape[:2]
     assert {"scores", "label-loyalty", "robustness", "latency"} < others
-    assert (height, width) == (240 * -(-len(others) // 4), 1200) and not list((study / "figures").glob(".*"))
+    assert (height, width) == (240 * -(-len(others) // 4), 1200) and not list(
+        (study / "figures").glob(".*")
+    )
 
 
 def test_the_summary_holds_the_tables_and_where_they_lie(study):
     printed = (study / "summary.txt").read_text(encoding="utf-8")
-    scores = pd.read_csv(study / "scores.csv").query("model == 'distil-multi' and task == 'upos' and headline")
+    scores = pd.read_csv(study / "scores.csv").query(
+        "model == 'distil-multi' and task == 'upos' and headline"
+    )
     [row] = scores.itertuples()
     assert f"{100 * row.value:.1f} ± {50 * (row.high - row.low):.1f}" in printed
-    loyalty = pd.read_csv(study / "loyalty.csv").query("model == 'distil-cased' and own and measure == 'label_loyalty'")
-    assert f"{loyalty['value'].mean():.3f} ({loyalty['chance'].mean():.2f}; –)" in printed  # one seed: no floor
-    assert results.SAMPLE_WARNING in printed and str(study / "report.html") in printed.splitlines()[-2]
+    loyalty = pd.read_csv(study / "loyalty.csv").query(
+        "model == 'distil-cased' and own and measure == 'label_loyalty'"
+    )
+    assert (
+        f"{loyalty['value'].mean():.3f} ({loyalty['chance'].mean():.2f}; –)" in printed
+    )  # one seed: no floor
+    assert SAMPLE_WARNING in printed and str(study / "report.html") in printed.splitlines()[-2]
 
 
 def test_loyalty_covers_every_measure_of_every_student(study):
@@ -100,21 +142,41 @@ def test_loyalty_covers_every_measure_of_every_student(study):
         assert set(own["task"]) == set(TASKS)
         labels = own[own["measure"] == "label_loyalty"]
         assert set(labels["task"]) == set(TASKS) - {"sts"} and labels["value"].between(0, 1).all()
-        assert own[["low", "high", "chance"]][own["measure"] != "span_loyalty"].notna().all(axis=None)
-    assert {"bert-cased", "bert-uncased", "ensemble"} == set(loyalty.loc[loyalty["model"] == "distil-multi", "teacher"])
-    assert (study / "disagreements.parquet").exists() and pd.read_csv(study / "calibration.csv")["count"].sum() > 0
+        assert (
+            own[["low", "high", "chance"]][own["measure"] != "span_loyalty"].notna().all(axis=None)
+        )
+    assert {"bert-cased", "bert-uncased", "ensemble"} == set(
+        loyalty.loc[loyalty["model"] == "distil-multi", "teacher"]
+    )
+    assert (study / "disagreements.parquet").exists() and pd.read_csv(study / "calibration.csv")[
+        "count"
+    ].sum() > 0
 
 
 def test_robustness_covers_every_measure_and_perturbation(study):
     config, table = load_profile("tiny")["robustness"], pd.read_csv(study / "robustness.csv")
     scores = table[table["score"] == table["headline"]]
-    units = {(model, task, name) for model in config.models for task in config.tasks for name in ("original", *PERTURBATIONS)}
-    assert sorted(scores[["model", "task", "perturbation"]].itertuples(index=False, name=None)) == sorted(units)
-    folded = scores[(scores["teacher"] == "bert-uncased") & scores["perturbation"].isin(["lower", "upper"])]
-    assert len(folded) and folded["change"].abs().max() < 1e-6  # a lower-casing vocabulary reads the same pieces
+    units = {
+        (model, task, name)
+        for model in config.models
+        for task in config.tasks
+        for name in ("original", *PERTURBATIONS)
+    }
+    assert sorted(
+        scores[["model", "task", "perturbation"]].itertuples(index=False, name=None)
+    ) == sorted(units)
+    folded = scores[
+        (scores["teacher"] == "bert-uncased") & scores["perturbation"].isin(["lower", "upper"])
+    ]
+    assert (
+        len(folded) and folded["change"].abs().max() < 1e-6
+    )  # a lower-casing vocabulary reads the same pieces
     loyal = table[table["score"].isin(["label_loyalty", "regression_loyalty"])]
     students = [model for model in config.models if not (study / "teachers" / model).exists()]
-    assert len(loyal) == len(students) * len(config.tasks) * (1 + len(PERTURBATIONS)) and loyal["value"].between(0, 1).all()
+    assert (
+        len(loyal) == len(students) * len(config.tasks) * (1 + len(PERTURBATIONS))
+        and loyal["value"].between(0, 1).all()
+    )
 
 
 def test_scores_follow_from_the_stored_predictions(study):
@@ -122,25 +184,37 @@ def test_scores_follow_from_the_stored_predictions(study):
     predictions = pd.read_parquet(folder / "predictions.parquet")
     scores = json.loads((folder / "scores.json").read_text())["test"]
     assert len(predictions) == 362  # the words of the sample's test split
-    assert scores["accuracy"] == pytest.approx((predictions["gold"] == predictions["predicted"]).mean())
+    assert scores["accuracy"] == pytest.approx(
+        (predictions["gold"] == predictions["predicted"]).mean()
+    )
 
 
 @pytest.mark.parametrize("student", STUDENTS)
 def test_a_student_is_a_plain_hugging_face_folder(study, student):
     folder = study / "students" / student
-    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForMaskedLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
     with torch.no_grad():
         logits = model(**tokenizer("Știință și viață", return_tensors="pt")).logits
     assert logits.shape[-1] == len(tokenizer) and torch.isfinite(logits).all()
     assert (folder / "README.md").exists()
-    assert {"config.yaml", "manifest.json", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "manifest.json", "metrics.jsonl"} <= {
+        path.name for path in folder.iterdir()
+    }
 
 
 @pytest.mark.parametrize("student", CONTROLLED)
 def test_a_control_never_saw_a_teacher(study, student):
-    metrics = {name: read_metrics(study / "students" / name / "metrics.jsonl") for name in (student, f"{student}-mlm")}
+    metrics = {
+        name: read_metrics(study / "students" / name / "metrics.jsonl")
+        for name in (student, f"{student}-mlm")
+    }
     assert {"ce", "mlm", "cos"} <= set(metrics[student][0])
-    assert "mlm" in metrics[f"{student}-mlm"][0] and not {"ce", "cos"} & set(metrics[f"{student}-mlm"][0])
+    assert "mlm" in metrics[f"{student}-mlm"][0] and not {"ce", "cos"} & set(
+        metrics[f"{student}-mlm"][0]
+    )
     assert metrics[student][-1]["step"] == metrics[f"{student}-mlm"][-1]["step"]  # the same budget
 
 
@@ -150,7 +224,11 @@ def test_manifests_name_what_made_the_result(study):
     assert set(manifest["inputs"]) == {"corpus", "bert-cased"} and all(
         len(digest) == 64 for digest in manifest["inputs"].values()
     )
-    assert manifest["packages"]["torch"] and manifest["git_commit"] and manifest["duration_seconds"] > 0
+    assert (
+        manifest["packages"]["torch"]
+        and manifest["git_commit"]
+        and manifest["duration_seconds"] > 0
+    )
 
 
 def test_a_second_run_has_nothing_to_do(study):

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolib import tasks
-from rolib.tasks import SAMPLE, SPLITS, TASKS, load_task, task_source
+from rolib.data import tasks
+from rolib.data.tasks import SAMPLE, SPLITS, load_task, task_source
+from rolib.measures import TASKS
 
 V1 = "ronec/ronec_v1/ronec/conllup"
 VARDIAL = "MOROCO/MOROCO/Var-Dial-MRC-2019-eval"
@@ -32,7 +33,9 @@ def conllu(sentence_id, words, extra=""):
     """One sentence; words are (form, UPOS, XPOS) or, with an entity tag, (form, UPOS, XPOS, tag)."""
     lines = [f"# sent_id = {sentence_id}", "# text = not read"]
     for number, (form, upos, xpos, *entity) in enumerate(words, 1):
-        lines.append("\t".join([str(number), form, "lemma", upos, xpos, "_", "0", "root", "_", "_", *entity]))
+        lines.append(
+            "\t".join([str(number), form, "lemma", upos, xpos, "_", "0", "root", "_", "_", *entity])
+        )
     return "\n".join(lines) + extra + "\n\n"
 
 
@@ -50,14 +53,24 @@ def root(tmp_path):
         lines = f'5.0\t"Un vis\u2028de {split}.\tUn" vis.\n0.25\tA\tB\n'
         write(tmp_path / f"RO-STS/dataset/text-similarity/RO-STS.{split}.tsv", lines)
     for split, number in (("train", 1), ("valid", 2), ("test", 3)):
-        entry = {"id": number, "tokens": ["Ana", "Pop", "."], "ner_tags": ["B-PERSON", "I-PERSON", "O"]}
+        entry = {
+            "id": number,
+            "tokens": ["Ana", "Pop", "."],
+            "ner_tags": ["B-PERSON", "I-PERSON", "O"],
+        }
         write(tmp_path / f"ronec/data/{split}.json", json.dumps([entry | {"ner_ids": [1, 2, 0]}]))
     stars = "1245" * 10
     train = [(str(n), f"Titlu {n}", f"text {n}", star) for n, star in enumerate(stars)]
     write(tmp_path / "LaRoSeDa/data_splitted/laroseda_train.json", reviews(*train))
-    write(tmp_path / "LaRoSeDa/data_splitted/laroseda_test.json", reviews(("90", "Bun", "da", "5"), ("91", "X", "y", "1")))
+    write(
+        tmp_path / "LaRoSeDa/data_splitted/laroseda_test.json",
+        reviews(("90", "Bun", "da", "5"), ("91", "X", "y", "1")),
+    )
     for split in SPLITS:
-        write(tmp_path / f"MOROCO/MOROCO/preprocessed/{split}/samples.txt", "7\tUn  text $NE$\twith a tab\n8\tAlt text\n")
+        write(
+            tmp_path / f"MOROCO/MOROCO/preprocessed/{split}/samples.txt",
+            "7\tUn  text $NE$\twith a tab\n8\tAlt text\n",
+        )
         write(tmp_path / f"MOROCO/MOROCO/preprocessed/{split}/dialect_labels.txt", "8\t2\n7\t1\n")
     return tmp_path
 
@@ -76,7 +89,9 @@ def use_ronec_v1(root, sentences, archive=True):
     if archive:
         (root / f"{V1}/zips").mkdir()
         with zipfile.ZipFile(root / f"{V1}/zips/ronec_iob.zip", "w") as target:
-            target.writestr("ronec_iob.conllup", "# global.columns = x\n" + "".join(sentences.values()))
+            target.writestr(
+                "ronec_iob.conllup", "# global.columns = x\n" + "".join(sentences.values())
+            )
 
 
 def names(dataset):
@@ -95,8 +110,18 @@ def fold(text):
 def test_task_table():
     assert list(TASKS) == ["upos", "xpos", "ner", "sapn", "sar", "di", "sts"]
     assert all(name == task.name for name, task in TASKS.items())
-    assert [task.kind for task in TASKS.values()] == ["tagging"] * 3 + ["classification"] * 3 + ["regression"]
-    headlines = ["accuracy", "accuracy", "strict_f1_micro", "accuracy", "macro_f1", "macro_f1", "pearson"]
+    assert [task.kind for task in TASKS.values()] == ["tagging"] * 3 + ["classification"] * 3 + [
+        "regression"
+    ]
+    headlines = [
+        "accuracy",
+        "accuracy",
+        "strict_f1_micro",
+        "accuracy",
+        "macro_f1",
+        "macro_f1",
+        "pearson",
+    ]
     assert [task.headline for task in TASKS.values()] == headlines
 
 
@@ -107,7 +132,11 @@ def test_official_layout(root, name):
     assert list(splits) == list(SPLITS)
     assert source.note == ""
     assert all(file.is_relative_to(root / TASKS[name].dataset) for file in source.files)
-    columns = ["id", "tokens", "labels"] if TASKS[name].kind == "tagging" else ["id", "text", "text_pair", "label"]
+    columns = (
+        ["id", "tokens", "labels"]
+        if TASKS[name].kind == "tagging"
+        else ["id", "text", "text_pair", "label"]
+    )
     for dataset in splits.values():
         assert dataset.column_names == columns
         assert dataset.features == splits["train"].features
@@ -116,19 +145,38 @@ def test_official_layout(root, name):
 
 
 def test_official_rows(root):
-    assert load_task("upos", root)["train"][0] == {"id": "train-1", "tokens": ["Un", "vis"], "labels": [0, 1]}
+    assert load_task("upos", root)["train"][0] == {
+        "id": "train-1",
+        "tokens": ["Un", "vis"],
+        "labels": [0, 1],
+    }
     assert names(load_task("xpos", root)["test"]) == ["Ncms-n", "Timsr"]
     ner = load_task("ner", root)
     assert ner["validation"][0] == {"id": "2", "tokens": ["Ana", "Pop", "."], "labels": [1, 2, 0]}
     assert names(ner["test"]) == ["O", "B-PERSON", "I-PERSON"]
     sts = load_task("sts", root)
-    assert sts["validation"][0]["text"] == '"Un vis\u2028de dev.' and sts["validation"][0]["text_pair"] == 'Un" vis.'
-    assert sts["test"]["label"][:] == [5.0, 0.25] and sts["test"].features["label"].dtype == "float32"
+    assert (
+        sts["validation"][0]["text"] == '"Un vis\u2028de dev.'
+        and sts["validation"][0]["text_pair"] == 'Un" vis.'
+    )
+    assert (
+        sts["test"]["label"][:] == [5.0, 0.25] and sts["test"].features["label"].dtype == "float32"
+    )
     di = load_task("di", root)
     assert names(di["train"]) == ["Moldavian", "Romanian"]
-    assert di["train"][0] == {"id": "7", "text": "Un  text $NE$\twith a tab", "text_pair": "", "label": 0}
+    assert di["train"][0] == {
+        "id": "7",
+        "text": "Un  text $NE$\twith a tab",
+        "text_pair": "",
+        "label": 0,
+    }
     sapn, sar = load_task("sapn", root), load_task("sar", root)
-    assert names(sapn["train"]) == ["negative", "positive"] and names(sar["train"]) == ["1", "2", "4", "5"]
+    assert names(sapn["train"]) == ["negative", "positive"] and names(sar["train"]) == [
+        "1",
+        "2",
+        "4",
+        "5",
+    ]
     assert sar["test"][0] == {"id": "90", "text": "Bun", "text_pair": "da", "label": 3}
     assert sapn["test"][0] == {"id": "90", "text": "Bun", "text_pair": "da", "label": 1}
 
@@ -145,10 +193,16 @@ def test_labels_are_taken_over_all_splits(root):
 
 
 def test_conllu_skips_multiword_tokens_and_empty_nodes(root):
-    rows = [("1-2", "dintr-un", "_", "_", "_"), ("1", "dintr-", "_", "ADP", "Spsay"), ("1.1", "x", "_", "_", "_")]
+    rows = [
+        ("1-2", "dintr-un", "_", "_", "_"),
+        ("1", "dintr-", "_", "ADP", "Spsay"),
+        ("1.1", "x", "_", "_", "_"),
+    ]
     rows.append(("2", "un", "_", "DET", "Timsr"))
     lines = ["# sent_id = a", *("\t".join([*row, *"_____"]) for row in rows)]
-    write(root / "UD_Romanian-RRT/ro_rrt-ud-train.conllu", "\n".join(lines))  # no newline at the end either
+    write(
+        root / "UD_Romanian-RRT/ro_rrt-ud-train.conllu", "\n".join(lines)
+    )  # no newline at the end either
     assert load_task("xpos", root)["train"][0]["tokens"] == ["dintr-", "un"]
 
 
@@ -161,14 +215,18 @@ def test_xpos_underscore_is_kept_only_for_the_second_half_of_a_split_word(root):
     first, lemma = half.replace("\n2", "# sent_id = a\n1"), half.replace("\t_\tX", "\tzice\tX")
     for text, line in ((first, 2), (conllu("a", [("propriu", "ADJ", "Afp")], lemma), 4)):
         write(path, text)
-        with pytest.raises(ValueError, match=rf"train\.conllu, line {line}: expected an XPOS tag .*, found '_'"):
+        with pytest.raises(
+            ValueError, match=rf"train\.conllu, line {line}: expected an XPOS tag .*, found '_'"
+        ):
             load_task("xpos", root)
     load_task("upos", root)
 
 
 def test_reconstructed_rrt_stands_in(root):
     folder = root / "UD_Romanian-RRT"
-    write(folder / "derived/ro_rrt-ud-train.reconstructed.conllu", conllu("b", [("Da", "INTJ", "I")]))
+    write(
+        folder / "derived/ro_rrt-ud-train.reconstructed.conllu", conllu("b", [("Da", "INTJ", "I")])
+    )
     assert task_source("upos", root).note == ""  # the official file comes first
     (folder / "ro_rrt-ud-train.conllu").unlink()
     assert load_task("upos", root)["train"][0]["tokens"] == ["Da"]
@@ -176,7 +234,9 @@ def test_reconstructed_rrt_stands_in(root):
 
 
 V1_SENTENCES = {
-    "train": conllu("1", [("\ufeffAna", "PROPN", "Np", "B-PERSON"), ("\ufeff-\ufeff", "PUNCT", "DASH", "O")]),
+    "train": conllu(
+        "1", [("\ufeffAna", "PROPN", "Np", "B-PERSON"), ("\ufeff-\ufeff", "PUNCT", "DASH", "O")]
+    ),
     "dev": conllu("2", [("La", "ADP", "Spsa", "O")]),
     "test": conllu("3", [("Iași", "PROPN", "Np", "B-GPE")]),
 }
@@ -212,11 +272,16 @@ def test_laroseda_without_the_train_file(root):
 
 
 def test_laroseda_keeps_train_reviews_that_repeat_a_test_review(root):
-    rows = [(str(n), "Bun", "da", "5") for n in range(3)] + [(str(n), "Slab", f"nu {n}", "1") for n in range(10, 40)]
+    rows = [(str(n), "Bun", "da", "5") for n in range(3)] + [
+        (str(n), "Slab", f"nu {n}", "1") for n in range(10, 40)
+    ]
     write(root / "LaRoSeDa/data_splitted/laroseda_train.json", reviews(*rows))
     splits = load_task("sapn", root)
     assert len(splits["train"]) + len(splits["validation"]) == 33 and len(splits["test"]) == 2
-    assert {split for split in ("train", "validation") if "Bun" in splits[split]["text"]} in ({"train"}, {"validation"})
+    assert {split for split in ("train", "validation") if "Bun" in splits[split]["text"]} in (
+        {"train"},
+        {"validation"},
+    )
 
 
 def test_vardial_stands_in_only_without_the_official_texts(root):
@@ -250,12 +315,19 @@ def test_deal_tenths_keeps_equal_texts_together():
 
 
 def test_deal_tenths_of_equal_texts_with_two_labels_knows_no_order():
-    texts, labels = [f"text {n}" for n in range(15)] + ["text 0", "text 1"], ["a"] * 10 + ["b"] * 5 + ["b", "b"]
+    texts, labels = (
+        [f"text {n}" for n in range(15)] + ["text 0", "text 1"],
+        ["a"] * 10 + ["b"] * 5 + ["b", "b"],
+    )
     assert tasks._deal_tenths(texts[::-1], labels[::-1])[::-1] == tasks._deal_tenths(texts, labels)
 
 
 @given(
-    st.lists(st.tuples(st.text("ab \t\u0306\u0103", max_size=4), st.sampled_from("xy")), min_size=1, max_size=80),
+    st.lists(
+        st.tuples(st.text("ab \t\u0306\u0103", max_size=4), st.sampled_from("xy")),
+        min_size=1,
+        max_size=80,
+    ),
     st.randoms(),
 )
 def test_deal_tenths_properties(examples, random):
@@ -267,7 +339,11 @@ def test_deal_tenths_properties(examples, random):
         assert part.setdefault(fold(text), tenth) == tenth and 0 <= tenth < 10
     # Distinct texts are spread evenly, over all and within each label.
     for wanted in ("xy", "x", "y"):
-        groups = {fold(text): part[fold(text)] for text, label in zip(texts, labels, strict=True) if label in wanted}
+        groups = {
+            fold(text): part[fold(text)]
+            for text, label in zip(texts, labels, strict=True)
+            if label in wanted
+        }
         sizes = [Counter(groups.values())[tenth] for tenth in range(10)]
         assert max(sizes) - min(sizes) <= 1
     order = list(range(len(texts)))
@@ -281,7 +357,10 @@ def test_deal_tenths_properties(examples, random):
 
 def test_unknown_task(root):
     for read in (load_task, task_source):
-        with pytest.raises(ValueError, match="unknown task 'pos': the tasks are upos, xpos, ner, sapn, sar, di, sts"):
+        with pytest.raises(
+            ValueError,
+            match="unknown task 'pos': the tasks are upos, xpos, ner, sapn, sar, di, sts",
+        ):
             read("pos", root)
 
 
@@ -301,14 +380,17 @@ def test_unknown_task(root):
 )
 def test_missing_file(root, name, path):
     (root / path).unlink()
-    mend = "is missing: set ROLIB_DATA to a mirror, or run `python -m rolib.download`"
+    mend = "is missing: set ROLIB_DATA to a mirror, or run `python -m rolib.data.download`"
     for read in (load_task, task_source):
         with pytest.raises(FileNotFoundError, match=re.escape(f"{root / path} {mend}")):
             read(name, root)
 
 
 RRT, RONEC = "UD_Romanian-RRT/ro_rrt-ud-dev.conllu", "ronec/data/test.json"
-STS, LAROSEDA = "RO-STS/dataset/text-similarity/RO-STS.test.tsv", "LaRoSeDa/data_splitted/laroseda_test.json"
+STS, LAROSEDA = (
+    "RO-STS/dataset/text-similarity/RO-STS.test.tsv",
+    "LaRoSeDa/data_splitted/laroseda_test.json",
+)
 SAMPLES = "MOROCO/MOROCO/preprocessed/train/samples.txt"
 DIALECTS = "MOROCO/MOROCO/preprocessed/train/dialect_labels.txt"
 GOOD = conllu("a", [("Un", "DET", "Timsr")])
@@ -318,13 +400,33 @@ ENTRY = {"id": 1, "tokens": ["Ana"], "ner_tags": ["B-PERSON"]}
 @pytest.mark.parametrize(
     "name, path, text, message",
     [
-        ("upos", RRT, GOOD + "# sent_id = b\n1\tUn\tDET\n", "line 6: expected a number, a word and 8 more columns"),
+        (
+            "upos",
+            RRT,
+            GOOD + "# sent_id = b\n1\tUn\tDET\n",
+            "line 6: expected a number, a word and 8 more columns",
+        ),
         ("upos", RRT, GOOD.replace("1\tUn", "one\tUn"), "line 3: expected a number, a word"),
         ("upos", RRT, GOOD.replace("Un", ""), "line 3: expected a number, a word"),
-        ("upos", RRT, GOOD.replace("# sent_id = a", "#"), "line 3: expected a line '# sent_id = ...'"),
-        ("upos", RRT, GOOD.replace("DET", "ART"), f"line 3: expected one of {tasks.UPOS}, found 'ART'"),
+        (
+            "upos",
+            RRT,
+            GOOD.replace("# sent_id = a", "#"),
+            "line 3: expected a line '# sent_id = ...'",
+        ),
+        (
+            "upos",
+            RRT,
+            GOOD.replace("DET", "ART"),
+            f"line 3: expected one of {tasks.UPOS}, found 'ART'",
+        ),
         ("upos", RRT, GOOD.replace("DET", "_"), "line 3: expected one of ADJ|ADP|"),
-        ("xpos", RRT, GOOD.replace("Timsr", "_"), "line 3: expected an XPOS tag (such as Ncfsrn), found '_'"),
+        (
+            "xpos",
+            RRT,
+            GOOD.replace("Timsr", "_"),
+            "line 3: expected an XPOS tag (such as Ncfsrn), found '_'",
+        ),
         ("xpos", RRT, "", "the validation split of task xpos is empty"),
         ("xpos", RRT, GOOD + GOOD, "id 'a' is repeated in the validation split"),
         (
@@ -333,24 +435,79 @@ ENTRY = {"id": 1, "tokens": ["Ana"], "ner_tags": ["B-PERSON"]}
             json.dumps([ENTRY | {"ner_tags": ["PERSON"]}]),
             r"entry 1, ner_tags, entry 1: String should match pattern '^(O|[BI]-\S+)$', found 'PERSON'",
         ),
-        ("ner", RONEC, json.dumps([ENTRY | {"ner_tags": ["B-"]}]), "ner_tags, entry 1: String should match pattern"),
-        ("ner", RONEC, json.dumps([ENTRY | {"ner_tags": [None]}]), "ner_tags, entry 1: Input should be a valid string"),
-        ("ner", RONEC, json.dumps([ENTRY, ENTRY | {"ner_tags": []}]), "entry 2: expected a tag for each token"),
-        ("ner", RONEC, json.dumps([ENTRY | {"tokens": [], "ner_tags": []}]), "entry 1, tokens: List should have at least 1 item"),
+        (
+            "ner",
+            RONEC,
+            json.dumps([ENTRY | {"ner_tags": ["B-"]}]),
+            "ner_tags, entry 1: String should match pattern",
+        ),
+        (
+            "ner",
+            RONEC,
+            json.dumps([ENTRY | {"ner_tags": [None]}]),
+            "ner_tags, entry 1: Input should be a valid string",
+        ),
+        (
+            "ner",
+            RONEC,
+            json.dumps([ENTRY, ENTRY | {"ner_tags": []}]),
+            "entry 2: expected a tag for each token",
+        ),
+        (
+            "ner",
+            RONEC,
+            json.dumps([ENTRY | {"tokens": [], "ner_tags": []}]),
+            "entry 1, tokens: List should have at least 1 item",
+        ),
         ("ner", RONEC, json.dumps([{"id": 1}]), "entry 1, tokens: Field required"),
         ("ner", RONEC, json.dumps({"id": 1}), "the file: Input should be a valid array"),
         ("ner", RONEC, '[\n{"id": ', "Invalid JSON: EOF while parsing a value at line 2"),
         ("ner", RONEC, "[]", "the test split of task ner is empty"),
         ("sar", LAROSEDA, "[]", "the file: Input should be an object"),
-        ("sar", LAROSEDA, '{"reviews": [{"index": "1"}]}', "reviews, entry 1, title: Field required"),
-        ("sar", LAROSEDA, reviews(("1", "a", "b", "3")), "entry 1, starRating: Input should be '1', '2', '4' or '5', found '3'"),
-        ("sapn", LAROSEDA, reviews(("1", "a", None, "5")), "entry 1, content: Input should be a valid string, found 'None'"),
+        (
+            "sar",
+            LAROSEDA,
+            '{"reviews": [{"index": "1"}]}',
+            "reviews, entry 1, title: Field required",
+        ),
+        (
+            "sar",
+            LAROSEDA,
+            reviews(("1", "a", "b", "3")),
+            "entry 1, starRating: Input should be '1', '2', '4' or '5', found '3'",
+        ),
+        (
+            "sapn",
+            LAROSEDA,
+            reviews(("1", "a", None, "5")),
+            "entry 1, content: Input should be a valid string, found 'None'",
+        ),
         ("sapn", LAROSEDA, reviews(), "the test split of task sapn is empty"),
         ("sapn", LAROSEDA, '{"reviews": [', "Invalid JSON: EOF while parsing a list at line 1"),
-        ("di", SAMPLES, "7\tUn text\n8 Alt text\n", "line 2: expected an id, a tab and a text, found '8 Alt text'"),
-        ("di", SAMPLES, "7\tUn text\n9\tAlt text\n", f"expected a label for each of the 2 texts of {{root}}/{SAMPLES}"),
-        ("di", DIALECTS, "7\t1\n8\t3\n", "line 2: expected an id, a tab and one of 1, 2, MD, RO, found '8\\t3'"),
-        ("sts", STS, "4.0\tA\tB\n5.0\tA B\n", "line 2: expected a score from 0 to 5 and two sentences"),
+        (
+            "di",
+            SAMPLES,
+            "7\tUn text\n8 Alt text\n",
+            "line 2: expected an id, a tab and a text, found '8 Alt text'",
+        ),
+        (
+            "di",
+            SAMPLES,
+            "7\tUn text\n9\tAlt text\n",
+            f"expected a label for each of the 2 texts of {{root}}/{SAMPLES}",
+        ),
+        (
+            "di",
+            DIALECTS,
+            "7\t1\n8\t3\n",
+            "line 2: expected an id, a tab and one of 1, 2, MD, RO, found '8\\t3'",
+        ),
+        (
+            "sts",
+            STS,
+            "4.0\tA\tB\n5.0\tA B\n",
+            "line 2: expected a score from 0 to 5 and two sentences",
+        ),
         ("sts", STS, "4.0\tA\tB\tC\n", "line 1: expected a score from 0 to 5 and two sentences"),
         ("sts", STS, "5.1\tA\tB\n", "line 1: expected a score from 0 to 5"),
         ("sts", STS, "nan\tA\tB\n", "line 1: expected a score from 0 to 5"),
@@ -361,7 +518,9 @@ ENTRY = {"id": 1, "tokens": ["Ana"], "ner_tags": ["B-PERSON"]}
 )
 def test_bad_content(root, name, path, text, message):
     write(root / path, text)
-    with pytest.raises(ValueError, match=re.escape(message.format(root=root) if "{root}" in message else message)) as error:
+    with pytest.raises(
+        ValueError, match=re.escape(message.format(root=root) if "{root}" in message else message)
+    ) as error:
         load_task(name, root)
     if "split" not in message:
         assert path.rpartition("/")[2] in str(error.value)
@@ -369,11 +528,14 @@ def test_bad_content(root, name, path, text, message):
 
 def test_bad_vardial(root):
     use_vardial(root, ["a", "b"], ["MD", "XX"])
-    with pytest.raises(ValueError, match="subtask-1-gold.txt, line 2: expected one of 1, 2, MD, RO, found 'XX'"):
+    with pytest.raises(
+        ValueError, match="subtask-1-gold.txt, line 2: expected one of 1, 2, MD, RO, found 'XX'"
+    ):
         load_task("di", root)
     use_vardial(root, ["a", "b"], ["MD"])
     with pytest.raises(
-        ValueError, match="subtask-1-gold.txt: expected a label for each of the 2 texts of .*test.txt, found '1 labels'"
+        ValueError,
+        match="subtask-1-gold.txt: expected a label for each of the 2 texts of .*test.txt, found '1 labels'",
     ):
         load_task("di", root)
     use_vardial(root, ["a", "b"], ["MD", "RO"])  # both texts go into the first tenths
@@ -384,10 +546,15 @@ def test_bad_vardial(root):
 def test_bad_ronec_v1(root):
     bad = V1_SENTENCES | {"dev": conllu("2", [("La", "ADP", "Spsa", "GPE")])}
     use_ronec_v1(root, bad)
-    with pytest.raises(ValueError, match=r"line \d+: expected an entity tag \(O, B-CLASS or I-CLASS\), found 'GPE'"):
+    with pytest.raises(
+        ValueError, match=r"line \d+: expected an entity tag \(O, B-CLASS or I-CLASS\), found 'GPE'"
+    ):
         load_task("ner", root)
     (root / f"{V1}/zips/ronec_iob.zip").write_bytes(b"PK broken")
-    with pytest.raises(ValueError, match="ronec_iob.zip is damaged .*delete it and run `python -m rolib.download`"):
+    with pytest.raises(
+        ValueError,
+        match="ronec_iob.zip is damaged .*delete it and run `python -m rolib.data.download`",
+    ):
         load_task("ner", root)
 
 
@@ -401,24 +568,34 @@ def test_not_utf8(root):
 
 
 def test_real_rrt(real_data):
-    counts = {"train": (8043, 185125, 476), "validation": (752, 17073, 320), "test": (729, 16324, 316)}
+    counts = {
+        "train": (8043, 185125, 476),
+        "validation": (752, 17073, 320),
+        "test": (729, 16324, 316),
+    }
     xpos, upos = load_task("xpos", real_data), load_task("upos", real_data)
     assert len(names(xpos["train"])) == 490 and len(names(upos["train"])) == 16
     for split, (sentences, tokens, xpos_tags) in counts.items():
         words = [word for row in xpos[split]["tokens"][:] for word in row]
-        xpos_labels, upos_labels = ([x for row in d[split]["labels"][:] for x in row] for d in (xpos, upos))
+        xpos_labels, upos_labels = (
+            [x for row in d[split]["labels"][:] for x in row] for d in (xpos, upos)
+        )
         assert len(xpos[split]) == len(upos[split]) == sentences
         assert len(words) == len(xpos_labels) == len(upos_labels) == tokens
         assert len(set(xpos_labels)) == xpos_tags and len(set(upos_labels)) == 16
         # Rodna's copy of the treebank has the same words, one a line.
         column = {"validation": "dev"}.get(split, split)
-        copy = (real_data / f"Rodna/data/training/tagger/ro_rrt-ud-{column}.tab").read_text(encoding="utf-8")
+        copy = (real_data / f"Rodna/data/training/tagger/ro_rrt-ud-{column}.tab").read_text(
+            encoding="utf-8"
+        )
         assert words == [line.split("\t")[0] for line in copy.split("\n") if line]
 
 
 def entities(dataset):
     label_names = names(dataset)
-    return sum(label_names[label].startswith("B-") for labels in dataset["labels"][:] for label in labels)
+    return sum(
+        label_names[label].startswith("B-") for labels in dataset["labels"][:] for label in labels
+    )
 
 
 def test_real_ronec_v1(real_data, tmp_path):
@@ -427,11 +604,15 @@ def test_real_ronec_v1(real_data, tmp_path):
     counts = [(len(d), sum(map(len, d["tokens"][:])), entities(d)) for d in splits.values()]
     assert counts == [(4173, 144009, 21009), (522, 18374, 2768), (522, 18084, 2600)]
     assert len(names(splits["train"])) == 33 and names(splits["train"])[0] == "O"
-    assert not any("\ufeff" in token for d in splits.values() for tokens in d["tokens"][:] for token in tokens)
+    assert not any(
+        "\ufeff" in token for d in splits.values() for tokens in d["tokens"][:] for token in tokens
+    )
     ids = [row_id for dataset in splits.values() for row_id in dataset["id"]]
     with zipfile.ZipFile(real_data / V1 / "zips/ronec_iob.zip") as archive:
         text = archive.read("ronec_iob.conllup").decode()
-    assert len(ids) == len(set(ids)) == 5217 and set(ids) == set(re.findall(r"(?m)^# sent_id = (.*)$", text))
+    assert len(ids) == len(set(ids)) == 5217 and set(ids) == set(
+        re.findall(r"(?m)^# sent_id = (.*)$", text)
+    )
 
 
 def test_real_ronec_v2(real_data, tmp_path):
@@ -454,16 +635,23 @@ def test_real_laroseda(real_data):
         assert abs(count - carved[label] / 10) < 5
     upstream = {}
     for name in ("negative", "positive"):
-        reviews = json.loads((real_data / f"LaRoSeDa/data/{name}_reviews.json").read_text(encoding="utf-8"))["reviews"]
+        reviews = json.loads(
+            (real_data / f"LaRoSeDa/data/{name}_reviews.json").read_text(encoding="utf-8")
+        )["reviews"]
         upstream |= {review["index"]: review for review in reviews}
     for split in SPLITS:
         assert sapn[split]["id"][:] == sar[split]["id"][:]
         for row, stars in zip(sapn[split].to_list(), sar[split]["label"][:], strict=True):
             review = upstream.pop(row["id"])  # popped: the splits are disjoint
             assert (row["text"], row["text_pair"]) == (review["title"], review["content"])
-            assert "1245"[stars] == review["starRating"] and row["label"] == (review["starRating"] in "45")
+            assert "1245"[stars] == review["starRating"] and row["label"] == (
+                review["starRating"] in "45"
+            )
     assert not upstream
-    texts = {split: {(fold(row["text"]), fold(row["text_pair"])) for row in sar[split].to_list()} for split in SPLITS}
+    texts = {
+        split: {(fold(row["text"]), fold(row["text_pair"])) for row in sar[split].to_list()}
+        for split in SPLITS
+    }
     assert not texts["train"] & texts["validation"]
     assert (texts["train"] | texts["validation"]) & texts["test"]  # upstream's repeats are kept
 
@@ -493,14 +681,18 @@ def test_real_vardial(real_data, tmp_path):
     sizes = {split: len(dataset) / 5923 for split, dataset in splits.items()}
     assert sizes == pytest.approx({"train": 0.7, "validation": 0.1, "test": 0.2}, abs=0.003)
     for dataset in splits.values():
-        assert label_counts(dataset)["Romanian"] / len(dataset) == pytest.approx(3205 / 5923, abs=0.005)
+        assert label_counts(dataset)["Romanian"] / len(dataset) == pytest.approx(
+            3205 / 5923, abs=0.005
+        )
     lines = (real_data / TEXT_FILE).read_bytes().decode().split("\n")[:-1]
     golds = (real_data / GOLD_FILE).read_text().split()
     home = {}
     for split, dataset in splits.items():
         for row in dataset.to_list():
             number = int(row["id"].removeprefix("vardial-")) - 1
-            assert row["text"] == lines[number] and row["label"] == ["MD", "RO"].index(golds[number])
+            assert row["text"] == lines[number] and row["label"] == ["MD", "RO"].index(
+                golds[number]
+            )
             assert home.setdefault(fold(row["text"]), split) == split
 
 
@@ -510,7 +702,10 @@ def test_real_moroco_labels(real_data, tmp_path):
         folder = tmp_path / f"MOROCO/MOROCO/preprocessed/{split}"
         folder.mkdir(parents=True)
         shutil.copy(real_data / f"MOROCO/MOROCO/preprocessed/{split}/dialect_labels.txt", folder)
-        write(folder / "samples.txt", re.sub(r"\t.*", "\ttext", (folder / "dialect_labels.txt").read_text()))
+        write(
+            folder / "samples.txt",
+            re.sub(r"\t.*", "\ttext", (folder / "dialect_labels.txt").read_text()),
+        )
     splits = load_task("di", tmp_path)
     counts = [(label_counts(d)["Moldavian"], label_counts(d)["Romanian"]) for d in splits.values()]
     assert counts == [(9968, 11751), (2716, 3205), (2719, 3205)]

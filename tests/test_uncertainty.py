@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from oracles import bootstrap_difference, bootstrap_loyalty, bootstrap_scores, scores_elsewhere
 from scipy import stats
 
-from rolib import loyalty, metrics, uncertainty
-from rolib.predictions import Predictions
+from rolib.analysis import loyalty, uncertainty
+from rolib.evaluation import metrics
+from rolib.evaluation.predictions import Predictions
 
-steady = settings(deadline=None, derandomize=True)  # the same examples on every machine, however slow
+steady = settings(
+    deadline=None, derandomize=True
+)  # the same examples on every machine, however slow
 KINDS = {"upos": "tagging", "ner": "tagging", "sar": "classification", "sts": "regression"}
 LABELS = {
     "upos": ["ADJ", "NOUN", "VERB", "X"],
@@ -33,12 +36,20 @@ def task(name):
 def make_tables(name, seeds=(0, 1), examples=9, labels=None, noise=0.4, start=0):
     """Prediction tables by fine-tuning seed, rows shuffled; the ids are not in order of their numbers (s10 < s9)."""
     rng, labels = np.random.default_rng(start), labels or LABELS[name]
-    words = rng.integers(1, 7, examples) if KINDS[name] == "tagging" else np.ones(examples, dtype=int)
-    units = [(f"s{number}", position) for number, length in enumerate(words) for position in range(length)]
+    words = (
+        rng.integers(1, 7, examples) if KINDS[name] == "tagging" else np.ones(examples, dtype=int)
+    )
+    units = [
+        (f"s{number}", position)
+        for number, length in enumerate(words)
+        for position in range(length)
+    ]
     gold, tables = rng.choice(labels, len(units)), {}
     for seed in seeds:
         predicted = np.where(rng.random(len(units)) < noise, rng.choice(labels, len(units)), gold)
-        table = pd.DataFrame(units, columns=["example", "position"]).assign(gold=gold, predicted=predicted)
+        table = pd.DataFrame(units, columns=["example", "position"]).assign(
+            gold=gold, predicted=predicted
+        )
         probabilities = list(rng.dirichlet(np.ones(3), len(units)).astype(np.float32))
         tables[seed] = table.assign(probabilities=probabilities).sample(frac=1, random_state=seed)
     return tables
@@ -77,9 +88,13 @@ def test_equal_weights_give_the_score_itself(name, labels, examples):
                 warnings.simplefilter("error")
                 scores = metrics.scorer(task(name), Predictions.of(table))(np.ones((examples, 2)))
                 same = {score: pair[0] for score, pair in scores.items()}
-                assert metrics.score_predictions(task(name), table) == pytest.approx(same, abs=1e-12)
+                assert metrics.score_predictions(task(name), table) == pytest.approx(
+                    same, abs=1e-12
+                )
             expected = (
-                {"pearson": 0.0, "spearman": 0.0} if name == "sts" and examples == 1 else scores_elsewhere(task(name), table)
+                {"pearson": 0.0, "spearman": 0.0}
+                if name == "sts" and examples == 1
+                else scores_elsewhere(task(name), table)
             )
             for score, value in expected.items():
                 assert scores[score] == pytest.approx([value] * 2, abs=1e-9), score
@@ -89,12 +104,18 @@ def test_equal_weights_give_the_score_itself(name, labels, examples):
 def test_scores_of_resamples_against_tables_written_out(name, labels):
     [table] = make_tables(name, seeds=[0], examples=12, labels=labels).values()
     weights = np.random.default_rng(1).multinomial(12, np.ones(12) / 12, 25).T
-    weights[:, 0], weights[:, 1] = 12 * np.eye(12)[:2]  # one example only: degenerate for the correlations
+    weights[:, 0], weights[:, 1] = (
+        12 * np.eye(12)[:2]
+    )  # one example only: degenerate for the correlations
     scores = metrics.scorer(task(name), Predictions.of(table))(weights.astype(float))
     for number, drawn in enumerate(weights.T):
         resampled = written_out(table, drawn)
-        expected = metrics.score_predictions(task(name), resampled) | scores_elsewhere(task(name), resampled)
-        assert {score: values[number] for score, values in scores.items()} == pytest.approx(expected, abs=1e-9)
+        expected = metrics.score_predictions(task(name), resampled) | scores_elsewhere(
+            task(name), resampled
+        )
+        assert {score: values[number] for score, values in scores.items()} == pytest.approx(
+            expected, abs=1e-9
+        )
 
 
 def test_a_resample_of_one_example_is_constant_whatever_rounding_leaves():
@@ -111,7 +132,10 @@ def test_bootstrap_draws_seeds_and_examples(name, monkeypatch):
     examples = uncertainty.resample_weights(9, 20, (5, 9, 0))
     seeds = uncertainty.resample_weights(3, 20, (5, 9, 1))
     for draw in range(20):
-        runs = [metrics.score_predictions(task(name), written_out(tables[seed], examples[draw])) for seed in (4, 12, 30)]
+        runs = [
+            metrics.score_predictions(task(name), written_out(tables[seed], examples[draw]))
+            for seed in (4, 12, 30)
+        ]
         for score in runs[0]:
             expected = np.average([run[score] for run in runs], weights=seeds[draw])
             assert values[score][draw] == pytest.approx(expected, abs=1e-9), score
@@ -119,12 +143,17 @@ def test_bootstrap_draws_seeds_and_examples(name, monkeypatch):
 
 def test_one_run_and_mean_of_many_draws():
     tables = make_tables("sar", examples=200)
-    point = {seed: metrics.score_predictions(task("sar"), table)["accuracy"] for seed, table in tables.items()}
+    point = {
+        seed: metrics.score_predictions(task("sar"), table)["accuracy"]
+        for seed, table in tables.items()
+    }
     [one] = bootstrap_scores(task("sar"), {0: tables[0]}, 4000)["accuracy"][None]
     assert one.mean() == pytest.approx(point[0], abs=4 * one.std() / math.sqrt(4000))
     assert one.std() == pytest.approx(math.sqrt(point[0] * (1 - point[0]) / 200), rel=0.06)
     both = bootstrap_scores(task("sar"), tables, 4000)["accuracy"]
-    assert both.mean() == pytest.approx(np.mean(list(point.values())), abs=4 * both.std() / math.sqrt(4000))
+    assert both.mean() == pytest.approx(
+        np.mean(list(point.values())), abs=4 * both.std() / math.sqrt(4000)
+    )
 
 
 def test_variance_between_seeds_is_shown():
@@ -142,7 +171,9 @@ def test_weights():
     # multinomial: mean 1, variance 1 - 1/50, correlation between units -1/49
     assert weights.mean(axis=0) == pytest.approx(np.ones(50), abs=5 / math.sqrt(4000))
     assert weights.var(axis=0) == pytest.approx(np.full(50, 0.98), abs=0.25)
-    assert np.corrcoef(weights.T)[~np.eye(50, dtype=bool)].mean() == pytest.approx(-1 / 49, abs=1e-3)
+    assert np.corrcoef(weights.T)[~np.eye(50, dtype=bool)].mean() == pytest.approx(
+        -1 / 49, abs=1e-3
+    )
     assert (weights == uncertainty.resample_weights.__wrapped__(50, 4000, (0, 50))).all()
     assert (weights != uncertainty.resample_weights(50, 4000, (1, 50))).any()
     with pytest.raises(ValueError, match="read-only"):
@@ -160,22 +191,41 @@ def test_difference_is_paired(name):
     apart = [bootstrap_scores(task(name), tables, 50, seed=3) for tables in (student, teacher)]
     for score, values in differences.items():
         assert values == pytest.approx(apart[0][score] - apart[1][score], abs=1e-12)
-    assert not any(values.any() for values in bootstrap_difference(task(name), student, student, 50).values())
+    assert not any(
+        values.any() for values in bootstrap_difference(task(name), student, student, 50).values()
+    )
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_loyalty_of_resamples(name):
     teacher, student = make_tables(name, start=1), make_tables(name, start=1, noise=0.7)
     if name == "sts":  # out of the scale, as raw outputs may be
-        student = {seed: table.assign(predicted=table["predicted"] * 1.5 - 0.5) for seed, table in student.items()}
-    same = loyalty.loyalty_scorer(task(name), *map(Predictions.of, (teacher[0], student[0])))(np.ones((9, 1)))
-    expected = loyalty.compare_predictions(task(name), Predictions.of(teacher[0]), Predictions.of(student[0]))
-    assert {name: value.item() for name, value in same.items()} == pytest.approx({key: expected[key] for key in same}, abs=1e-9)
+        student = {
+            seed: table.assign(predicted=table["predicted"] * 1.5 - 0.5)
+            for seed, table in student.items()
+        }
+    same = loyalty.loyalty_scorer(task(name), *map(Predictions.of, (teacher[0], student[0])))(
+        np.ones((9, 1))
+    )
+    expected = loyalty.compare_predictions(
+        task(name), Predictions.of(teacher[0]), Predictions.of(student[0])
+    )
+    assert {name: value.item() for name, value in same.items()} == pytest.approx(
+        {key: expected[key] for key in same}, abs=1e-9
+    )
     values = bootstrap_loyalty(task(name), teacher, student, 15)
-    weights = uncertainty.resample_weights(9, 15, (0, 9, 0)), uncertainty.resample_weights(2, 15, (0, 9, 1))
+    weights = (
+        uncertainty.resample_weights(9, 15, (0, 9, 0)),
+        uncertainty.resample_weights(2, 15, (0, 9, 1)),
+    )
     for draw in range(15):
-        pairs = [[written_out(side[seed], weights[0][draw]) for side in (teacher, student)] for seed in (0, 1)]
-        runs = [loyalty.compare_predictions(task(name), *map(Predictions.of, pair)) for pair in pairs]
+        pairs = [
+            [written_out(side[seed], weights[0][draw]) for side in (teacher, student)]
+            for seed in (0, 1)
+        ]
+        runs = [
+            loyalty.compare_predictions(task(name), *map(Predictions.of, pair)) for pair in pairs
+        ]
         for measure in values:
             expected = np.average([run[measure] for run in runs], weights=weights[1][draw])
             assert values[measure][draw] == pytest.approx(expected, abs=1e-9), measure
@@ -190,16 +240,24 @@ def test_loyalty_of_resamples(name):
 def test_runs_that_do_not_match_are_refused():
     tables = make_tables("sar")
     scores = lambda other: bootstrap_scores(task("sar"), {0: tables[0], 1: other}, 5)  # noqa: E731
-    with pytest.raises(ValueError, match=r"example 's0', position 0 is in the predictions of seed 0 only \(9 such units\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"example 's0', position 0 is in the predictions of seed 0 only \(9 such units\)",
+    ):
         scores(tables[1].assign(example=tables[1]["example"] + "x"))
     with pytest.raises(ValueError, match="is in the predictions of seed 0 only"):
         scores(tables[1][1:])
-    with pytest.raises(ValueError, match="predictions of seed 0 and the predictions of seed 1 differ in their gold labels"):
+    with pytest.raises(
+        ValueError,
+        match="predictions of seed 0 and the predictions of seed 1 differ in their gold labels",
+    ):
         scores(tables[1].assign(gold="5"))
     with pytest.raises(ValueError, match="table of seed 1: missing columns predicted"):
         scores(tables[1].drop(columns="predicted"))
     scorers = [metrics.scorer(task("sar"), Predictions.of(table)) for table in tables.values()]
-    with pytest.raises(ValueError, match=r"same number of fine-tuning seeds, but they have \[1, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"same number of fine-tuning seeds, but they have \[1, 2\]"
+    ):
         uncertainty.bootstrap({"one": scorers[:1], "two": scorers}, 9, 5)
 
 
@@ -211,7 +269,9 @@ def test_interval_and_p_value_by_hand():
     assert uncertainty.p_value([-1, *[1] * 98]) == pytest.approx(2 * 2 / 100)
     assert uncertainty.p_value([1.0] * 999) == pytest.approx(0.002)
     assert uncertainty.p_value([0.0] * 9) == 1.0
-    for call, bad in itertools.product([uncertainty.interval, uncertainty.p_value], [[], [math.nan, 1.0], [[1.0]]]):
+    for call, bad in itertools.product(
+        [uncertainty.interval, uncertainty.p_value], [[], [math.nan, 1.0], [[1.0]]]
+    ):
         with pytest.raises(ValueError, match="at least one number without NaN"):
             call(bad)
 
@@ -221,7 +281,9 @@ def test_p_value_against_a_sign_flip_test(effect):
     rng, n = np.random.default_rng(7), 400
     gaps = effect + rng.normal(size=n)  # student minus teacher, example by example
     draws = uncertainty.resample_weights(n, 5000, (0, n)) @ gaps / n
-    flips = stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=5000, rng=1)
+    flips = stats.permutation_test(
+        (gaps,), np.mean, permutation_type="samples", n_resamples=5000, rng=1
+    )
     assert uncertainty.p_value(draws) == pytest.approx(flips.pvalue, abs=0.03)
     low, high = uncertainty.interval(draws)
     assert (uncertainty.p_value(draws) < 0.05) == (low > 0 or high < 0)
@@ -239,10 +301,17 @@ def test_holm_by_hand():
 
 
 @steady
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms(use_true_random=False), st.floats(0.001, 0.999))
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=12),
+    st.randoms(use_true_random=False),
+    st.floats(0.001, 0.999),
+)
 def test_holm_properties(p, random, alpha):
     adjusted, m = uncertainty.holm(p), len(p)
-    assert all(a <= b or x > y for (x, a), (y, b) in itertools.permutations(zip(p, adjusted, strict=True), 2))
+    assert all(
+        a <= b or x > y
+        for (x, a), (y, b) in itertools.permutations(zip(p, adjusted, strict=True), 2)
+    )
     assert ((np.array(p) <= adjusted) & (adjusted <= np.minimum(1, m * np.array(p)))).all()
     order = random.sample(range(m), m)
     assert uncertainty.holm([p[i] for i in order]) == pytest.approx(adjusted[order], abs=0)
@@ -266,8 +335,16 @@ def test_reliability_against_a_plain_loop(bins, sharpness):
     assert list(table) == ["low", "high", "confidence", "accuracy", "count"] and len(table) == bins
     for number, row in enumerate(table.itertuples()):
         low, high = number / bins, (number + 1) / bins
-        inside = [(max(p), c) for p, c in zip(probabilities.tolist(), correct, strict=True) if low < max(p) <= high]
-        assert (row.low, row.high, row.count) == (pytest.approx(low), pytest.approx(high), len(inside))
+        inside = [
+            (max(p), c)
+            for p, c in zip(probabilities.tolist(), correct, strict=True)
+            if low < max(p) <= high
+        ]
+        assert (row.low, row.high, row.count) == (
+            pytest.approx(low),
+            pytest.approx(high),
+            len(inside),
+        )
         if inside:
             confidence, accuracy = (sum(side) / len(inside) for side in zip(*inside, strict=True))
             assert (row.confidence, row.accuracy) == pytest.approx((confidence, accuracy), abs=1e-9)
@@ -277,13 +354,22 @@ def test_reliability_against_a_plain_loop(bins, sharpness):
 
 def test_calibration_by_hand():
     # certain and right; certain and wrong; 0.75 and right
-    assert uncertainty.reliability([1, 1, 0.75], [True, False, True])["count"].tolist() == [0] * 7 + [1, 0, 2]
+    assert uncertainty.reliability([1, 1, 0.75], [True, False, True])["count"].tolist() == [
+        0
+    ] * 7 + [1, 0, 2]
     # a confidence on an edge belongs to the bin below it
     assert uncertainty.reliability([0.5], [True], bins=2)["count"].tolist() == [1, 0]
     for bad in (([0.5], [True, False]), ([[0.5, 0.5]], [True])):
         with pytest.raises(ValueError, match="arrays must"):
             uncertainty.reliability(*bad)
-    for bad in (([], []), ([1.5], [True]), ([-0.5], [True]), ([math.nan], [True]), ([0.5], [2]), ([0.5], [True], 0)):
+    for bad in (
+        ([], []),
+        ([1.5], [True]),
+        ([-0.5], [True]),
+        ([math.nan], [True]),
+        ([0.5], [2]),
+        ([0.5], [True], 0),
+    ):
         with pytest.raises(ValueError, match="from 0 to 1"):
             uncertainty.reliability(*bad)
 
@@ -304,29 +390,45 @@ def simulate_accuracy(rng, n=300):
 
 def simulate_correlations(rng, n=250, rho=0.5):
     gold, noise = rng.normal(size=(2, n))
-    scorer = metrics.correlation_scorer(np.arange(n), gold, rho * gold + math.sqrt(1 - rho**2) * noise)
+    scorer = metrics.correlation_scorer(
+        np.arange(n), gold, rho * gold + math.sqrt(1 - rho**2) * noise
+    )
     return scorer, n, {"pearson": rho, "spearman": 6 / math.pi * math.asin(rho / 2)}
 
 
 def simulate_words(rng, n=250):
     """Sentences of 5 to 19 words that are easy or hard as a whole: right with 0.95 or 0.75, whatever their length."""
     examples = np.repeat(np.arange(n), rng.integers(5, 20, n))
-    return metrics.label_scorer(examples, *right(rng.choice([0.95, 0.75], n)[examples], rng)), n, {"accuracy": 0.85}
+    return (
+        metrics.label_scorer(examples, *right(rng.choice([0.95, 0.75], n)[examples], rng)),
+        n,
+        {"accuracy": 0.85},
+    )
 
 
 def simulate_pair(rng, n=300):
     """Two models on the same examples, which are easy or hard for both: 0.97 and 0.6 right, the second 0.03 less."""
     ease = rng.choice([0.97, 0.6], n)
-    better, worse = (metrics.label_scorer(np.arange(n), *right(ease - less, rng)) for less in (0, 0.03))
-    return lambda weights: {"accuracy": better(weights)["accuracy"] - worse(weights)["accuracy"]}, n, {"accuracy": 0.03}
+    better, worse = (
+        metrics.label_scorer(np.arange(n), *right(ease - less, rng)) for less in (0, 0.03)
+    )
+    return (
+        lambda weights: {"accuracy": better(weights)["accuracy"] - worse(weights)["accuracy"]},
+        n,
+        {"accuracy": 0.03},
+    )
 
 
-@pytest.mark.parametrize("simulate", [simulate_accuracy, simulate_correlations, simulate_words, simulate_pair])
+@pytest.mark.parametrize(
+    "simulate", [simulate_accuracy, simulate_correlations, simulate_words, simulate_pair]
+)
 def test_coverage(simulate):
     rng, covered = np.random.default_rng(2), {}
     for _ in range(REPETITIONS):
         scorer, examples, truth = simulate(rng)
-        weights = np.ascontiguousarray(uncertainty.resample_weights(examples, RESAMPLES, (1,)).T, dtype=float)
+        weights = np.ascontiguousarray(
+            uncertainty.resample_weights(examples, RESAMPLES, (1,)).T, dtype=float
+        )
         values = scorer(weights)
         for score, true in truth.items():
             low, high = uncertainty.interval(values[score])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from rolib import distill
+from rolib.distillation import loop
 
 folder = Path(sys.argv[1])
-student = distill.train(folder=folder, **torch.load(folder / "arguments.pt", weights_only=False))
+student = loop.train(folder=folder, **torch.load(folder / "arguments.pt", weights_only=False))
 if os.environ["RANK"] == "0":
     torch.save(student.state_dict(), folder / "weights.pt")

@@ -5,42 +5,15 @@ two tokenizers, both models predict at the same place, and what the second says 
 the first. Elsewhere the words themselves remain comparable: a word's state is the mean of its pieces' states.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
 
 from rolib.config import ConfigError
 
 # What a normaliser may do to Romanian text: case, comma and cedilla letters, accents, digits, punctuation, symbols.
 PROBES = "Știință ȘTIINȚĂ şcoală Ţară Într-un n-a ÎNȚELEPCIUNE café 12,5% „da” €".split()
-
-
-def split_words(text: str) -> list[str]:
-    """Words and punctuation marks of a normalised text, as BERT's pre-tokenizer cuts them."""
-    return [word for word, _ in BertPreTokenizer().pre_tokenize_str(text)]
-
-
-def word_pieces(words: Sequence[str], tokenizer) -> list[list[int]]:
-    """The vocabulary indices of each word's pieces; a word that the tokenizer cannot see is [UNK], so none has no piece."""
-    pieces = tokenizer(list(words), add_special_tokens=False, verbose=False)["input_ids"] if words else []
-    return [word or [tokenizer.unk_token_id] for word in pieces]
-
-
-def piece_spans(text: str, tokenizer) -> list[tuple[str, list[tuple[int, int, int]]]]:
-    """Every word of a normalised text with its pieces as (start, end, vocabulary index), character offsets in the text.
-
-    The spans tile the word: each piece reaches to where the next one begins, so no character belongs to none. A piece
-    without a character of its own (one character that became two pieces) has start = end.
-    """
-    result = []
-    for word, (first, last) in BertPreTokenizer().pre_tokenize_str(text):
-        encoded = tokenizer(word, add_special_tokens=False, return_offsets_mapping=True)
-        ids = encoded["input_ids"] or [tokenizer.unk_token_id]
-        starts = [first, *(first + start for start, _ in encoded["offset_mapping"][1:])]
-        result.append((word, list(zip(starts, [*starts[1:], last], ids, strict=True))))
-    return result
 
 
 def word_starts(word_ids: Tensor) -> Tensor:
@@ -63,7 +36,9 @@ def pool_words(hidden: Tensor, word_ids: Tensor) -> Tensor:
     """Word states (W, H): the mean of each word's piece states. hidden: (B, L, H); word_ids: (B, L), see `word_numbers`."""
     numbers, counts = word_numbers(word_ids)
     inside = numbers >= 0
-    sums = hidden.new_zeros(len(counts), hidden.shape[-1]).index_add(0, numbers[inside], hidden[inside])
+    sums = hidden.new_zeros(len(counts), hidden.shape[-1]).index_add(
+        0, numbers[inside], hidden[inside]
+    )
     return sums / counts[:, None]
 
 
@@ -72,10 +47,15 @@ def shared_positions(word_ids: Tensor, other_word_ids: Tensor) -> tuple[Tensor, 
 
     Raises ValueError for views that do not hold the same words.
     """
-    (numbers, counts), (other_numbers, other_counts) = word_numbers(word_ids), word_numbers(other_word_ids)
+    (numbers, counts), (other_numbers, other_counts) = (
+        word_numbers(word_ids),
+        word_numbers(other_word_ids),
+    )
     if len(counts) != len(other_counts):
         raise ValueError(f"views of different texts: {len(counts)} and {len(other_counts)} words")
-    shared = torch.cat([(counts == 1) & (other_counts == 1), counts.new_zeros(1, dtype=torch.bool)])  # the last is for -1
+    shared = torch.cat(
+        [(counts == 1) & (other_counts == 1), counts.new_zeros(1, dtype=torch.bool)]
+    )  # the last is for -1
     return shared[numbers], shared[other_numbers]
 
 
@@ -98,7 +78,9 @@ def check_normalisers(tokenizer, other, names: tuple[str, str]) -> None:
         one, two = read(probe), read_other(probe)
         if read_other(one) != two and read(two) != one:
             mend = "take teachers of which one keeps all that the other reads (case, accents)"
-            raise ConfigError(f"{names[0]} reads {probe!r} as {one!r} and {names[1]} as {two!r}, neither tells the other: {mend}")
+            raise ConfigError(
+                f"{names[0]} reads {probe!r} as {one!r} and {names[1]} as {two!r}, neither tells the other: {mend}"
+            )
 
 
 def normaliser(tokenizer):
@@ -123,15 +105,21 @@ class Projection:
     Raises ConfigError for tokenizers that cannot be joined or share no piece.
     """
 
-    def __init__(self, tokenizer, teacher_tokenizer, names: tuple[str, str] = ("the student", "the teacher")):
+    def __init__(
+        self, tokenizer, teacher_tokenizer, names: tuple[str, str] = ("the student", "the teacher")
+    ):
         check_normalisers(tokenizer, teacher_tokenizer, names)
         own, theirs = Vocabulary(tokenizer), Vocabulary(teacher_tokenizer)
-        self.teacher_reads_less = all(theirs.read(own.read(probe)) == theirs.read(probe) for probe in PROBES)
+        self.teacher_reads_less = all(
+            theirs.read(own.read(probe)) == theirs.read(probe) for probe in PROBES
+        )
         fine, coarse = (own, theirs) if self.teacher_reads_less else (theirs, own)
         self.join = fine.counterparts(coarse, coarse.read)
         self.equal = theirs.counterparts(own, str)  # by equal spelling
         if all(self.join[i] == coarse.size for i in fine.pieces.values()):
-            raise ConfigError(f"{names[0]} and {names[1]} have no piece in common: take teachers of one language and script")
+            raise ConfigError(
+                f"{names[0]} and {names[1]} have no piece in common: take teachers of one language and script"
+            )
 
     def to(self, device) -> "Projection":
         """Move the indices to a device; returns self."""
@@ -148,13 +136,18 @@ class Projection:
         if not self.teacher_reads_less:
             lifted, covered = self._collect(self.join, teacher_probs, own_probs)
             return lifted + (1 - covered).clamp(min=0)[:, None] * own_probs, covered
-        size = len(own_probs), teacher_probs.shape[1] + 1  # the last column is for pieces without counterpart
+        size = (
+            len(own_probs),
+            teacher_probs.shape[1] + 1,
+        )  # the last column is for pieces without counterpart
         forms = own_probs.new_zeros(size).index_add_(1, self.join, own_probs)[:, :-1]
         ratio = own_probs.new_zeros(size)
         torch.div(teacher_probs, forms.clamp(min=torch.finfo(forms.dtype).tiny), out=ratio[:, :-1])
         covered = torch.linalg.vecdot(ratio[:, :-1], forms)
         # In place: on a CPU the pages of new tensors of this size cost as much as the arithmetic.
-        return ratio[:, self.join].add_((1 - covered).clamp(min=0)[:, None]).mul_(own_probs), covered
+        return ratio[:, self.join].add_((1 - covered).clamp(min=0)[:, None]).mul_(
+            own_probs
+        ), covered
 
     def intersection(self, teacher_probs: Tensor, own_probs: Tensor) -> tuple[Tensor, Tensor]:
         """(N, U), (N, C) -> (N, C), (N,): the mass of equally spelled pieces, renormalised; p_C where there is none.
@@ -163,13 +156,17 @@ class Projection:
         """
         kept, covered = self._collect(self.equal, teacher_probs, own_probs)
         tiny = torch.finfo(kept.dtype).tiny
-        return torch.where(covered[:, None] > tiny, kept / covered[:, None].clamp(min=tiny), own_probs), covered
+        return torch.where(
+            covered[:, None] > tiny, kept / covered[:, None].clamp(min=tiny), own_probs
+        ), covered
 
     @staticmethod
     def _collect(index: Tensor, teacher_probs: Tensor, own_probs: Tensor) -> tuple[Tensor, Tensor]:
         """Move the mass of each teacher's piece u to index[u]; what points past the end is lost. Also returns what was moved."""
         size = own_probs.shape[1]
-        moved = own_probs.new_zeros(len(own_probs), size + 1).index_add_(1, index, teacher_probs)[:, :size]
+        moved = own_probs.new_zeros(len(own_probs), size + 1).index_add_(1, index, teacher_probs)[
+            :, :size
+        ]
         return moved, moved.sum(-1)
 
 
@@ -178,8 +175,13 @@ class Vocabulary:
 
     def __init__(self, tokenizer):
         self.read, self.size = normaliser(tokenizer), len(tokenizer)
-        self.roles = {role: tokenizer.convert_tokens_to_ids(piece) for role, piece in tokenizer.special_tokens_map.items()}
-        plain = {piece: i for piece, i in tokenizer.get_vocab().items() if i not in self.roles.values()}
+        self.roles = {
+            role: tokenizer.convert_tokens_to_ids(piece)
+            for role, piece in tokenizer.special_tokens_map.items()
+        }
+        plain = {
+            piece: i for piece, i in tokenizer.get_vocab().items() if i not in self.roles.values()
+        }
         self.pieces = {piece: i for piece, i in plain.items() if self.read(piece) == piece}
 
     def counterparts(self, other: "Vocabulary", read: Callable[[str], str]) -> Tensor:

@@ -1,6 +1,6 @@
 """The task loop on Accelerate: fine-tune a model on one measure, keep the best epoch, write every prediction.
 
-What a model reads and which of its scores is the headline is the measure's protocol (rolib.tasks.PROTOCOLS).
+What a model reads and which of its scores is the headline is the measure's protocol (rolib.measures.PROTOCOLS).
 """
 
 import copy
@@ -19,16 +19,20 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, get_linear_schedule_with_warmup
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.models.auto import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers.models.auto import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
-from rolib.alignment import word_pieces
 from rolib.config import EvaluateConfig
-from rolib.corpus import normalise, windows
-from rolib.distill import length_batches, make_accelerator, parameter_groups
-from rolib.losses import IGNORE
-from rolib.metrics import score_predictions
+from rolib.data.corpus import normalise, windows
+from rolib.data.words import word_pieces
+from rolib.distillation.losses import IGNORE
+from rolib.evaluation.metrics import score_predictions
+from rolib.measures import Task, with_protocol
 from rolib.runs import append_metrics, progress, write_json
-from rolib.tasks import Task, with_protocol
+from rolib.training import length_batches, make_accelerator, parameter_groups
 
 STS_MAX = 5.0  # RO-STS scores lie between 0 and 5; the model learns them divided by this
 Clean = Callable[[str], str]  # what is applied to every text or word before the tokenizer reads it
@@ -38,10 +42,16 @@ def label_names(task: Task, split: Dataset) -> list[str]:
     """The task's label order, the same for every model; empty for a regression."""
     if task.kind == "regression":
         return []
-    return split.features["labels"].feature.names if task.kind == "tagging" else split.features["label"].names
+    return (
+        split.features["labels"].feature.names
+        if task.kind == "tagging"
+        else split.features["label"].names
+    )
 
 
-def encode(split: Dataset, task: Task, tokenizer, max_length: int, clean: Clean = normalise) -> tuple[list[dict], dict[str, int]]:
+def encode(
+    split: Dataset, task: Task, tokenizer, max_length: int, clean: Clean = normalise
+) -> tuple[list[dict], dict[str, int]]:
     """Model inputs of a split as the task's protocol reads it, and counts of what was windowed, cut or truncated.
 
     A row: inputs (what the model reads: one dict, for a bi-encoder one for each text), words and labels (lists of one length:
@@ -50,11 +60,19 @@ def encode(split: Dataset, task: Task, tokenizer, max_length: int, clean: Clean 
     """
     reader = encode_tagging if task.kind == "tagging" else encode_texts
     rows, counts = reader(split, task, tokenizer, max_length, clean)
-    counts = {"examples": len(split), "windowed": 0, "words_cut": 0, "truncated": 0, "skipped": 0} | counts
+    counts = {
+        "examples": len(split),
+        "windowed": 0,
+        "words_cut": 0,
+        "truncated": 0,
+        "skipped": 0,
+    } | counts
     return rows, counts | {"units": sum(word >= 0 for row in rows for word in row["words"])}
 
 
-def encode_tagging(split: Dataset, task: Task, tokenizer, max_length: int, clean: Clean) -> tuple[list[dict], dict[str, int]]:
+def encode_tagging(
+    split: Dataset, task: Task, tokenizer, max_length: int, clean: Clean
+) -> tuple[list[dict], dict[str, int]]:
     """A word's label stands on its first piece; a long sentence is several rows, no word is lost."""
     rows, windowed, shortened, room = [], 0, 0, max_length - 2
     for example, (tokens, labels) in enumerate(zip(split["tokens"], split["labels"], strict=True)):
@@ -70,25 +88,45 @@ def encode_tagging(split: Dataset, task: Task, tokenizer, max_length: int, clean
                 words += [index] + [-1] * (len(word) - 1)
             ids, words = [*ids, tokenizer.sep_token_id], [*words, -1]
             row_labels = [labels[word] if word >= 0 else IGNORE for word in words]
-            rows.append({"inputs": [{"input_ids": ids}], "labels": row_labels, "words": words, "example": example})
+            rows.append(
+                {
+                    "inputs": [{"input_ids": ids}],
+                    "labels": row_labels,
+                    "words": words,
+                    "example": example,
+                }
+            )
     return rows, {"windowed": windowed, "words_cut": shortened}
 
 
-def encode_texts(split: Dataset, task: Task, tokenizer, max_length: int, clean: Clean) -> tuple[list[dict], dict[str, int]]:
+def encode_texts(
+    split: Dataset, task: Task, tokenizer, max_length: int, clean: Clean
+) -> tuple[list[dict], dict[str, int]]:
     """Two texts are read as a pair, by a bi-encoder each on its own; of a review the content alone if the protocol says so.
 
     An example counts once as truncated, whether one of its texts or both are. Regression labels are divided by `STS_MAX`.
     """
-    readings = {"bi-encoder": [["text"], ["text_pair"]], "content": [["text_pair"]]}.get(task.protocol, [["text", "text_pair"]])
+    readings = {"bi-encoder": [["text"], ["text_pair"]], "content": [["text_pair"]]}.get(
+        task.protocol, [["text", "text_pair"]]
+    )
     inputs, cut = [], []
     for fields in readings:
         texts = [[clean(text) for text in split[field]] for field in fields]
         if not any(texts[-1]):
             texts = texts[:1]  # no example has a second text
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
-        inputs.append([dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)])
+        inputs.append(
+            [
+                dict(zip(encoded, values, strict=True))
+                for values in zip(*encoded.values(), strict=True)
+            ]
+        )
         cut.append([len(ids) > max_length for ids in tokenizer(*texts, verbose=False)["input_ids"]])
-    labels = [label / STS_MAX for label in split["label"]] if task.kind == "regression" else split["label"]
+    labels = (
+        [label / STS_MAX for label in split["label"]]
+        if task.kind == "regression"
+        else split["label"]
+    )
     rows = [
         {"inputs": read, "labels": [label], "words": [0], "example": example}
         for example, (*read, label) in enumerate(zip(*inputs, labels, strict=True))
@@ -107,7 +145,9 @@ class BiEncoder(nn.Module):
         super().__init__()
         self.encoder, self.config = encoder, encoder.config
 
-    def forward(self, attention_mask: Tensor, labels: Tensor | None = None, **inputs: Tensor) -> SequenceClassifierOutput:
+    def forward(
+        self, attention_mask: Tensor, labels: Tensor | None = None, **inputs: Tensor
+    ) -> SequenceClassifierOutput:
         """attention_mask and inputs (2B, T): the B first texts, then their B partners; logits (B, 1); loss: mean squared error."""
         states = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state.float()
         weights = attention_mask.unsqueeze(-1).float()
@@ -121,10 +161,19 @@ class BiEncoder(nn.Module):
         self.encoder.save_pretrained(folder)
 
 
-def load_for_task(folder: Path, task: Task, labels: list[str], random_weights: bool) -> PreTrainedModel | BiEncoder:
+def load_for_task(
+    folder: Path, task: Task, labels: list[str], random_weights: bool
+) -> PreTrainedModel | BiEncoder:
     """The model of `folder` with a head for the task (fresh if it has none), or the same shape from random weights."""
-    kind = AutoModelForTokenClassification if task.kind == "tagging" else AutoModelForSequenceClassification
-    options = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    kind = (
+        AutoModelForTokenClassification
+        if task.kind == "tagging"
+        else AutoModelForSequenceClassification
+    )
+    options = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
     if task.protocol == "bi-encoder":
         kind, options = AutoModel, {}
     elif task.kind == "regression":
@@ -139,13 +188,19 @@ def load_for_task(folder: Path, task: Task, labels: list[str], random_weights: b
 def collate(rows: list[dict], task: Task, tokenizer) -> dict[str, Tensor]:
     """Rows of `encode` as one padded batch with its labels: (B, T) for taggers, else (B,)."""
     readings = zip(*(row["inputs"] for row in rows), strict=True)
-    batch = dict(tokenizer.pad([read for reading in readings for read in reading], return_tensors="pt"))
-    labels = pad_sequence([torch.tensor(row["labels"]) for row in rows], batch_first=True, padding_value=IGNORE)
+    batch = dict(
+        tokenizer.pad([read for reading in readings for read in reading], return_tensors="pt")
+    )
+    labels = pad_sequence(
+        [torch.tensor(row["labels"]) for row in rows], batch_first=True, padding_value=IGNORE
+    )
     return batch | {"labels": labels if task.kind == "tagging" else labels[:, 0]}
 
 
 @torch.no_grad()
-def predict(model, rows: list[dict], task: Task, tokenizer, batch_size: int, device) -> list[np.ndarray]:
+def predict(
+    model, rows: list[dict], task: Task, tokenizer, batch_size: int, device
+) -> list[np.ndarray]:
     """Outputs of every row, in order: probabilities (words, C) of its labelled words, (1, C) of a text, (1, 1) a score."""
     model.eval()
     order = np.argsort([len(row["inputs"][0]["input_ids"]) for row in rows], kind="stable")
@@ -153,7 +208,9 @@ def predict(model, rows: list[dict], task: Task, tokenizer, batch_size: int, dev
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = collate([rows[i] for i in chosen], task, tokenizer)
-        logits = model(**{key: value.to(device) for key, value in batch.items() if key != "labels"}).logits.float()
+        logits = model(
+            **{key: value.to(device) for key, value in batch.items() if key != "labels"}
+        ).logits.float()
         values = logits * STS_MAX if task.kind == "regression" else logits.softmax(-1)
         for i, value in zip(chosen, values.cpu().numpy(), strict=True):
             words = np.asarray(rows[i]["words"])
@@ -168,7 +225,11 @@ def prediction_table(rows, outputs, task: Task, split: Dataset, labels: list[str
     """
     ids, records = split["id"][:], []
     for row, output in zip(rows, outputs, strict=True):
-        units = [(word, label) for word, label in zip(row["words"], row["labels"], strict=True) if word >= 0]
+        units = [
+            (word, label)
+            for word, label in zip(row["words"], row["labels"], strict=True)
+            if word >= 0
+        ]
         for (position, label), value in zip(units, output, strict=True):
             if task.kind == "regression":
                 answer = label * STS_MAX, float(value[0]), []
@@ -176,13 +237,19 @@ def prediction_table(rows, outputs, task: Task, split: Dataset, labels: list[str
                 answer = labels[label], labels[int(value.argmax())], value
             records.append((ids[row["example"]], position, *answer))
     sizes = map(len, split["tokens"]) if task.kind == "tagging" else [1] * len(split)
-    wanted = [(example, position) for example, size in zip(ids, sizes, strict=True) for position in range(size)]
+    wanted = [
+        (example, position)
+        for example, size in zip(ids, sizes, strict=True)
+        for position in range(size)
+    ]
     for unit, record in zip_longest(wanted, records, fillvalue=()):
         if unit != record[:2]:
             raise RuntimeError(
                 f"{task.name}: instead of the prediction for {unit} comes {record[:2]}: one is lost or there twice"
             )
-    return pd.DataFrame(records, columns=["example", "position", "gold", "predicted", "probabilities"])
+    return pd.DataFrame(
+        records, columns=["example", "position", "gold", "predicted", "probabilities"]
+    )
 
 
 def sample_examples(split: Dataset, count: int, seed: int) -> Dataset:
@@ -193,7 +260,13 @@ def sample_examples(split: Dataset, count: int, seed: int) -> Dataset:
 
 
 def finetune(
-    config: EvaluateConfig, task_name: str, seed: int, model_folder: Path, random_weights: bool, splits: DatasetDict, folder: Path
+    config: EvaluateConfig,
+    task_name: str,
+    seed: int,
+    model_folder: Path,
+    random_weights: bool,
+    splits: DatasetDict,
+    folder: Path,
 ) -> dict:
     """Fine-tune on the train split, keep the epoch with the best validation score, predict the test split.
 
@@ -207,13 +280,17 @@ def finetune(
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = load_for_task(model_folder, task, labels, random_weights)
     max_length = min(config.max_length, model.config.max_position_embeddings)
-    splits = DatasetDict(splits, train=sample_examples(splits["train"], config.max_train_examples, config.seed))
+    splits = DatasetDict(
+        splits, train=sample_examples(splits["train"], config.max_train_examples, config.seed)
+    )
     encoded, counts = {}, {}
     for name, split in splits.items():
         encoded[name], counts[name] = encode(split, task, tokenizer, max_length)
 
     def predictions(name):
-        outputs = predict(model, encoded[name], task, tokenizer, 4 * config.batch_size, accelerator.device)
+        outputs = predict(
+            model, encoded[name], task, tokenizer, 4 * config.batch_size, accelerator.device
+        )
         return prediction_table(encoded[name], outputs, task, splits[name], labels)
 
     # Step 2: optimizer and schedule.
@@ -232,7 +309,11 @@ def finetune(
         model.train()
         losses = []
         batches = length_batches(lengths, config.batch_size, seed, epoch)
-        for batch in DataLoader(encoded["train"], batch_sampler=batches, collate_fn=lambda rows: collate(rows, task, tokenizer)):
+        for batch in DataLoader(
+            encoded["train"],
+            batch_sampler=batches,
+            collate_fn=lambda rows: collate(rows, task, tokenizer),
+        ):
             loss = model(**{key: value.to(accelerator.device) for key, value in batch.items()}).loss
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -244,8 +325,16 @@ def finetune(
         # Step 4: validation; the best epoch's weights are kept.
         score = score_predictions(task, predictions("validation"))[task.headline]
         if score > best_score:
-            best, best_score, best_epoch = copy.deepcopy(accelerator.unwrap_model(model).state_dict()), score, epoch
-        record = {"epoch": epoch, "loss": torch.stack(losses).mean().item(), f"validation_{task.headline}": score}
+            best, best_score, best_epoch = (
+                copy.deepcopy(accelerator.unwrap_model(model).state_dict()),
+                score,
+                epoch,
+            )
+        record = {
+            "epoch": epoch,
+            "loss": torch.stack(losses).mean().item(),
+            f"validation_{task.headline}": score,
+        }
         append_metrics(folder / "metrics.jsonl", record)
         bar.set_postfix(loss=f"{record['loss']:.3f}", validation=f"{score:.3f}", refresh=False)
 
@@ -255,7 +344,9 @@ def finetune(
     if config.keep_models:
         accelerator.unwrap_model(model).save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-    table.astype({"position": "int32"}).to_parquet(folder / "predictions.parquet", compression="zstd", index=False)
+    table.astype({"position": "int32"}).to_parquet(
+        folder / "predictions.parquet", compression="zstd", index=False
+    )
     result = {"task": task_name, "seed": seed, "protocol": task.protocol, "headline": task.headline}
     result |= {"test": score_predictions(task, table), "validation": {task.headline: best_score}}
     result |= {"best_epoch": best_epoch, "labels": labels, "counts": counts}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import datasets
 
-from rolib.alignment import split_words, word_pieces
 from rolib.config import TrainingConfig
+from rolib.data.words import split_words, word_pieces
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500  # documents kept for the held-out loss
 # The cedilla letters are an encoding accident of the 1990s; BERT-base-ro maps them to [UNK].
@@ -20,7 +20,9 @@ CEDILLA_TO_COMMA = str.maketrans("şţŞŢ", "șțȘȚ")
 def normalise(text: str) -> str:
     """NFC, comma-below ș ț instead of cedilla, control and format characters out, white space folded to one space."""
     # A tab is a control character and white space: it must not go, or it would glue two words together.
-    text = "".join(c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"))
+    text = "".join(
+        c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs")
+    )
     # After that, since a character that went may have stood between a letter and its accent, or between two spaces.
     return " ".join(unicodedata.normalize("NFC", text).translate(CEDILLA_TO_COMMA).split())
 
@@ -33,7 +35,9 @@ def read_documents(path: Path) -> Iterator[str]:
                 if filled and (text := normalise(" ".join(lines))):
                     yield text
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}): convert the file") from None
+        raise ValueError(
+            f"{path}: not UTF-8 ({error.reason} at byte {error.start}): convert the file"
+        ) from None
 
 
 def source_folder(corpus: str, data_root: Path) -> Path:
@@ -64,7 +68,9 @@ def _texts(sources: dict[str, tuple], words_per_source: int, seed: int) -> Itera
             count += 1
             yield {"text": text}
     if count < 2:
-        raise ValueError(f"corpus {', '.join(sources)}: {count} documents, at least 2 are needed, blank lines between them")
+        raise ValueError(
+            f"corpus {', '.join(sources)}: {count} documents, at least 2 are needed, blank lines between them"
+        )
 
 
 def load_corpus(config: TrainingConfig, data_root: Path) -> datasets.DatasetDict:
@@ -73,16 +79,24 @@ def load_corpus(config: TrainingConfig, data_root: Path) -> datasets.DatasetDict
     Raises FileNotFoundError for a folder without text and ValueError for a corpus too small to split.
     """
     # datasets recognises its cache by these arguments: size and time of the files make a changed corpus a new one.
-    arguments = {"sources": {config.corpus: ()}, "words_per_source": config.words_per_source, "seed": config.seed}
+    arguments = {
+        "sources": {config.corpus: ()},
+        "words_per_source": config.words_per_source,
+        "seed": config.seed,
+    }
     if not config.corpus.startswith("hub:"):
         folder = source_folder(config.corpus, data_root)
         stats = {str(file): file.stat() for file in sorted(folder.glob("*.txt"))}
         if not stats:
             mend = "set `corpus` to a folder of text files or hub:<id>:<config>, or ROLIB_DATA to a mirror that has corpus/"
             raise FileNotFoundError(f"corpus {folder}: no .txt file; {mend}")
-        arguments["sources"] = {file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
+        arguments["sources"] = {
+            file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()
+        }
     try:
-        texts = datasets.Dataset.from_generator(_texts, cache_dir=str(config.folder / "corpus"), gen_kwargs=arguments)
+        texts = datasets.Dataset.from_generator(
+            _texts, cache_dir=str(config.folder / "corpus"), gen_kwargs=arguments
+        )
     except datasets.exceptions.DatasetGenerationError as error:
         raise error.__cause__ from None
     held_out = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(texts))))
@@ -123,15 +137,30 @@ def build_blocks(texts: datasets.Dataset, tokenizers: list, block_length: int) -
             sizes = list(zip(*(map(len, words) for words in views), strict=True))
             for run in windows(sizes, room) if sizes else []:
                 pieces = [[words[index][:room] for index in run] for words in views]
-                ids = [[t.cls_token_id, *chain(*words), t.sep_token_id] for t, words in zip(tokenizers, pieces, strict=True)]
+                ids = [
+                    [t.cls_token_id, *chain(*words), t.sep_token_id]
+                    for t, words in zip(tokenizers, pieces, strict=True)
+                ]
                 rows["input_ids"].append(ids)
-                rows["word_ids"].append([[-1, *chain(*([i] * len(w) for i, w in enumerate(words))), -1] for words in pieces])
+                rows["word_ids"].append(
+                    [
+                        [-1, *chain(*([i] * len(w) for i, w in enumerate(words))), -1]
+                        for words in pieces
+                    ]
+                )
                 rows["length"].append(len(ids[0]))
         return rows
 
     # Starting processes costs more than they save on a small corpus.
     workers = min(os.cpu_count() or 1, 8) if len(texts) > 1000 else None
-    blocks = texts.map(tokenize, batched=True, batch_size=64, remove_columns=["text"], num_proc=workers, desc="blocks")
+    blocks = texts.map(
+        tokenize,
+        batched=True,
+        batch_size=64,
+        remove_columns=["text"],
+        num_proc=workers,
+        desc="blocks",
+    )
     if not len(blocks):
         raise ValueError("the corpus holds no word: every document is empty after normalisation")
     return blocks.add_column("index", list(range(len(blocks))))

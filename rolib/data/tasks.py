@@ -15,9 +15,16 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from rolib.measures import TASKS
+
 SAMPLE = Path(__file__).parent / "sample"
 SPLITS = ("train", "validation", "test")
-DIALECTS = {"1": "Moldavian", "2": "Romanian", "MD": "Moldavian", "RO": "Romanian"}  # official, VarDial
+DIALECTS = {
+    "1": "Moldavian",
+    "2": "Romanian",
+    "MD": "Moldavian",
+    "RO": "Romanian",
+}  # official, VarDial
 ENTITY_TAG = r"O|[BI]-\S+"
 UPOS = "ADJ|ADP|ADV|AUX|CCONJ|DET|INTJ|NOUN|NUM|PART|PRON|PROPN|PUNCT|SCONJ|SYM|VERB|X"
 TAGS = {  # measure: its column in CoNLL-U, what a tag matches, and that in words; RONEC v1 adds entities as an eleventh column
@@ -25,15 +32,6 @@ TAGS = {  # measure: its column in CoNLL-U, what a tag matches, and that in word
     "xpos": (4, "[^_].*", "an XPOS tag (such as Ncfsrn)"),
     "ner": (10, ENTITY_TAG, "an entity tag (O, B-CLASS or I-CLASS)"),
 }
-
-
-class Task(NamedTuple):
-    name: str
-    kind: str  # "tagging" | "classification" | "regression"
-    dataset: str  # folder name under the data root
-    title: str
-    protocol: str  # one of PROTOCOLS
-    headline: str  # the score that picks the best checkpoint and fills the summary table
 
 
 class Review(BaseModel):
@@ -64,31 +62,6 @@ class Source(NamedTuple):
     note: str  # "" for the official files, else one sentence about the substitute
 
 
-# The ways in which the literature runs each measure: protocol -> headline score. The first is the default here. The model
-# cards call their UPOS and XPOS figures macro-F1 and their NER figure F1, but these equal accuracy and boundary F1.
-PROTOCOLS = {
-    "upos": {"accuracy": "accuracy", "macro_f1": "macro_f1"},  # over words
-    "xpos": {"accuracy": "accuracy", "macro_f1": "macro_f1"},
-    "ner": {"strict": "strict_f1_micro", "boundary": "boundary_f1_micro"},  # a span's class counts, or its borders alone
-    "sapn": {"title+content": "accuracy", "content": "accuracy"},  # a review is read as a pair, or without its title
-    "sar": {"title+content": "macro_f1", "content": "macro_f1"},
-    "di": {"macro_f1": "macro_f1", "accuracy": "accuracy"},
-    "sts": {"pair": "pearson", "bi-encoder": "pearson"},  # both sentences read together, or apart and then compared
-}
-
-TASKS = {
-    name: Task(name, kind, dataset, title, *next(iter(PROTOCOLS[name].items())))
-    for name, kind, dataset, title in (
-        ("upos", "tagging", "UD_Romanian-RRT", "Universal part of speech (UPOS)"),
-        ("xpos", "tagging", "UD_Romanian-RRT", "Romanian part of speech and morphology (XPOS)"),
-        ("ner", "tagging", "ronec", "Named entities (NER)"),
-        ("sapn", "classification", "LaRoSeDa", "Sentiment, positive or negative (SAPN)"),
-        ("sar", "classification", "LaRoSeDa", "Sentiment, star rating (SAR)"),
-        ("di", "classification", "MOROCO", "Dialect, Moldavian or Romanian (DI)"),
-        ("sts", "regression", "RO-STS", "Semantic textual similarity (STS)"),
-    )
-}
-
 # fmt: off
 _V1, _VARDIAL = "ronec_v1/ronec/conllup/", "MOROCO/Var-Dial-MRC-2019-eval/"
 _LAYOUTS = [  # (data set, files, note); of a data set the best first: a layout is taken when its first file is there
@@ -111,11 +84,6 @@ _LAYOUTS = [  # (data set, files, note); of a data set the best first: a layout 
 # fmt: on
 
 
-def with_protocol(name: str, protocol: str) -> Task:
-    """The task run by one of its PROTOCOLS; KeyError for another."""
-    return TASKS[name]._replace(protocol=protocol, headline=PROTOCOLS[name][protocol])
-
-
 def task_source(name, data_root) -> Source:
     """Return the files that load_task reads for a task and a note on any substitute for an official file.
 
@@ -125,11 +93,15 @@ def task_source(name, data_root) -> Source:
         raise ValueError(f"unknown task {name!r}: the tasks are {', '.join(TASKS)}")
     folder = Path(data_root) / TASKS[name].dataset
     layouts = [(files, note) for dataset, files, note in _LAYOUTS if dataset == TASKS[name].dataset]
-    names, note = next((layout for layout in layouts if (folder / layout[0][0]).is_file()), layouts[0])
+    names, note = next(
+        (layout for layout in layouts if (folder / layout[0][0]).is_file()), layouts[0]
+    )
     files = tuple(folder / file for file in names)
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: set ROLIB_DATA to a mirror, or run `python -m rolib.download`")
+            raise FileNotFoundError(
+                f"{file} is missing: set ROLIB_DATA to a mirror, or run `python -m rolib.data.download`"
+            )
     return Source(files, note)
 
 
@@ -150,24 +122,48 @@ def load_task(name, data_root):
     splits = _READERS[task.dataset](name, files)
     for split, rows in splits.items():
         if not rows:
-            raise ValueError(f"{task.dataset}: the {split} split of task {name} is empty, check the data root")
+            raise ValueError(
+                f"{task.dataset}: the {split} split of task {name} is empty, check the data root"
+            )
         [(commonest, count)] = Counter(row["id"] for row in rows).most_common(1)
         if count > 1:
             raise ValueError(f"{task.dataset}: id {commonest!r} is repeated in the {split} split")
     rows = list(chain(*splits.values()))
     if task.kind == "tagging":
-        names = sorted({label for row in rows for label in row["labels"]}, key=lambda label: (label != "O", label))
-        features = {"id": Value("string"), "tokens": List(Value("string")), "labels": List(ClassLabel(names=names))}
+        names = sorted(
+            {label for row in rows for label in row["labels"]},
+            key=lambda label: (label != "O", label),
+        )
+        features = {
+            "id": Value("string"),
+            "tokens": List(Value("string")),
+            "labels": List(ClassLabel(names=names)),
+        }
     else:
-        label = Value("float32") if task.kind == "regression" else ClassLabel(names=sorted({row["label"] for row in rows}))
-        features = {"id": Value("string"), "text": Value("string"), "text_pair": Value("string"), "label": label}
-    return DatasetDict({split: Dataset.from_list(rows, Features(features)) for split, rows in splits.items()})
+        label = (
+            Value("float32")
+            if task.kind == "regression"
+            else ClassLabel(names=sorted({row["label"] for row in rows}))
+        )
+        features = {
+            "id": Value("string"),
+            "text": Value("string"),
+            "text_pair": Value("string"),
+            "label": label,
+        }
+    return DatasetDict(
+        {split: Dataset.from_list(rows, Features(features)) for split, rows in splits.items()}
+    )
 
 
 def _tagging(name, files):
     splits = {}
     for split, file in zip(SPLITS, files):
-        splits[split] = _json_sentences(file) if file.suffix == ".json" else _conllu_sentences(file, *TAGS[name])
+        splits[split] = (
+            _json_sentences(file)
+            if file.suffix == ".json"
+            else _conllu_sentences(file, *TAGS[name])
+        )
     if files[0].suffix == ".zip":  # RONEC v1: the archive holds dev and test too
         splits["train"] = _without(splits["train"], splits["validation"] + splits["test"])
     return splits
@@ -193,21 +189,45 @@ def _moroco(name, files):
         rows = _line_rows(samples, line_id + "(?P<text>.*)", words + "a text", "vardial-")
         labels = _line_rows(golds, line_id + label, label_words, "vardial-")
         matching = sorted(row["id"] for row in rows) == sorted(row["id"] for row in labels)
-        _expect(matching, golds, f"a label for each of the {len(rows)} texts of {samples}", f"{len(labels)} labels")
+        _expect(
+            matching,
+            golds,
+            f"a label for each of the {len(rows)} texts of {samples}",
+            f"{len(labels)} labels",
+        )
         dialects = {row["id"]: DIALECTS[row["label"]] for row in labels}
         parts.append([row | {"label": dialects[row["id"]]} for row in rows])
-    return dict(zip(SPLITS, parts)) if official else _deal(parts[0], ["test"] * 2 + ["validation"] + ["train"] * 7)
+    return (
+        dict(zip(SPLITS, parts))
+        if official
+        else _deal(parts[0], ["test"] * 2 + ["validation"] + ["train"] * 7)
+    )
 
 
 def _ro_sts(name, files):
-    score, sentence = r"[0-4](\.\d+)?|5(\.0+)?", r"[^\t]*[^\t\s][^\t]*"  # quotation marks are text here, so no CSV reader
+    score, sentence = (
+        r"[0-4](\.\d+)?|5(\.0+)?",
+        r"[^\t]*[^\t\s][^\t]*",
+    )  # quotation marks are text here, so no CSV reader
     pattern = rf"(?P<label>{score})\t(?P<text>{sentence})\t(?P<text_pair>{sentence})"
     expected = "a score from 0 to 5 and two sentences, separated by tabs"
-    splits = {split: _line_rows(file, pattern, expected, f"{split}-") for split, file in zip(SPLITS, files)}
-    return {split: [row | {"label": float(row["label"])} for row in rows] for split, rows in splits.items()}
+    splits = {
+        split: _line_rows(file, pattern, expected, f"{split}-")
+        for split, file in zip(SPLITS, files)
+    }
+    return {
+        split: [row | {"label": float(row["label"])} for row in rows]
+        for split, rows in splits.items()
+    }
 
 
-_READERS = {"UD_Romanian-RRT": _tagging, "ronec": _tagging, "LaRoSeDa": _laroseda, "MOROCO": _moroco, "RO-STS": _ro_sts}
+_READERS = {
+    "UD_Romanian-RRT": _tagging,
+    "ronec": _tagging,
+    "LaRoSeDa": _laroseda,
+    "MOROCO": _moroco,
+    "RO-STS": _ro_sts,
+}
 
 
 def _conllu_sentences(path, column, pattern, expected):
@@ -223,13 +243,20 @@ def _conllu_sentences(path, column, pattern, expected):
             row = None
         elif not line.startswith("#"):
             _expect(row is not None, where, "a line '# sent_id = ...' before the first word", line)
-            token = len(fields) == width and fields[1].strip("\ufeff")  # RONEC v1 has some byte order marks
+            token = len(fields) == width and fields[1].strip(
+                "\ufeff"
+            )  # RONEC v1 has some byte order marks
             _expect(token and re.fullmatch(r"\d+([-.]\d+)?", fields[0]), where, columns, line)
             if not fields[0].isdigit():
                 continue  # a multi-word token or an empty node
             # The second half of a wrongly split word (goeswith in UD) may have neither lemma nor XPOS of its own.
             second_half = column == 4 and fields[2] == fields[4] == "_" and row["tokens"]
-            _expect(second_half or re.fullmatch(pattern, fields[column]), where, expected, fields[column])
+            _expect(
+                second_half or re.fullmatch(pattern, fields[column]),
+                where,
+                expected,
+                fields[column],
+            )
             row["tokens"].append(token)
             row["labels"].append(fields[column])
     return [row for row in rows if row["tokens"]]
@@ -238,7 +265,12 @@ def _conllu_sentences(path, column, pattern, expected):
 def _json_sentences(path):
     rows = _json(path, list[AnnotatedSentence])
     for number, row in enumerate(rows, 1):
-        _expect(len(row["tokens"]) == len(row["labels"]), f"{path}, entry {number}", "a tag for each token", str(row))
+        _expect(
+            len(row["tokens"]) == len(row["labels"]),
+            f"{path}, entry {number}",
+            "a tag for each token",
+            str(row),
+        )
     return rows
 
 
@@ -249,8 +281,13 @@ def _without(rows, held_out):
 
 def _deal(rows, homes):
     """Deal rows into splits; `homes` names the split of each of the ten tenths."""
-    tenths = _deal_tenths([row["text"] + "\n" + row["text_pair"] for row in rows], [row["label"] for row in rows])
-    return {split: [row for row, tenth in zip(rows, tenths) if homes[tenth] == split] for split in SPLITS}
+    tenths = _deal_tenths(
+        [row["text"] + "\n" + row["text_pair"] for row in rows], [row["label"] for row in rows]
+    )
+    return {
+        split: [row for row, tenth in zip(rows, tenths) if homes[tenth] == split]
+        for split in SPLITS
+    }
 
 
 def _deal_tenths(texts, labels):
@@ -261,8 +298,12 @@ def _deal_tenths(texts, labels):
     """
     folded = (" ".join(unicodedata.normalize("NFC", text).split()) for text in texts)
     keys = [hashlib.sha256(text.encode()).digest() for text in folded]
-    label_of = dict(sorted(zip(keys, labels), reverse=True))  # where equal texts have several labels, the first in the alphabet
-    turns = {key: turn for turn, key in enumerate(sorted(label_of, key=lambda key: (label_of[key], key)))}
+    label_of = dict(
+        sorted(zip(keys, labels), reverse=True)
+    )  # where equal texts have several labels, the first in the alphabet
+    turns = {
+        key: turn for turn, key in enumerate(sorted(label_of, key=lambda key: (label_of[key], key)))
+    }
     return [turns[key] % 10 for key in keys]
 
 
@@ -286,7 +327,9 @@ def _text(path):
         file = zipfile.Path(path, "ronec_iob.conllup") if path.suffix == ".zip" else path
         return file.read_bytes().decode()
     except (UnicodeDecodeError, FileNotFoundError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it and run `python -m rolib.download`") from error
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it and run `python -m rolib.data.download`"
+        ) from error
 
 
 def _lines(path):
@@ -302,5 +345,10 @@ def _json(path, kind):
         return adapter.dump_python(adapter.validate_json(_text(path)))
     except ValidationError as error:
         fault = error.errors()[0]
-        place = ", ".join(f"entry {key + 1}" if isinstance(key, int) else key for key in fault["loc"]) or "the file"
-        raise ValueError(f"{path}, {place}: {fault['msg']}, found {str(fault['input'])[:80]!r}") from None
+        place = (
+            ", ".join(f"entry {key + 1}" if isinstance(key, int) else key for key in fault["loc"])
+            or "the file"
+        )
+        raise ValueError(
+            f"{path}, {place}: {fault['msg']}, found {str(fault['input'])[:80]!r}"
+        ) from None

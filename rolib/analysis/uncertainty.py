@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from rolib.metrics import Scorer
+from rolib.evaluation.metrics import Scorer
 
 CHUNK = 200  # resamples at a time, so that their weights and ranks stay in the processor's cache
 Scores = dict[str, np.ndarray]  # score name -> (resamples,)
@@ -30,7 +30,9 @@ def bootstrap(
     array (..., resamples). ValueError unless all models have the same number of seeds.
     """
     if len(runs := {len(scorers) for scorers in models.values()}) != 1:
-        raise ValueError(f"each model needs the same number of fine-tuning seeds, but they have {sorted(runs)}")
+        raise ValueError(
+            f"each model needs the same number of fine-tuning seeds, but they have {sorted(runs)}"
+        )
     # A stream of its own for each number of examples: equal streams would couple unrelated test sets.
     weights = resample_weights(examples, resamples, (seed, examples, 0))
     shares = resample_weights(*runs, resamples, (seed, examples, 1)).T / next(iter(runs))
@@ -38,23 +40,35 @@ def bootstrap(
     def part(start: int) -> dict[Hashable, Scores]:
         chunk = weights[start : start + CHUNK].T.astype(np.float64, order="C")
         share = shares[:, start : start + CHUNK]
-        return {model: _weighted([scorer(chunk) for scorer in scorers], share) for model, scorers in models.items()}
+        return {
+            model: _weighted([scorer(chunk) for scorer in scorers], share)
+            for model, scorers in models.items()
+        }
 
     parts = in_threads(part, range(0, resamples, CHUNK))
     return {
-        model: {name: np.concatenate([part[model][name] for part in parts], axis=-1) for name in parts[0][model]}
+        model: {
+            name: np.concatenate([part[model][name] for part in parts], axis=-1)
+            for name in parts[0][model]
+        }
         for model in models
     }
 
 
 def _weighted(runs: list[Scores], shares: np.ndarray) -> Scores:
     """The mean of the scores of runs with shares (runs, resamples)."""
-    return {name: sum(share * run[name] for share, run in zip(shares, runs, strict=True)) for name in runs[0]}
+    return {
+        name: sum(share * run[name] for share, run in zip(shares, runs, strict=True))
+        for name in runs[0]
+    }
 
 
 def in_threads(function: Callable, *arguments: Iterable) -> list:
     """What `map` gives, computed on all cores."""
-    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:  # threads within threads would wait for each other
+    with (
+        threadpool_limits(1),
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):  # threads within threads would wait for each other
         return list(pool.map(function, *arguments))
 
 
@@ -88,7 +102,9 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return (rising * np.arange(len(p), 0, -1)).cummax().clip(upper=1).sort_index().to_numpy()
 
 
-def reliability(confidence: Sequence[float], correct: Sequence[bool], bins: int = 10) -> pd.DataFrame:
+def reliability(
+    confidence: Sequence[float], correct: Sequence[bool], bins: int = 10
+) -> pd.DataFrame:
     """Confidence against accuracy in bins of equal width: low, high, confidence (mean), accuracy, count; one row a bin.
 
     confidence (N,): the probability of the label given; correct (N,): whether it is right. A bin holds
@@ -96,12 +112,19 @@ def reliability(confidence: Sequence[float], correct: Sequence[bool], bins: int 
     ValueError for N = 0, unequal N, a confidence outside 0 to 1, correct beyond true and false, or bins < 1.
     """
     edges = np.linspace(0, 1, bins + 1)
-    units = pd.DataFrame({"confidence": np.asarray(confidence), "accuracy": np.asarray(correct)}, dtype=np.float64)
+    units = pd.DataFrame(
+        {"confidence": np.asarray(confidence), "accuracy": np.asarray(correct)}, dtype=np.float64
+    )
     plausible = units["confidence"].between(0, 1 + 1e-3) & units["accuracy"].isin((0, 1))
     if units.empty or not plausible.all() or bins < 1:
-        raise ValueError("expected confidences from 0 to 1, correct as true or false, and at least one bin")
+        raise ValueError(
+            "expected confidences from 0 to 1, correct as true or false, and at least one bin"
+        )
     groups = units.groupby(np.digitize(units["confidence"], edges[1:-1], right=True))
-    means, count = groups.mean().reindex(range(bins)), groups.size().reindex(range(bins), fill_value=0)
+    means, count = (
+        groups.mean().reindex(range(bins)),
+        groups.size().reindex(range(bins), fill_value=0),
+    )
     return pd.DataFrame({"low": edges[:-1], "high": edges[1:], **means, "count": count})
 
 

@@ -12,11 +12,27 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from rolib.metrics import Scorer, at_ones, check_lengths, counts, finite_pair, pearson_scorer, span_scorer
-from rolib.predictions import Predictions, check_paired, distributions, row_entropies, unit_name
+from rolib.evaluation.metrics import (
+    Scorer,
+    at_ones,
+    check_lengths,
+    counts,
+    finite_pair,
+    pearson_scorer,
+    span_scorer,
+)
+from rolib.evaluation.predictions import (
+    Predictions,
+    check_paired,
+    distributions,
+    row_entropies,
+    unit_name,
+)
 
 STS_RANGE = (0.0, 5.0)  # lowest and highest similarity score
-BASE2 = math.sqrt(math.log(2))  # a change of base only scales the divergence, and its root the distance
+BASE2 = math.sqrt(
+    math.log(2)
+)  # a change of base only scales the divergence, and its root the distance
 
 
 def label_loyalty(teacher_labels: Sequence, student_labels: Sequence) -> float:
@@ -26,15 +42,22 @@ def label_loyalty(teacher_labels: Sequence, student_labels: Sequence) -> float:
     """
     check_lengths(teacher_labels, student_labels)
     # dtype object: NumPy would turn a mixed list such as ["1", 1] into equal strings
-    teacher, student = np.asarray(teacher_labels, dtype=object), np.asarray(student_labels, dtype=object)
+    teacher, student = (
+        np.asarray(teacher_labels, dtype=object),
+        np.asarray(student_labels, dtype=object),
+    )
     if teacher.ndim != 1 or student.ndim != 1:
-        raise ValueError(f"labels must have shape (N,), but have {teacher.shape} and {student.shape}")
+        raise ValueError(
+            f"labels must have shape (N,), but have {teacher.shape} and {student.shape}"
+        )
     if pd.isna(teacher).any() or pd.isna(student).any():
         raise ValueError("a label is missing (None or NaN)")
     return float(np.mean(teacher == student))
 
 
-def probability_loyalty(teacher_probs: Sequence, student_probs: Sequence, base: float = math.e) -> float:
+def probability_loyalty(
+    teacher_probs: Sequence, student_probs: Sequence, base: float = math.e
+) -> float:
     """Mean over rows of 1 - sqrt(JSD(p_teacher, p_student)) (Xu et al. 2021). Shapes (N, C), (N, C) -> at most 1.
 
     JSD is the Jensen-Shannon divergence with logarithms to `base`. Identical rows give exactly 1; the least value is
@@ -44,14 +67,21 @@ def probability_loyalty(teacher_probs: Sequence, student_probs: Sequence, base: 
     check_lengths(teacher_probs, student_probs)
     if not base > 1:
         raise ValueError(f"base must be greater than 1, but is {base}")
-    teacher, student = distributions("teacher", teacher_probs), distributions("student", student_probs)
+    teacher, student = (
+        distributions("teacher", teacher_probs),
+        distributions("student", student_probs),
+    )
     if teacher.shape != student.shape:
-        raise ValueError(f"different numbers of labels: teacher {teacher.shape[1]}, student {student.shape[1]}")
+        raise ValueError(
+            f"different numbers of labels: teacher {teacher.shape[1]}, student {student.shape[1]}"
+        )
     distances = _distances((teacher, student), (row_entropies(teacher), row_entropies(student)))
     return float(np.mean(1 - distances / math.sqrt(math.log(base))))
 
 
-def _distances(sides: tuple[np.ndarray, np.ndarray], entropies: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _distances(
+    sides: tuple[np.ndarray, np.ndarray], entropies: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
     """sqrt(JSD) in nats of each row (N,) of two distributions (N, C), whose own entropies (N,) are known.
 
     JSD(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2: exactly 0 for equal rows; rounding may push it below 0.
@@ -60,7 +90,9 @@ def _distances(sides: tuple[np.ndarray, np.ndarray], entropies: tuple[np.ndarray
     return np.sqrt(divergence.clip(0, math.log(2)))
 
 
-def regression_loyalty(teacher_scores: Sequence, student_scores: Sequence, low: float, high: float) -> float:
+def regression_loyalty(
+    teacher_scores: Sequence, student_scores: Sequence, low: float, high: float
+) -> float:
     """1 - mean |t - s| on scores scaled from [low, high] to [0, 1]. Shapes (N,), (N,) -> 0 to 1.
 
     A model's raw output may leave the scale: it is clipped to [low, high] first, as a user of the scale would read it.
@@ -70,7 +102,9 @@ def regression_loyalty(teacher_scores: Sequence, student_scores: Sequence, low: 
     return float(1.0 - np.mean(np.abs(teacher - student)))
 
 
-def regression_loyalty_rmse(teacher_scores: Sequence, student_scores: Sequence, low: float, high: float) -> float:
+def regression_loyalty_rmse(
+    teacher_scores: Sequence, student_scores: Sequence, low: float, high: float
+) -> float:
     """1 - RMSE on the same clipped and scaled scores, 0 to 1. Errors as `regression_loyalty`."""
     teacher, student = _scaled(teacher_scores, student_scores, low, high)
     return float(1.0 - np.sqrt(np.mean((teacher - student) ** 2)))
@@ -78,7 +112,10 @@ def regression_loyalty_rmse(teacher_scores: Sequence, student_scores: Sequence, 
 
 def regression_loyalty_pearson(teacher_scores: Sequence, student_scores: Sequence) -> float:
     """Pearson correlation of the scores as they are (no scale, no clipping), -1 to 1; constant scores give 0.0."""
-    return at_ones(pearson_scorer(np.arange(len(teacher_scores)), teacher_scores, student_scores), len(teacher_scores))["pearson"]
+    return at_ones(
+        pearson_scorer(np.arange(len(teacher_scores)), teacher_scores, student_scores),
+        len(teacher_scores),
+    )["pearson"]
 
 
 def compare_predictions(task, teacher: Predictions, student: Predictions) -> dict[str, float]:
@@ -98,23 +135,39 @@ def loyalty_scorer(task, teacher: Predictions, student: Predictions) -> Scorer:
     regression, more = task.kind == "regression", None
     if regression:
         gaps = np.abs(np.subtract(*_scaled(teacher.predicted, student.predicted, *STS_RANGE)))
-        values, more = (gaps, gaps**2), pearson_scorer(teacher.examples, teacher.predicted, student.predicted)
+        values, more = (
+            (gaps, gaps**2),
+            pearson_scorer(teacher.examples, teacher.predicted, student.predicted),
+        )
     else:
         sides = teacher.probabilities, student.probabilities
         if sides[0].shape != sides[1].shape:
             unit, sizes = unit_name(teacher.units.iloc[0]), (sides[1].shape[1], sides[0].shape[1])
-            raise ValueError(f"{unit} has {sizes[0]} probabilities in the student's table, but the teacher's has {sizes[1]}")
-        values = teacher.predicted == student.predicted, 1 - _distances(sides, (teacher.entropies, student.entropies))
+            raise ValueError(
+                f"{unit} has {sizes[0]} probabilities in the student's table, but the teacher's has {sizes[1]}"
+            )
+        values = (
+            teacher.predicted == student.predicted,
+            1 - _distances(sides, (teacher.entropies, student.entropies)),
+        )
         if task.name == "ner":
             more = span_scorer(teacher.spans["predicted"], student.spans["predicted"])
-    sums = np.stack([np.bincount(teacher.examples, weights=value) for value in (*values, np.ones(len(teacher.gold)))])
+    sums = np.stack(
+        [
+            np.bincount(teacher.examples, weights=value)
+            for value in (*values, np.ones(len(teacher.gold)))
+        ]
+    )
 
     def scores(weights):
         """At weights (examples, R)."""
         *totals, units = sums @ weights
         means = [total / units for total in totals]
         if regression:
-            loyalty = {"regression_loyalty": 1 - means[0], "regression_loyalty_pearson": more(weights)["pearson"]}
+            loyalty = {
+                "regression_loyalty": 1 - means[0],
+                "regression_loyalty_pearson": more(weights)["pearson"],
+            }
             return loyalty | {"regression_loyalty_rmse": 1 - np.sqrt(means[1])}
         loyalty = dict(zip(("label_loyalty", "probability_loyalty"), means, strict=True))
         loyalty["probability_loyalty_base2"] = 1 - (1 - means[1]) / BASE2
@@ -123,15 +176,22 @@ def loyalty_scorer(task, teacher: Predictions, student: Predictions) -> Scorer:
     return scores
 
 
-def class_scorer(examples: np.ndarray, teacher_labels: np.ndarray, student_labels: np.ndarray, classes: Sequence) -> Scorer:
+def class_scorer(
+    examples: np.ndarray, teacher_labels: np.ndarray, student_labels: np.ndarray, classes: Sequence
+) -> Scorer:
     """Label loyalty by the teacher's label: `hits` and `units`, (classes, R) each; their ratio is a class's loyalty."""
-    groups, shape = pd.Index(classes).get_indexer(teacher_labels), (len(classes), examples.max() + 1)
+    groups, shape = (
+        pd.Index(classes).get_indexer(teacher_labels),
+        (len(classes), examples.max() + 1),
+    )
     hit = teacher_labels == student_labels
     hits, units = counts(groups[hit], examples[hit], shape), counts(groups, examples, shape)
     return lambda weights: {"hits": hits @ weights, "units": units @ weights}
 
 
-def chance_loyalty(task, teacher: Predictions, student: Predictions, seed: int = 0, pairs: int = 2000) -> dict[str, float]:
+def chance_loyalty(
+    task, teacher: Predictions, student: Predictions, seed: int = 0, pairs: int = 2000
+) -> dict[str, float]:
     """What `loyalty_scorer` would give if the student answered as often as it does with each answer, but blindly.
 
     label_loyalty: the expected agreement sum_c p_teacher(c) p_student(c) of Cohen's kappa. regression: the mean over all N^2
@@ -142,13 +202,26 @@ def chance_loyalty(task, teacher: Predictions, student: Predictions, seed: int =
         ours, theirs = _scaled(teacher.predicted, student.predicted, *STS_RANGE)
         gaps = np.abs(ours[:, None] - theirs)
         rmse = float(1 - np.sqrt((gaps**2).mean()))
-        return {"regression_loyalty": float(1 - gaps.mean()), "regression_loyalty_pearson": 0.0, "regression_loyalty_rmse": rmse}
+        return {
+            "regression_loyalty": float(1 - gaps.mean()),
+            "regression_loyalty_pearson": 0.0,
+            "regression_loyalty_rmse": rmse,
+        }
     shares = [pd.Series(side.predicted).value_counts(normalize=True) for side in (teacher, student)]
     rng, size = np.random.default_rng(seed), min(len(teacher.units), pairs)
-    natural = probability_loyalty(*(side.probabilities[rng.permutation(len(side.units))[:size]] for side in (teacher, student)))
+    natural = probability_loyalty(
+        *(
+            side.probabilities[rng.permutation(len(side.units))[:size]]
+            for side in (teacher, student)
+        )
+    )
     by_label = float(shares[0].mul(shares[1], fill_value=0).sum())
     base2 = 1 - (1 - natural) / BASE2
-    return {"label_loyalty": by_label, "probability_loyalty": natural, "probability_loyalty_base2": base2}
+    return {
+        "label_loyalty": by_label,
+        "probability_loyalty": natural,
+        "probability_loyalty_base2": base2,
+    }
 
 
 def ensemble_predictions(models: Sequence[Predictions], labels: Sequence[str]) -> Predictions:
@@ -161,7 +234,9 @@ def ensemble_predictions(models: Sequence[Predictions], labels: Sequence[str]) -
     if not labels:
         return replace(models[0], predicted=sum(model.predicted for model in models) / len(models))
     mean = sum(model.probabilities.astype(np.float64) for model in models) / len(models)
-    return replace(models[0], predicted=np.array(labels, dtype=object)[mean.argmax(axis=1)], probabilities=mean)
+    return replace(
+        models[0], predicted=np.array(labels, dtype=object)[mean.argmax(axis=1)], probabilities=mean
+    )
 
 
 def _scaled(teacher: Sequence, student: Sequence, low: float, high: float) -> np.ndarray:

@@ -6,8 +6,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from rolib.alignment import shared_positions
-from rolib.losses import IGNORE
+from rolib.distillation.alignment import shared_positions
+from rolib.distillation.losses import IGNORE
 
 
 def choose_words(words: int, rng: np.random.Generator, mask_share: float) -> np.ndarray:
@@ -25,7 +25,11 @@ def choose_words(words: int, rng: np.random.Generator, mask_share: float) -> np.
 
 
 def mask_pieces(
-    input_ids: np.ndarray, word_ids: np.ndarray, fate: np.ndarray, mask_id: int, draw: Callable[[int], np.ndarray] | None = None
+    input_ids: np.ndarray,
+    word_ids: np.ndarray,
+    fate: np.ndarray,
+    mask_id: int,
+    draw: Callable[[int], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mask one view of a block as `choose_words` decided: 80 % of the words become [MASK], 10 % random, 10 % stay.
 
@@ -61,15 +65,28 @@ class MaskingCollator:
         views = []
         for view, tokenizer in enumerate(self.tokenizers):
             shape = len(blocks), max(len(block["input_ids"][view]) for block in blocks)
-            fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORE, "word_ids": -1}
+            fill = {
+                "input_ids": tokenizer.pad_token_id,
+                "attention_mask": 0,
+                "labels": IGNORE,
+                "word_ids": -1,
+            }
             batch = {name: np.full(shape, value) for name, value in fill.items()}
             for row, block in enumerate(blocks):
                 rng = np.random.default_rng([self.seed, self.epoch, block["index"]])
-                ids, words = np.asarray(block["input_ids"][view]), np.asarray(block["word_ids"][view])
+                ids, words = (
+                    np.asarray(block["input_ids"][view]),
+                    np.asarray(block["word_ids"][view]),
+                )
                 fate = choose_words(words.max() + 1, rng, self.mask_share)
                 draw = partial(rng.choice, self.plain_ids) if len(self.tokenizers) == 1 else None
                 masked, labels = mask_pieces(ids, words, fate, tokenizer.mask_token_id, draw)
-                values = {"input_ids": masked, "attention_mask": 1, "labels": labels, "word_ids": words}
+                values = {
+                    "input_ids": masked,
+                    "attention_mask": 1,
+                    "labels": labels,
+                    "word_ids": words,
+                }
                 for name, value in values.items():
                     batch[name][row, : len(ids)] = value
             views.append({name: torch.from_numpy(value) for name, value in batch.items()})

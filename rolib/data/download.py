@@ -1,6 +1,6 @@
 """Fetch the upstream data files at pinned commits and verify each one before it takes its place.
 
-`python -m rolib.download [--root DIR]` fills the cache folder (or DIR). The table of files is upstream.csv;
+`python -m rolib.data.download [--root DIR]` fills the cache folder (or DIR). The table of files is upstream.csv;
 files that are known by their git blob id only are checked by that id, the others by SHA-256.
 """
 
@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import pooch
 
-from rolib.tasks import SAMPLE
+from rolib.data.tasks import SAMPLE
 
 BASE_URL = "https://raw.githubusercontent.com"
-COMMAND = "python -m rolib.download"
+COMMAND = "python -m rolib.data.download"
 LICENCES = "The data sets carry their own licences (see each LICENSE file); LaRoSeDa and MOROCO are non-commercial."
 
 
@@ -45,7 +45,9 @@ def verify(path, file: UpstreamFile):
     found = checksum(path, file.algorithm)
     if found != file.checksum:
         mend = f"delete it if it is still there, and run `{COMMAND}` again"
-        raise ValueError(f"{path} is damaged: its {file.algorithm} checksum is {found}, expected {file.checksum}: {mend}")
+        raise ValueError(
+            f"{path} is damaged: its {file.algorithm} checksum is {found}, expected {file.checksum}: {mend}"
+        )
 
 
 def download(root, base_url=BASE_URL):
@@ -68,7 +70,9 @@ def download(root, base_url=BASE_URL):
             verify(part, file)
             os.replace(part, target)
         except OSError as error:  # requests' errors are OSErrors
-            raise OSError(f"{target}: the transfer of {url} failed ({error}); run `{COMMAND}` again") from error
+            raise OSError(
+                f"{target}: the transfer of {url} failed ({error}); run `{COMMAND}` again"
+            ) from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -83,7 +87,9 @@ def data_root(setting) -> Path:
         return SAMPLE
     if folder := os.environ.get("ROLIB_DATA") if setting == "real" else setting:
         if not Path(folder).is_dir():
-            raise FileNotFoundError(f"the data root {str(folder)!r} is no folder: set `data` or ROLIB_DATA to one that exists")
+            raise FileNotFoundError(
+                f"the data root {str(folder)!r} is no folder: set `data` or ROLIB_DATA to one that exists"
+            )
         return Path(folder)
     cache = Path(pooch.os_cache("rolib"))
     if missing := [file.path for file in FILES if not (cache / file.path).is_file()]:
@@ -94,8 +100,15 @@ def data_root(setting) -> Path:
 
 def main(arguments=None):
     """The command line: fetch and verify; errors are one line."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Fetch and verify the data sets.", epilog=LICENCES)
-    parser.add_argument("--root", type=Path, default=pooch.os_cache("rolib"), help="folder to fill (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description="Fetch and verify the data sets.", epilog=LICENCES
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=pooch.os_cache("rolib"),
+        help="folder to fill (default: %(default)s)",
+    )
     root = parser.parse_args(arguments).root
     print(LICENCES)
     try:

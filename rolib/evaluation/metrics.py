@@ -4,7 +4,7 @@ All scores are fractions (0 to 1; correlations -1 to 1); percent is a matter of 
 score and never a NaN or a warning: each function says which. Bad input is a ValueError.
 
 A *scorer* gives scores as a function of example weights: with ones it gives the scores of the test set, with the counts of
-a bootstrap resample those of the resample (rolib.uncertainty). It reduces predictions to counts per example once, so that
+a bootstrap resample those of the resample (rolib.analysis.uncertainty). It reduces predictions to counts per example once, so that
 thousands of resamples are products of two matrices.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from rolib.predictions import Predictions
+from rolib.evaluation.predictions import Predictions
 
 SPAN_SCORES = ["strict_f1_micro", "strict_f1_macro", "boundary_f1_micro", "boundary_f1_macro"]
 SPAN_SCORES += ["strict_precision_micro", "strict_recall_micro"]
@@ -24,7 +24,7 @@ Scorer = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def score_predictions(task, predictions: pd.DataFrame) -> dict[str, float]:
-    """All scores of one prediction table for a task (rolib.tasks.Task; its .name and .kind are read).
+    """All scores of one prediction table for a task (rolib.measures.Task; its .name and .kind are read).
 
     ner: see `span_scorer`; other taggers and classifiers: `label_scorer`; regression: `correlation_scorer`. The order of the
     rows does not matter. ValueError for a table that `Predictions` refuses, or a NER sentence that lacks a word.
@@ -53,7 +53,9 @@ def label_scorer(examples: np.ndarray, gold: Sequence, predicted: Sequence) -> S
     without a true positive counts 0.
     """
     check_lengths(gold, predicted)
-    labels = pd.factorize(np.concatenate([np.asarray(gold, dtype=object), np.asarray(predicted, dtype=object)]))[0]
+    labels = pd.factorize(
+        np.concatenate([np.asarray(gold, dtype=object), np.asarray(predicted, dtype=object)])
+    )[0]
     hit, shape = labels[: len(gold)] == labels[len(gold) :], (labels.max() + 1, examples.max() + 1)
     hits = counts(labels[: len(gold)][hit], examples[hit], shape)
     occurrences = counts(labels, np.tile(examples, 2), shape)  # in gold and in predicted
@@ -61,7 +63,10 @@ def label_scorer(examples: np.ndarray, gold: Sequence, predicted: Sequence) -> S
     def scores(weights):
         """At weights (examples, R)."""
         right, found = hits @ weights, occurrences @ weights
-        return {"accuracy": 2 * right.sum(axis=0) / found.sum(axis=0), "macro_f1": _class_mean(_ratio(2 * right, found), found)}
+        return {
+            "accuracy": 2 * right.sum(axis=0) / found.sum(axis=0),
+            "macro_f1": _class_mean(_ratio(2 * right, found), found),
+        }
 
     return scores
 
@@ -103,14 +108,18 @@ def span_scorer(gold: Sequence[set], predicted: Sequence[set]) -> Scorer:
     return scores
 
 
-def correlation_scorer(examples: np.ndarray, gold: Sequence[float], predicted: Sequence[float]) -> Scorer:
+def correlation_scorer(
+    examples: np.ndarray, gold: Sequence[float], predicted: Sequence[float]
+) -> Scorer:
     """Pearson and Spearman correlation (ties by mean rank) of units (N,) that belong to examples numbered from 0.
 
     0.0 by definition if a side is constant, also if only up to rounding, or N = 1. ValueError for N = 0, unequal N or a value
     that is not finite.
     """
     sides, pearson = finite_pair(gold, predicted), pearson_scorer(examples, gold, predicted)
-    groups = [np.unique(side, return_inverse=True)[1] for side in sides]  # equal scores, in rising order
+    groups = [
+        np.unique(side, return_inverse=True)[1] for side in sides
+    ]  # equal scores, in rising order
     members = [counts(group, examples, (group.max() + 1, examples.max() + 1)) for group in groups]
 
     def scores(weights):
@@ -120,19 +129,30 @@ def correlation_scorer(examples: np.ndarray, gold: Sequence[float], predicted: S
             held = member @ weights
             ranks = np.cumsum(held, axis=0) - (held - 1) / 2  # the mean rank of `held` equal scores
             gaps.append((ranks - (units.sum(axis=0) + 1) / 2)[group])
-        squares = [np.einsum("nr,nr,nr->r", units, *pair) for pair in (gaps, gaps[:1] * 2, gaps[1:] * 2)]
-        return pearson(weights) | {"spearman": _ratio(squares[0], np.sqrt(squares[1] * squares[2])).clip(-1, 1)}
+        squares = [
+            np.einsum("nr,nr,nr->r", units, *pair) for pair in (gaps, gaps[:1] * 2, gaps[1:] * 2)
+        ]
+        return pearson(weights) | {
+            "spearman": _ratio(squares[0], np.sqrt(squares[1] * squares[2])).clip(-1, 1)
+        }
 
     return scores
 
 
-def pearson_scorer(examples: np.ndarray, gold: Sequence[float], predicted: Sequence[float]) -> Scorer:
+def pearson_scorer(
+    examples: np.ndarray, gold: Sequence[float], predicted: Sequence[float]
+) -> Scorer:
     """The Pearson correlation alone; see `correlation_scorer`."""
     sides = finite_pair(gold, predicted)
     means = sides.mean(axis=1, keepdims=True)
     x, y = sides - means
     # Sums over each example, so that a resample's moments are one product; centred, so that rounding costs nothing.
-    moments = np.stack([np.bincount(examples, weights=values) for values in (np.ones(len(x)), x, y, x * x, y * y, x * y)])
+    moments = np.stack(
+        [
+            np.bincount(examples, weights=values)
+            for values in (np.ones(len(x)), x, y, x * x, y * y, x * y)
+        ]
+    )
 
     def scores(weights):
         """At weights (examples, R)."""
@@ -140,9 +160,13 @@ def pearson_scorer(examples: np.ndarray, gold: Sequence[float], predicted: Seque
         units, sums, squares, cross = totals[0], totals[1:3], totals[3:5], totals[5]
         spread = squares - sums**2 / units
         # SciPy's bound for a constant, and what rounding leaves of one
-        least = np.maximum((np.finfo(float).eps ** 0.75 * (means + sums / units)) ** 2, ROUNDING * squares)
+        least = np.maximum(
+            (np.finfo(float).eps ** 0.75 * (means + sums / units)) ** 2, ROUNDING * squares
+        )
         norms = np.sqrt(np.where(spread <= least, 0, spread))
-        return {"pearson": _ratio(cross - sums[0] * sums[1] / units, norms[0] * norms[1]).clip(-1, 1)}
+        return {
+            "pearson": _ratio(cross - sums[0] * sums[1] / units, norms[0] * norms[1]).clip(-1, 1)
+        }
 
     return scores
 
@@ -160,7 +184,9 @@ def finite_pair(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
     check_lengths(first, second)
     sides = [np.asarray(side, dtype=np.float64) for side in (first, second)]
     if sides[0].ndim != 1 or sides[1].ndim != 1:
-        raise ValueError(f"scores must have shape (N,), but have {sides[0].shape} and {sides[1].shape}")
+        raise ValueError(
+            f"scores must have shape (N,), but have {sides[0].shape} and {sides[1].shape}"
+        )
     if not np.isfinite(sides).all():
         raise ValueError("scores must be finite numbers, but there is a NaN or an infinite one")
     return np.stack(sides)
@@ -168,7 +194,9 @@ def finite_pair(first: Sequence[float], second: Sequence[float]) -> np.ndarray:
 
 def counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
     """How often each pair of a row and a column occurs."""
-    return sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape).tocsr()  # equal positions add up
+    return sparse.coo_array(
+        (np.ones(len(rows)), (rows, columns)), shape
+    ).tocsr()  # equal positions add up
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -176,11 +204,16 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def _class_mean(values: np.ndarray, occurrences: np.ndarray) -> np.ndarray:
-    return _ratio(values.sum(axis=0), (occurrences > 0).sum(axis=0))  # classes that do not occur have the value 0
+    return _ratio(
+        values.sum(axis=0), (occurrences > 0).sum(axis=0)
+    )  # classes that do not occur have the value 0
 
 
 def _span_f1(found: np.ndarray) -> list[np.ndarray]:
     """Strict and boundary F1 of the five counts (5, ..., R) of `span_scorer`."""
     gold, borders_found, predicted, borders_right, right = found
-    pairs = [(_ratio(right, predicted), _ratio(right, gold)), (_ratio(borders_right, predicted), _ratio(borders_found, gold))]
+    pairs = [
+        (_ratio(right, predicted), _ratio(right, gold)),
+        (_ratio(borders_right, predicted), _ratio(borders_found, gold)),
+    ]
     return [_ratio(2 * precision * recall, precision + recall) for precision, recall in pairs]

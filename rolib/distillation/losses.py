@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100  # the label of a position that is not predicted (PyTorch's and transformers' convention)
+IGNORE = (
+    -100
+)  # the label of a position that is not predicted (PyTorch's and transformers' convention)
 
 
 def check_shapes(student: Tensor, teacher: Tensor, what: str, mend: str) -> None:
@@ -29,7 +31,9 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
     """
     if not temperature > 0:
         raise ValueError(f"temperature {temperature} must be positive")
-    return distribution_loss(student_logits, F.softmax(teacher_logits / temperature, dim=-1), temperature)
+    return distribution_loss(
+        student_logits, F.softmax(teacher_logits / temperature, dim=-1), temperature
+    )
 
 
 def distribution_loss(student_logits: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -61,7 +65,9 @@ def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
     student_hidden, teacher_hidden: (N, H), last hidden states of the same tokens. Scalar in [0, 2]; 0 for N = 0.
     Sanh et al. 2019, section 2. Raises ValueError for unequal shapes.
     """
-    check_shapes(student_hidden, teacher_hidden, "states", "the student must be as wide as its teacher")
+    check_shapes(
+        student_hidden, teacher_hidden, "states", "the student must be as wide as its teacher"
+    )
     if not len(student_hidden):
         return student_hidden.sum()
     return (1 - F.cosine_similarity(student_hidden, teacher_hidden, dim=-1)).mean()

@@ -17,46 +17,25 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from rolib.alignment import Projection, pool_words, word_starts
 from rolib.config import TrainingConfig
-from rolib.losses import IGNORE, confidence, cosine_loss, distribution_loss, mix_targets, mlm_loss, uld_loss
-from rolib.masking import MaskingCollator
-from rolib.models import MaskedLM
+from rolib.distillation.alignment import Projection, pool_words, word_starts
+from rolib.distillation.losses import (
+    IGNORE,
+    confidence,
+    cosine_loss,
+    distribution_loss,
+    mix_targets,
+    mlm_loss,
+    uld_loss,
+)
+from rolib.distillation.masking import MaskingCollator
+from rolib.distillation.models import MaskedLM
 from rolib.runs import append_metrics, progress, read_metrics, write_text
+from rolib.training import autocast, length_batches, make_accelerator, parameter_groups
 
 # DistilBERT's recipe.
 ADAM_BETAS, ADAM_EPSILON, CLIP_NORM = (0.9, 0.98), 1e-6, 5.0
-
-
-def has_bf16() -> bool:
-    """True on a GPU with bf16; 16-bit floats are many times slower on most CPUs."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-
-
-def make_accelerator() -> Accelerator:
-    """bf16 where the GPU has it, float32 elsewhere."""
-    return Accelerator(mixed_precision="bf16" if has_bf16() else "no")
-
-
-def autocast(device: torch.device):
-    """The precision of `make_accelerator`, for a model that it did not prepare."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and has_bf16())
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """AdamW groups: no decay on biases and layer norms, told by their shape, so that no naming scheme is missed."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def length_batches(lengths: list[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Batches of indices of similar length in an order that depends on (seed, epoch) alone."""
-    generator = torch.Generator().manual_seed(1_000_003 * epoch + seed)
-    order = list(LengthGroupedSampler(batch_size, lengths=lengths, generator=generator))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 @dataclass
@@ -95,7 +74,12 @@ def weights(config: TrainingConfig, teachers: Sequence[Teacher]) -> dict[str, fl
     alpha = {"ce": config.alpha_ce, "mlm": config.alpha_mlm}
     for term, teacher in zip(cosine_terms(compared), compared, strict=True):
         alpha[term] = config.alpha_cos * teacher.weight / total
-    measures = [f"{measure}_{teacher.name}" for teacher in teachers if teacher.view for measure in ("coverage", "mass")]
+    measures = [
+        f"{measure}_{teacher.name}"
+        for teacher in teachers
+        if teacher.view
+        for measure in ("coverage", "mass")
+    ]
     return {term: weight for term, weight in alpha.items() if weight} | dict.fromkeys(measures, 0.0)
 
 
@@ -110,10 +94,16 @@ def by_piece(teacher: Teacher, config: TrainingConfig) -> bool:
     return teacher.view == 0 and config.hidden_states != "words"
 
 
-def term_places(batch: list[dict], teachers: Sequence[Teacher], config: TrainingConfig) -> dict[str, Tensor]:
+def term_places(
+    batch: list[dict], teachers: Sequence[Teacher], config: TrainingConfig
+) -> dict[str, Tensor]:
     """Where each value of `weights` is taken, (B, L) bool in the student's view: it is a mean over these places."""
     view = batch[0]
-    tokens, masked, starts = view["attention_mask"].bool(), view["labels"] != IGNORE, word_starts(view["word_ids"])
+    tokens, masked, starts = (
+        view["attention_mask"].bool(),
+        view["labels"] != IGNORE,
+        word_starts(view["word_ids"]),
+    )
     places = {"ce": soft_rows(view, config), "mlm": masked}
     for term, teacher in zip(cosine_terms(teachers), teachers, strict=False):
         places[term] = tokens if by_piece(teacher, config) else starts
@@ -123,13 +113,19 @@ def term_places(batch: list[dict], teachers: Sequence[Teacher], config: Training
     return {term: places[term] for term in weights(config, teachers)}
 
 
-def term_counts(batch: list[dict], teachers: Sequence[Teacher], config: TrainingConfig) -> dict[str, int]:
+def term_counts(
+    batch: list[dict], teachers: Sequence[Teacher], config: TrainingConfig
+) -> dict[str, int]:
     """How many places each value of `loss_terms` is a mean over."""
-    return {term: int(places.sum()) for term, places in term_places(batch, teachers, config).items()}
+    return {
+        term: int(places.sum()) for term, places in term_places(batch, teachers, config).items()
+    }
 
 
 @torch.no_grad()
-def teacher_outputs(teacher: Teacher, batch: list[dict], config: TrainingConfig) -> tuple[Tensor, Tensor]:
+def teacher_outputs(
+    teacher: Teacher, batch: list[dict], config: TrainingConfig
+) -> tuple[Tensor, Tensor]:
     """A teacher's logits where its soft targets are wanted, and its last hidden states, in its own view."""
     view = batch[teacher.view]
     wanted = soft_rows(view, config)
@@ -142,7 +138,9 @@ def teacher_outputs(teacher: Teacher, batch: list[dict], config: TrainingConfig)
     return logits, hidden
 
 
-def soft_target_terms(logits: Tensor, rows: Tensor, teachers, outputs, batch, config) -> dict[str, Tensor]:
+def soft_target_terms(
+    logits: Tensor, rows: Tensor, teachers, outputs, batch, config
+) -> dict[str, Tensor]:
     """The soft-target loss of one micro-batch, a mean over the student's soft rows, and the mass of each projection.
 
     logits: (N, V) at `rows` (B, L); outputs: each teacher's logits at the same places, for a teacher with another vocabulary
@@ -151,33 +149,47 @@ def soft_target_terms(logits: Tensor, rows: Tensor, teachers, outputs, batch, co
     members, uld, terms = [], 0.0, {}
     for teacher, (teacher_logits, _) in zip(teachers, outputs, strict=True):
         probs = (teacher_logits.float() / config.temperature).softmax(-1)
-        sure = confidence(probs) if config.weighting == "confidence" else torch.ones_like(probs[:, 0])
+        sure = (
+            confidence(probs) if config.weighting == "confidence" else torch.ones_like(probs[:, 0])
+        )
         say = teacher.weight * sure
         if teacher.view == 0:
             members.append((torch.arange(len(say), device=say.device), probs, say))
             continue
         here = batch[teacher.view]["shared_first"][rows].nonzero()[:, 0]
         if config.soft_target_strategy == "uld":
-            uld = uld + teacher.weight * uld_loss(logits[here], probs, config.temperature) * len(probs) / max(1, len(logits))
+            uld = uld + teacher.weight * uld_loss(logits[here], probs, config.temperature) * len(
+                probs
+            ) / max(1, len(logits))
         elif config.soft_target_strategy != "none":
-            probs, covered = getattr(teacher.projection, config.soft_target_strategy)(probs, members[0][1][here])
+            probs, covered = getattr(teacher.projection, config.soft_target_strategy)(
+                probs, members[0][1][here]
+            )
             members.append((here, probs, say))
             terms[f"mass_{teacher.name}"] = covered.sum() / max(1, len(covered))
     return terms | {"ce": distribution_loss(logits, mix_targets(members), config.temperature) + uld}
 
 
-def loss_terms(student: nn.Module, teachers: Sequence[Teacher], batch: list[dict], config: TrainingConfig) -> dict[str, Tensor]:
+def loss_terms(
+    student: nn.Module, teachers: Sequence[Teacher], batch: list[dict], config: TrainingConfig
+) -> dict[str, Tensor]:
     """The values of `weights` for one micro-batch, each a mean over `term_places`. batch: the views of `MaskingCollator`."""
     view, places = batch[0], term_places(batch, teachers, config)
     rows = places.get("ce", view["labels"] != IGNORE)
     logits, hidden, mapped = student(view["input_ids"], view["attention_mask"], rows)
-    outputs = [teacher_outputs(teacher, batch, config) for teacher in teachers if config.alpha_ce or config.alpha_cos]
+    outputs = [
+        teacher_outputs(teacher, batch, config)
+        for teacher in teachers
+        if config.alpha_ce or config.alpha_cos
+    ]
     terms = dict.fromkeys(places, logits.new_zeros(()))
     if "mlm" in places:
         terms["mlm"] = mlm_loss(logits, view["labels"][rows])
     if "ce" in places:
         terms |= soft_target_terms(logits, rows, teachers, outputs, batch, config)
-    for term, teacher, state, (_, output) in zip(cosine_terms(teachers), teachers, [hidden, *mapped], outputs, strict=False):
+    for term, teacher, state, (_, output) in zip(
+        cosine_terms(teachers), teachers, [hidden, *mapped], outputs, strict=False
+    ):
         if term in places and by_piece(teacher, config):
             terms[term] = cosine_loss(state[places[term]], output[places[term]].float())
         elif term in places:
@@ -186,27 +198,40 @@ def loss_terms(student: nn.Module, teachers: Sequence[Teacher], batch: list[dict
     for teacher in teachers:
         if teacher.view:
             words = places[f"coverage_{teacher.name}"]
-            terms[f"coverage_{teacher.name}"] = (words & batch[teacher.view]["shared_first"]).sum() / words.sum().clamp(min=1)
+            terms[f"coverage_{teacher.name}"] = (
+                words & batch[teacher.view]["shared_first"]
+            ).sum() / words.sum().clamp(min=1)
     return terms
 
 
 @torch.no_grad()
-def held_out_losses(student, teachers, blocks: Dataset, collator: MaskingCollator, config, device) -> dict[str, float]:
+def held_out_losses(
+    student, teachers, blocks: Dataset, collator: MaskingCollator, config, device
+) -> dict[str, float]:
     """Mean of each value of `loss_terms` over the held-out blocks, always under the masks of epoch 0."""
     training, collator.epoch = student.training, 0
     student.eval()
     batches = length_batches(blocks["length"], config.batch_size, config.seed, epoch=0)
     sums, counts = 0.0, 0
-    for batch in DataLoader(blocks, batch_sampler=batches, collate_fn=collator, generator=torch.Generator()):
+    for batch in DataLoader(
+        blocks, batch_sampler=batches, collate_fn=collator, generator=torch.Generator()
+    ):
         here = torch.tensor(list(term_counts(batch, teachers, config).values()))
-        terms = torch.stack(list(loss_terms(student, teachers, send_to_device(batch, device), config).values()))
+        terms = torch.stack(
+            list(loss_terms(student, teachers, send_to_device(batch, device), config).values())
+        )
         sums, counts = sums + terms.double().cpu() * here, counts + here
     student.train(training)
     means = (sums / counts.clamp(min=1)).tolist()
-    return {f"held_out_{term}": mean for term, mean in zip(weights(config, teachers), means, strict=True)}
+    return {
+        f"held_out_{term}": mean
+        for term, mean in zip(weights(config, teachers), means, strict=True)
+    }
 
 
-def step_batches(blocks, collator, config: TrainingConfig, accelerator: Accelerator, first: int) -> Iterator[list[dict]]:
+def step_batches(
+    blocks, collator, config: TrainingConfig, accelerator: Accelerator, first: int
+) -> Iterator[list[dict]]:
     """Yield, for every optimizer step from `first` on, this process's micro-batches.
 
     The order depends on the seed alone, so a resumed run goes on where it stopped without reading what came before.
@@ -217,7 +242,9 @@ def step_batches(blocks, collator, config: TrainingConfig, accelerator: Accelera
         """The epoch and the indices of all micro-batches of one step after another, without end."""
         for epoch in count():
             batches = length_batches(blocks["length"], config.batch_size, config.seed, epoch)
-            while len(batches) < width:  # a corpus smaller than one step is read several times in it
+            while (
+                len(batches) < width
+            ):  # a corpus smaller than one step is read several times in it
                 batches = batches * 2
             for start in range(0, len(batches) - width + 1, width):
                 yield epoch, batches[start : start + width]
@@ -225,7 +252,9 @@ def step_batches(blocks, collator, config: TrainingConfig, accelerator: Accelera
     for epoch, batches in islice(steps(), first, config.steps):
         mine = batches[accelerator.process_index :: accelerator.num_processes]
         collator.epoch = epoch  # set for every step, since the held-out loss sets it to 0
-        yield list(DataLoader(blocks, batch_sampler=mine, collate_fn=collator, generator=torch.Generator()))
+        yield list(
+            DataLoader(blocks, batch_sampler=mine, collate_fn=collator, generator=torch.Generator())
+        )
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
@@ -245,12 +274,17 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
 
     Metrics written after that step belong to work that was lost; they are cut off.
     """
-    step = max((int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*")), default=0)
+    step = max(
+        (int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*")),
+        default=0,
+    )
     if step:
         accelerator.load_state(str(folder / "checkpoints" / f"step-{step}"))
     metrics = folder / "metrics.jsonl"
     if accelerator.is_main_process and metrics.exists():
-        kept = [json.dumps(record) + "\n" for record in read_metrics(metrics) if record["step"] <= step]
+        kept = [
+            json.dumps(record) + "\n" for record in read_metrics(metrics) if record["step"] <= step
+        ]
         write_text(metrics, "".join(kept))
     return step
 
@@ -275,7 +309,10 @@ def train(
     # Step 1: everything random comes from the seed.
     set_seed(config.seed)
     accelerator = make_accelerator()
-    collator, device = MaskingCollator(tokenizers, config.mask_share, config.seed), accelerator.device
+    collator, device = (
+        MaskingCollator(tokenizers, config.mask_share, config.seed),
+        accelerator.device,
+    )
 
     # Step 2: optimizer and schedule. The schedule is not prepared: Accelerate would step it once per process.
     if getattr(config, "freeze_positions", False):
@@ -285,8 +322,12 @@ def train(
     mapped = [teacher.model.model for teacher in teachers[1:] if f"cos_{teacher.name}" in alpha]
     student = MaskedLM(student, [model.config.hidden_size for model in mapped])
     groups = parameter_groups(student, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup_share * config.steps), config.steps)
+    optimizer = torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
+    )
+    schedule = get_linear_schedule_with_warmup(
+        optimizer, round(config.warmup_share * config.steps), config.steps
+    )
     model, optimizer = accelerator.prepare(student, optimizer)
     accelerator.register_for_checkpointing(schedule)
     for teacher in teachers:
@@ -296,12 +337,21 @@ def train(
     done = resume(accelerator, folder)
     model.train()
     steps = step_batches(blocks["train"], collator, config, accelerator, first=done)
-    bar = progress(steps, total=config.steps, initial=done, desc=folder.name.strip("."), disable=not accelerator.is_main_process)
+    bar = progress(
+        steps,
+        total=config.steps,
+        initial=done,
+        desc=folder.name.strip("."),
+        disable=not accelerator.is_main_process,
+    )
     sums, tokens, logged, clock = 0.0, 0, done, time.perf_counter()
 
     for step, micro_batches in enumerate(bar, start=done + 1):
         # Step 4: the token counts of the whole step, over micro-batches and processes, before any forward pass.
-        counts = torch.tensor([list(term_counts(batch, teachers, config).values()) for batch in micro_batches], device=device)
+        counts = torch.tensor(
+            [list(term_counts(batch, teachers, config).values()) for batch in micro_batches],
+            device=device,
+        )
         shares = counts / accelerator.reduce(counts.sum(0)).clamp(min=1)
 
         # Step 5: forward and backward; each mean counts by its share of the step's tokens.
@@ -309,7 +359,10 @@ def train(
             moved = send_to_device(batch, device, non_blocking=True)
             last = i == len(micro_batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                terms = torch.stack(list(loss_terms(model, teachers, moved, config).values())) * shares[i]
+                terms = (
+                    torch.stack(list(loss_terms(model, teachers, moved, config).values()))
+                    * shares[i]
+                )
                 # DDP averages gradients over processes; the shares already sum to 1 over them.
                 accelerator.backward((factors * terms).sum() * accelerator.num_processes)
             sums = sums + terms.detach()
@@ -324,21 +377,38 @@ def train(
         # Step 7: log, evaluate, keep. The only points where the device is waited for.
         record = {}
         if step % config.log_every == 0 or step == config.steps:
-            record = dict(zip(alpha, (accelerator.reduce(sums) / (step - logged)).tolist(), strict=True))
+            record = dict(
+                zip(alpha, (accelerator.reduce(sums) / (step - logged)).tolist(), strict=True)
+            )
             record["loss"] = sum(weight * record[term] for term, weight in alpha.items())
             if not math.isfinite(record["loss"]):
-                raise FloatingPointError(f"step {step}: the loss is {record['loss']}: lower learning_rate")
+                raise FloatingPointError(
+                    f"step {step}: the loss is {record['loss']}: lower learning_rate"
+                )
             tokens = int(accelerator.reduce(torch.tensor(tokens, device=device)))
             speed = tokens / (time.perf_counter() - clock)
-            record |= {"learning_rate": schedule.get_last_lr()[0], "tokens": tokens, "tokens_per_second": speed}
+            record |= {
+                "learning_rate": schedule.get_last_lr()[0],
+                "tokens": tokens,
+                "tokens_per_second": speed,
+            }
             sums, tokens, logged, clock = 0.0, 0, step, time.perf_counter()
         if step % config.checkpoint_every == 0 or step == config.steps:
             paused = time.perf_counter()
-            record |= held_out_losses(accelerator.unwrap_model(model), teachers, blocks["held_out"], collator, config, device)
+            record |= held_out_losses(
+                accelerator.unwrap_model(model),
+                teachers,
+                blocks["held_out"],
+                collator,
+                config,
+                device,
+            )
             clock += time.perf_counter() - paused
         if record and accelerator.is_main_process:
             append_metrics(folder / "metrics.jsonl", {"step": step, **record})
-            bar.set_postfix({key: f"{value:.3f}" for key, value in record.items() if value < 1e3}, refresh=False)
+            bar.set_postfix(
+                {key: f"{value:.3f}" for key, value in record.items() if value < 1e3}, refresh=False
+            )
             on_log({"step": step, **record})
         if step % config.checkpoint_every == 0 and step < config.steps:
             save_checkpoint(accelerator, folder, step)

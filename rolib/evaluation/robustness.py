@@ -10,22 +10,29 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, List
 from transformers import AutoTokenizer
 
 from rolib import runs
 from rolib.config import Config, RobustnessConfig
-from rolib.corpus import normalise
-from rolib.distill import autocast, make_accelerator
-from rolib.download import data_root
-from rolib.finetune import encode, label_names, load_for_task, predict, prediction_table, sample_examples
-from rolib.loyalty import compare_predictions
-from rolib.metrics import score_predictions
-from rolib.predictions import Predictions
-from rolib.results import members
-from rolib.tasks import TASKS, Task, load_task, with_protocol
+from rolib.data.corpus import normalise
+from rolib.data.download import data_root
+from rolib.data.tasks import load_task
+from rolib.data.words import split_words
+from rolib.evaluation.finetune import (
+    encode,
+    label_names,
+    load_for_task,
+    predict,
+    prediction_table,
+    sample_examples,
+)
+from rolib.evaluation.metrics import score_predictions
+from rolib.measures import Task, with_protocol
+from rolib.training import autocast, make_accelerator
 
 PLAIN = str.maketrans("ăâîșțşţĂÂÎȘȚŞŢ", "aaiststAAISTST")
 COMMA_TO_CEDILLA = str.maketrans("șțȘȚ", "şţŞŢ")
@@ -46,7 +53,12 @@ def cedilla(text: str) -> str:
     return unicodedata.normalize("NFC", text).translate(COMMA_TO_CEDILLA)
 
 
-PERTURBATIONS = {"strip_diacritics": strip_diacritics, "cedilla": cedilla, "lower": str.lower, "upper": str.upper}
+PERTURBATIONS = {
+    "strip_diacritics": strip_diacritics,
+    "cedilla": cedilla,
+    "lower": str.lower,
+    "upper": str.upper,
+}
 
 
 def perturb(split: Dataset, task: Task, function: Callable[[str], str]) -> Dataset:
@@ -59,7 +71,9 @@ def perturb(split: Dataset, task: Task, function: Callable[[str], str]) -> Datas
     if task.kind == "tagging":
         columns["tokens"] = [[change(token) for token in tokens] for tokens in columns["tokens"]]
     else:
-        columns |= {field: [change(text) for text in columns[field]] for field in ("text", "text_pair")}
+        columns |= {
+            field: [change(text) for text in columns[field]] for field in ("text", "text_pair")
+        }
     return Dataset.from_dict(columns, features=split.features)
 
 
@@ -69,8 +83,10 @@ def task_of(run: Path) -> Task:
     return with_protocol(result["task"], result["protocol"])
 
 
-def predict_perturbed(run: Path, split: Dataset, functions: dict[str, Callable[[str], str]]) -> dict[str, pd.DataFrame]:
-    """The prediction table (see rolib.predictions) of a run's kept model on a split under each of the perturbations.
+def predict_perturbed(
+    run: Path, split: Dataset, functions: dict[str, Callable[[str], str]]
+) -> dict[str, pd.DataFrame]:
+    """The prediction table (see rolib.evaluation.predictions) of a run's kept model on a split under each of the perturbations.
 
     With `str` as the function, which changes nothing, these are the predictions of the fine-tuning run: windows and batches
     are as they were there.
@@ -102,7 +118,9 @@ def kept_runs(config: Config, tasks: Sequence[str], models: Sequence[str] = ()) 
             if not models or model in models:
                 found.setdefault((task, model), run)
     if not found:
-        raise FileNotFoundError(f"{place} holds no fine-tuned model: set keep_models to true in evaluate.yaml and evaluate again")
+        raise FileNotFoundError(
+            f"{place} holds no fine-tuned model: set keep_models to true in evaluate.yaml and evaluate again"
+        )
     return list(found.values())
 
 
@@ -116,18 +134,27 @@ def measure_robustness(config: RobustnessConfig) -> list[dict]:
 
     @cache  # of the measures whose runs are not finished
     def test_split(task):
-        return sample_examples(load_task(task, data_root(config.data))["test"], config.max_test_examples, config.seed)
+        return sample_examples(
+            load_task(task, data_root(config.data))["test"], config.max_test_examples, config.seed
+        )
 
-    for run in runs.progress(kept_runs(config, config.tasks, config.models), desc="perturbed test splits"):
+    for run in runs.progress(
+        kept_runs(config, config.tasks, config.models), desc="perturbed test splits"
+    ):
         model, task = run.parts[-3:-1]
         one = config.model_copy(update={"tasks": [task], "models": [model]})
         folder = config.folder / "robustness" / model / task
-        inputs = {file: runs.sha256(run / file) for file in ("predictions.parquet", "model/model.safetensors")}
+        inputs = {
+            file: runs.sha256(run / file)
+            for file in ("predictions.parquet", "model/model.safetensors")
+        }
         inputs["perturbations"] = ", ".join(PERTURBATIONS)
         if not runs.is_finished(folder, one, inputs):
             with runs.new_run(folder, one, inputs) as working:
                 perturb_run(run, test_split(task), working)
-        results.append({"model": model} | runs.read_json(folder / "scores.json", runs.made_by(config)))
+        results.append(
+            {"model": model} | runs.read_json(folder / "scores.json", runs.made_by(config))
+        )
     return results
 
 
@@ -139,34 +166,42 @@ def perturb_run(run: Path, split: Dataset, folder: Path) -> None:
     tables |= predict_perturbed(run, split, PERTURBATIONS)
     scores = {}
     for name, table in tables.items():
-        table.astype({"position": "int32"}).to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)
+        table.astype({"position": "int32"}).to_parquet(
+            folder / f"{name}.parquet", compression="zstd", index=False
+        )
         scores[name] = score_predictions(task, table)
     kept = {key: result[key] for key in ("task", "seed", "protocol", "headline")}
     runs.write_json(folder / "scores.json", kept | {"examples": len(split), "scores": scores})
 
 
-def compare_perturbed(config: RobustnessConfig) -> pd.DataFrame:
-    """Scores and loyalty under each perturbation, from what `measure_robustness` left.
+def predict_text(run: Path, text: str, other: str = "") -> pd.DataFrame:
+    """What the kept model of a fine-tuning run says about a text (STS: about `text` and `other`).
 
-    Columns: model, role, teacher, task, seed, headline (a score's name), perturbation ("original" is none), score, value,
-    change (value less that of the original). Loyalty is to the first teacher under the same perturbation; there is none
-    for teachers and where the teacher was not measured. Only models and tasks of the config; a missing one is left out.
+    Index (position, text): one row a word for taggers, cut like the corpus, and one for the text otherwise; columns:
+    the probability of each label, or the STS `score`. A LaRoSeDa model reads the text as a review without a title.
+    ValueError for an empty text.
     """
-    everyone, rows = members(config), []
-    for member in everyone[everyone["model"].isin(config.models or everyone["model"])].itertuples():
-        for task in config.tasks:
-            folder, reference = (config.folder / "robustness" / name / task for name in (member.model, member.teacher))
-            if not (folder / "scores.json").exists():
-                continue
-            result = runs.read_json(folder / "scores.json", "07-measure-robustness")
-            follows = member.model.removesuffix("-random") != member.teacher and (reference / "scores.json").exists()
-            for perturbation, values in result["scores"].items():
-                if follows:
-                    sides = (Predictions.read(place / f"{perturbation}.parquet") for place in (reference, folder))
-                    values = values | compare_predictions(TASKS[task], *sides)
-                start = (member.model, member.role, member.teacher, task, result["seed"], result["headline"], perturbation)
-                rows += [(*start, score, value) for score, value in values.items()]
-    columns = ["model", "role", "teacher", "task", "seed", "headline", "perturbation", "score", "value"]
-    table = pd.DataFrame(rows, columns=columns)
-    original = table["value"].where(table["perturbation"] == "original").groupby([table[c] for c in ("model", "task", "score")])
-    return table.assign(change=table["value"] - original.transform("max"))
+    task, labels = task_of(run), runs.read_json(run / "scores.json", "03-evaluate-model")["labels"]
+    paired, tagged = task.kind == "regression", task.kind == "tagging"
+    text, other = normalise(text), normalise(other) if paired else ""
+    if not text or (paired and not other):
+        raise ValueError(f"{task.name}: no text to read" + " in one of the two boxes" * paired)
+    words = split_words(text) if tagged else [f"{text} ‖ {other}" if paired else text]
+    first, second = ("", text) if task.dataset == "LaRoSeDa" else (text, other)
+    row = (
+        {"tokens": words, "labels": [0] * len(words)}
+        if tagged
+        else {"text": first, "text_pair": second, "label": 0}
+    )
+    split = Dataset.from_list([{"id": "typed"} | row])
+    if labels:
+        names = ClassLabel(names=labels)
+        split = (
+            split.cast_column("labels", List(names))
+            if tagged
+            else split.cast_column("label", names)
+        )
+    table = predict_perturbed(run, split, {"typed": str})["typed"]
+    values = np.stack(table["probabilities"]) if labels else table[["predicted"]].to_numpy()
+    index = pd.MultiIndex.from_arrays([range(len(words)), words], names=["position", "text"])
+    return pd.DataFrame(values, index=index, columns=labels or ["score"])

@@ -37,12 +37,20 @@ class Predictions:
             raise ValueError(f"{name}: it has no rows, so there is nothing to score")
         table = table.sort_values(UNIT, ignore_index=True)
         sizes = table["probabilities"].map(len, na_action="ignore").fillna(0)
-        faults = [("missing value", table[COLUMNS[:-1]].isna().any(axis=1)), ("more than one row", table.duplicated(UNIT))]
-        for problem, bad in [*faults, ("another number of probabilities than elsewhere", sizes != sizes.mode()[0])]:
+        faults = [
+            ("missing value", table[COLUMNS[:-1]].isna().any(axis=1)),
+            ("more than one row", table.duplicated(UNIT)),
+        ]
+        for problem, bad in [
+            *faults,
+            ("another number of probabilities than elsewhere", sizes != sizes.mode()[0]),
+        ]:
             if bad.any():
                 raise ValueError(f"{name}: {problem} for {unit_name(table.loc[bad, UNIT].iloc[0])}")
         probabilities = np.array(table["probabilities"].tolist())  # many times as fast as np.stack
-        return cls(table[UNIT], table["gold"].to_numpy(), table["predicted"].to_numpy(), probabilities)
+        return cls(
+            table[UNIT], table["gold"].to_numpy(), table["predicted"].to_numpy(), probabilities
+        )
 
     @classmethod
     def read(cls, path: Path, probabilities: bool = True) -> "Predictions":
@@ -51,7 +59,9 @@ class Predictions:
         try:
             # Without Arrow's own threads, as the tables of several runs are read side by side.
             table = pd.read_parquet(path, columns=columns, use_threads=False, memory_map=True)
-            return cls.of(table if probabilities else table.assign(probabilities=[()] * len(table)), "table")
+            return cls.of(
+                table if probabilities else table.assign(probabilities=[()] * len(table)), "table"
+            )
         except ValueError as error:  # Arrow's too
             mend = "delete the folder of this run and evaluate the model again"
             raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}): {mend}") from None
@@ -78,7 +88,10 @@ class Predictions:
         gaps = self.units["position"] != np.arange(len(self.gold)) - starts[self.examples]
         if gaps.any():
             raise ValueError(f"a word is missing before {unit_name(self.units[gaps].iloc[0])}")
-        return {side: [spans(tags) for tags in np.split(getattr(self, side), starts[1:])] for side in ("gold", "predicted")}
+        return {
+            side: [spans(tags) for tags in np.split(getattr(self, side), starts[1:])]
+            for side in ("gold", "predicted")
+        }
 
 
 def check_paired(runs: Mapping[str, Predictions]) -> None:
@@ -87,9 +100,14 @@ def check_paired(runs: Mapping[str, Predictions]) -> None:
     for name, run in others:
         if not first.units.equals(run.units):
             ours, theirs = (pd.MultiIndex.from_frame(side.units) for side in (first, run))
-            for owner, alone in [(first_name, ours.difference(theirs, False)), (name, theirs.difference(ours, False))]:
+            for owner, alone in [
+                (first_name, ours.difference(theirs, False)),
+                (name, theirs.difference(ours, False)),
+            ]:
                 if len(alone):
-                    raise ValueError(f"{unit_name(alone[0])} is in the {owner} only ({len(alone)} such units)")
+                    raise ValueError(
+                        f"{unit_name(alone[0])} is in the {owner} only ({len(alone)} such units)"
+                    )
         if not np.array_equal(first.gold, run.gold):
             raise ValueError(f"the {first_name} and the {name} differ in their gold labels")
 
@@ -124,7 +142,9 @@ def distributions(side: str, probabilities: Sequence) -> np.ndarray:
     if not good.all():
         number = int(np.argmin(good))
         least, total = rows[number].min(initial=1), rows[number].sum()
-        raise ValueError(f"{side} row {number} is no distribution: its least value is {least:g} and their sum {total:g}")
+        raise ValueError(
+            f"{side} row {number} is no distribution: its least value is {least:g} and their sum {total:g}"
+        )
     return rows
 
 
@@ -133,7 +153,10 @@ def row_entropies(*sides: np.ndarray) -> np.ndarray:
     entropies = np.empty(len(sides[0]))
     for start in range(0, len(entropies), CHUNK):
         mean, *others = (side[start : start + CHUNK].astype(np.float64) for side in sides)
-        for rows in (mean, *others):  # in place, here and below: copies would take longer than the logarithms
+        for rows in (
+            mean,
+            *others,
+        ):  # in place, here and below: copies would take longer than the logarithms
             rows /= rows.sum(axis=1, keepdims=True)
         for rows in others:
             mean += rows

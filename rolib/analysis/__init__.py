@@ -1,0 +1,1 @@
+"""Analysis: loyalty, uncertainty, and the tables of a study."""

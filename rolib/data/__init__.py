@@ -1,0 +1,1 @@
+"""Data: words, the corpus, the five data sets, the downloader and the built-in sample."""

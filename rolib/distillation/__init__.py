@@ -1,0 +1,1 @@
+"""Distillation: losses, masking, alignment of two vocabularies, models, the training loop."""

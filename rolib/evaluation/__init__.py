@@ -1,0 +1,1 @@
+"""Evaluation: fine-tuning, stored predictions, metrics, speed, robustness."""
