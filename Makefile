@@ -46,6 +46,8 @@ lab: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 test: lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/run.sh
