@@ -51,6 +51,8 @@ class TrainingConfig(Config):
     """The recipe that pre-training and distillation share: text, masking, schedule (DistilBERT's, see the README)."""
 
     corpus: str  # "data" (the folder corpus/ of the data root), a folder of .txt files, or hub:<id>:<config>
+    corpus_revision: str  # commit, tag or branch of a hub corpus; "" for files
+    data_seed: Size  # chooses the documents and the held-out split; one for a whole profile
     words_per_source: Size  # at most so many words of each corpus file or hub set; 0 takes all
     block_length: Annotated[int, Field(ge=8, le=512)]  # pieces in a block, [CLS] and [SEP] included
     mask_share: Annotated[float, Field(gt=0, lt=1)]  # words masked
@@ -69,6 +71,7 @@ class TeacherConfig(TrainingConfig):
 
     teacher: Name
     source: str  # "pretrain", a hub id or a folder
+    revision: str  # commit, tag or branch of a hub model; "" for anything else
     lowercase: bool  # accents are always kept
     vocab_size: Annotated[int, Field(ge=100)]
     num_layers: Count

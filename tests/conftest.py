@@ -114,6 +114,8 @@ RECIPE = {
     "seed": 1,
     "data": "sample",
     "corpus": "data",
+    "corpus_revision": "",
+    "data_seed": 1,
     "words_per_source": 0,
     "block_length": 24,
     "mask_share": 0.3,
@@ -134,7 +136,7 @@ def teacher_config():
     from rolib.config import TeacherConfig
 
     shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "dropout": 0.0}
-    source = {"teacher": "toy", "source": "pretrain", "lowercase": False, "vocab_size": 200}
+    source = {"teacher": "toy", "source": "pretrain", "revision": "", "lowercase": False, "vocab_size": 200}
     return lambda **changes: TeacherConfig(**(RECIPE | shape | source | changes))
 
 
