@@ -7,7 +7,8 @@
 import os
 from pathlib import Path
 
-from rolib.config import ROOT, load_profile
+from rolib.config import ROOT
+from rolib.profiles import load_profile
 
 PROFILE = config.get("profile", "tiny")
 STUDY = load_profile(PROFILE)  # every parameter is checked here, before the first job

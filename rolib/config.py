@@ -1,156 +1,179 @@
-"""Parameters: one frozen pydantic model a notebook, unknown keys refused, every error one line.
+"""Parameters: one frozen pydantic model a notebook. Unknown keys are refused, errors are one line.
 
-`from_notebook` validates what papermill injected; `load` reads the same keys from `params/<profile>/*.yaml`;
-`load_profile` checks a whole profile before the first notebook starts.
+`from_notebook` validates the values of a notebook; `rolib.profiles` reads them from files.
+The descriptions below are the one place where the meaning of a parameter is written.
 """
 
+import ast
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
-from typing_extensions import TypedDict  # pydantic takes the one of typing only from Python 3.12
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rolib.measures import PROTOCOLS, TASKS
+from rolib.measures import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[1]
+MAX_POSITIONS = 128  # the longest text, in pieces, of a teacher that is pre-trained on the spot
 
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=0)]
+Pieces = Annotated[int, Field(ge=8, le=512)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
-TaskName = Literal[*TASKS]
+Seeds = Annotated[list[Size], Field(min_length=1)]
+TaskName = Literal["upos", "xpos", "ner", "sapn", "sar", "di", "sts"]
 Tasks = Annotated[list[TaskName], Field(min_length=1)]
-Protocols = TypedDict(
-    "Protocols", {task: Literal[*protocols] for task, protocols in PROTOCOLS.items()}, total=False
-)
+Teachers = Annotated[dict[Name, Weight], Field(min_length=1)]
+Variants = Annotated[dict[Name, dict], Field(min_length=1)]
+Weighting = Literal["fixed", "confidence"]
+Strategy = Literal["lift", "intersection", "uld", "none"]
+States = Literal["pieces", "words", "first"]
 
 
 class ConfigError(ValueError):
-    """A parameter that cannot work; the message names its key, its file and the mend."""
+    """A parameter that cannot work. The message names its key, its file and the remedy."""
 
 
-class Config(BaseModel, frozen=True, extra="forbid", strict=True):
+class Config(BaseModel):
     """What every notebook shares (params/<profile>/common.yaml)."""
 
-    profile: Name  # results lie in runs/<profile>
-    seed: Size  # the one source of randomness
-    data: str  # "sample", "real" ($ROLIB_DATA or the download cache), or a folder in the upstream layout
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    profile: Name = Field(description="results lie in runs/<profile>")
+    seed: Size = Field(description="the source of all randomness but the choice of documents")
+    data: str = Field(description='"sample", "real" ($ROLIB_DATA, or the download), or a folder')
 
     @property
     def folder(self) -> Path:
-        """Where this profile's results lie: $ROLIB_RUNS or runs/ of the repository, then the profile's name."""
+        """The folder of this profile's results, below $ROLIB_RUNS or runs/ of the repository."""
         return Path(os.environ.get("ROLIB_RUNS") or ROOT / "runs") / self.profile
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows: parameter, value, meaning, allowed values."""
+        import pandas as pd  # late, since every command reads this module
+
+        properties = type(self).model_json_schema()["properties"]
+        rows = [
+            (name, getattr(self, name), field["description"], allowed_values(field))
+            for name, field in properties.items()
+        ]
+        columns = ["parameter", "value", "meaning", "allowed values"]
+        with pd.option_context("display.max_colwidth", None):
+            return pd.DataFrame(rows, columns=columns).to_html(index=False)
 
 
 class TrainingConfig(Config):
-    """The recipe that pre-training and distillation share: text, masking, schedule (DistilBERT's, see the README)."""
+    """The recipe that pre-training and distillation share: text, masking, schedule."""
 
-    corpus: str  # "data" (the folder corpus/ of the data root), a folder of .txt files, or hub:<id>:<config>
-    corpus_revision: str  # commit, tag or branch of a hub corpus; "" for files
-    data_seed: Size  # chooses the documents and the held-out split; one for a whole profile
-    words_per_source: Size  # at most so many words of each corpus file or hub set; 0 takes all
-    block_length: Annotated[int, Field(ge=8, le=512)]  # pieces in a block, [CLS] and [SEP] included
-    mask_share: Annotated[float, Field(gt=0, lt=1)]  # words masked
-    steps: Count  # optimizer steps
-    batch_size: Count  # blocks in a micro-batch on one device
-    accumulation: Count  # micro-batches in a step
-    learning_rate: Positive
-    warmup_share: Share
-    weight_decay: Weight
-    log_every: Count  # steps
-    checkpoint_every: Count  # steps between checkpoints; the held-out loss is taken there too
+    corpus: str = Field(description='"data" (its corpus/), a folder of .txt, or hub:<id>:<config>')
+    corpus_revision: str = Field(description='commit, tag or branch of a hub corpus; else ""')
+    data_seed: Size = Field(description="chooses documents and held-out split, one for a profile")
+    words_per_source: Size = Field(description="words of each corpus file or hub set; 0: all")
+    block_length: Pieces = Field(description="pieces in a block, [CLS] and [SEP] included")
+    mask_share: float = Field(gt=0, lt=1, description="share of the words that are masked")
+    steps: Count = Field(description="optimizer steps")
+    batch_size: Count = Field(description="blocks in a micro-batch on one device")
+    accumulation: Count = Field(description="micro-batches in a step")
+    learning_rate: Positive = Field(description="highest learning rate of AdamW")
+    warmup_share: Share = Field(description="share of the steps in which the rate rises")
+    weight_decay: Weight = Field(description="decay of the weight matrices")
+    log_every: Count = Field(description="steps between two records")
+    checkpoint_every: Count = Field(description="steps between checkpoints and held-out losses")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> "TrainingConfig":
+        if self.corpus.startswith("hub:") and not self.corpus_revision:
+            raise ValueError("corpus_revision: empty, but the corpus is on the hub: name a commit")
+        return self
 
 
 class TeacherConfig(TrainingConfig):
     """01-prepare-teachers: a teacher from the hub, a folder, or pre-trained on the spot."""
 
-    teacher: Name
-    source: str  # "pretrain", a hub id or a folder
-    revision: str  # commit, tag or branch of a hub model; "" for anything else
-    lowercase: bool  # accents are always kept
-    vocab_size: Annotated[int, Field(ge=100)]
-    num_layers: Count
-    hidden_size: Count
-    num_heads: Count
-    dropout: Share
+    teacher: Name = Field(description="name of the teacher")
+    source: str = Field(description='"pretrain", a hub id or a folder')
+    revision: str = Field(description='commit, tag or branch of a hub model; else ""')
+    lowercase: bool = Field(description="lower-case the text; accents are always kept")
+    vocab_size: int = Field(ge=100, description="pieces of the vocabulary")
+    num_layers: Count = Field(description="transformer layers")
+    hidden_size: Count = Field(description="width of the hidden states")
+    num_heads: Count = Field(description="attention heads")
+    dropout: Share = Field(description="dropout of states and attention")
 
     @model_validator(mode="after")
-    def _heads_divide(self):
+    def _fits_together(self) -> "TeacherConfig":
         if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size: {self.hidden_size} is not a multiple of num_heads {self.num_heads}: change one"
-            )
+            heads = f"{self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            raise ValueError(f"hidden_size: {heads}: change one")
+        if self.source == "pretrain" and self.block_length > MAX_POSITIONS:
+            positions = f"{self.block_length} is more than the {MAX_POSITIONS} positions"
+            raise ValueError(f"block_length: {positions} of a teacher pre-trained here: lower it")
+        if self.source != "pretrain" and not self.revision and not Path(self.source).is_dir():
+            raise ValueError(f"revision: empty, but {self.source!r} is a hub id: name a commit")
         return self
 
 
 class StudentConfig(TrainingConfig):
     """02-distil-student: one student from one or several teachers, or its MLM-only control."""
 
-    student: Name
-    # Teachers of this profile and their weights; the first gives the student its vocabulary and its start.
-    teachers: Annotated[dict[Name, Weight], Field(min_length=1)]
+    student: Name = Field(description="name of the student")
+    teachers: Teachers = Field(description="name: weight; the first gives vocabulary and start")
     # The next three have defaults, since they mean nothing for a single teacher.
-    weighting: Literal["fixed", "confidence"] = (
-        "fixed"  # "confidence": at each position also by exp(-entropy) of the teacher
-    )
-    # How a teacher with another vocabulary gives soft targets; see rolib.distillation.alignment and rolib.distillation.losses.
-    soft_target_strategy: Literal["lift", "intersection", "uld", "none"] = "lift"
-    # States by piece (by word across vocabularies), all by word, or by piece from the first teacher alone.
-    hidden_states: Literal["pieces", "words", "first"] = "pieces"
-    objective: Literal[
-        "distill", "mlm"
-    ]  # "mlm": random weights and no teacher, the control on the same budget
-    num_layers: Count
-    alpha_ce: Weight
-    alpha_mlm: Weight
-    alpha_cos: Weight
-    temperature: Positive
-    soft_targets: Literal["all", "masked"]  # the tokens whose teacher distribution is matched
-    freeze_positions: bool
+    weighting: Weighting = Field("fixed", description="confidence: exp(-entropy) at each position")
+    soft_target_strategy: Strategy = Field("lift", description="of a teacher of other vocabulary")
+    hidden_states: States = Field("pieces", description="compared by piece, by word, or of first")
+    objective: Literal["distill", "mlm"] = Field(description="mlm: the control without a teacher")
+    num_layers: Count = Field(description="transformer layers of the student")
+    alpha_ce: Weight = Field(description="weight of the soft targets, T^2 KL")
+    alpha_mlm: Weight = Field(description="weight of the masked words, CE")
+    alpha_cos: Weight = Field(description="weight of the hidden states, 1 - cos")
+    temperature: Positive = Field(description="T, softens both distributions")
+    soft_targets: Literal["all", "masked"] = Field(description="tokens with soft targets")
+    freeze_positions: bool = Field(description="keep the position embeddings of the start")
 
     @property
     def shares(self) -> dict[str, float]:
-        """The teachers that count and their weights, scaled to the sum 1."""
+        """The teachers of positive weight and their weights, scaled to the sum 1."""
         total = sum(self.teachers.values())
         return {name: weight / total for name, weight in self.teachers.items() if weight}
 
     @model_validator(mode="after")
-    def _something_to_learn(self):
+    def _something_to_learn(self) -> "StudentConfig":
         first = next(iter(self.teachers))
         if not self.teachers[first]:
-            raise ValueError(
-                f"teachers: {first} has weight 0, but the first gives the student its vocabulary: raise it or reorder"
-            )
+            problem = f"{first} has weight 0, but the first gives the student its vocabulary"
+            raise ValueError(f"teachers: {problem}: raise it or reorder")
         if self.objective == "distill" and self.alpha_ce + self.alpha_mlm + self.alpha_cos == 0:
-            raise ValueError(
-                "alpha_ce: 0, as alpha_mlm and alpha_cos are: nothing would be learned, raise one"
-            )
+            problem = "0, as alpha_mlm and alpha_cos are: nothing would be learned"
+            raise ValueError(f"alpha_ce: {problem}, raise one")
         return self
 
 
 class EvaluateConfig(Config):
     """03-evaluate-model: fine-tune one model on the tasks."""
 
-    model: Name  # a teacher or student of this profile, or <name>-random for its shape with random weights
-    tasks: Tasks
-    protocols: Protocols  # per measure, one of rolib.measures.PROTOCOLS: what is read and which score is the headline
-    seeds: Annotated[list[Size], Field(min_length=1)]
-    keep_models: bool  # save the fine-tuned model of the first seed
-    max_train_examples: Size  # 0 takes all
-    max_length: Annotated[int, Field(ge=8, le=512)]  # pieces
-    batch_size: Count
-    epochs: dict[TaskName, Count]  # per measure
-    learning_rates: dict[TaskName, Positive]  # per measure
-    warmup_share: Share
-    weight_decay: Weight
+    model: Name = Field(description="a teacher or student; <name>-random: from random weights")
+    tasks: Tasks = Field(description="measures")
+    protocols: dict[TaskName, str] = Field(description="what is read, and the headline score")
+    seeds: Seeds = Field(description="fine-tuning seeds")
+    keep_models: bool = Field(description="save the fine-tuned models of the first seed")
+    max_train_examples: Size = Field(description="training examples of a measure; 0: all")
+    max_length: Pieces = Field(description="pieces of a text; the rest is cut or windowed")
+    batch_size: Count = Field(description="examples in a step")
+    epochs: dict[TaskName, Count] = Field(description="epochs of each measure")
+    learning_rates: dict[TaskName, Positive] = Field(description="highest rate of each measure")
+    warmup_share: Share = Field(description="share of the steps in which the rate rises")
+    weight_decay: Weight = Field(description="decay of the weight matrices")
 
     @model_validator(mode="after")
-    def _every_task_has_a_recipe(self):
+    def _every_task_has_a_recipe(self) -> "EvaluateConfig":
+        for task, protocol in self.protocols.items():
+            if protocol not in PROTOCOLS[task]:
+                known = " or ".join(map(repr, PROTOCOLS[task]))
+                raise ValueError(f"protocols.{task}: Input should be {known}, got {protocol!r}")
         for key in ("protocols", "epochs", "learning_rates"):
             missing = [task for task in self.tasks if task not in getattr(self, key)]
             if missing:
@@ -161,170 +184,117 @@ class EvaluateConfig(Config):
 class RobustnessConfig(Config):
     """07-measure-robustness: kept fine-tuned models on perturbed test splits."""
 
-    tasks: Tasks
-    models: list[Name]  # [] takes every evaluated model
-    max_test_examples: Size  # 0 takes all
+    tasks: Tasks = Field(description="measures")
+    models: list[Name] = Field(description="models to measure; []: every evaluated model")
+    max_test_examples: Size = Field(description="test examples of a measure; 0: all")
 
 
 class AblationConfig(Config):
     """09-ablate-ensemble: one student distilled in several ways, on one corpus and budget."""
 
-    student: Name  # of this profile
-    variants: Annotated[
-        dict[Name, dict], Field(min_length=1)
-    ]  # name: the parameters of the student that it changes
-    seeds: Annotated[list[Size], Field(min_length=1)]  # of the distillation and of the fine-tuning
-    steps: Count  # optimizer steps of each distillation
-    tasks: Tasks
+    student: Name = Field(description="a student of this profile")
+    variants: Variants = Field(description="name: the parameters of the student that it changes")
+    seeds: Seeds = Field(description="seeds of the distillation and of the fine-tuning")
+    steps: Count = Field(description="optimizer steps of each distillation")
+    tasks: Tasks = Field(description="measures")
 
 
 class AnalyseConfig(Config):
     """04-analyse-loyalty and 06-report-results: tables and figures from stored predictions."""
 
-    resamples: Count  # of the bootstrap
+    resamples: Count = Field(description="resamples of the bootstrap")
 
 
 class SpeedConfig(Config):
     """05-measure-speed: size, latency and throughput of every model."""
 
-    sequence_length: Annotated[int, Field(ge=8, le=512)]  # pieces
-    batch_sizes: Annotated[list[Count], Field(min_length=1)]
-    warmup_runs: Count
-    timed_runs: Annotated[int, Field(ge=3)]
+    sequence_length: Pieces = Field(description="pieces of a text")
+    batch_sizes: list[Count] = Field(min_length=1, description="texts in a batch")
+    warmup_runs: Count = Field(description="passes that are not counted")
+    timed_runs: int = Field(ge=3, description="passes that are timed")
 
 
-def validate(kind: type[Config], values: dict, default: str, where: dict[str, str] | None = None):
-    """Build a config; ConfigError says of the first key at fault `key (file): what is wrong; the mend`.
+C = TypeVar("C", bound=Config)
 
-    where: the file of each key, else it is `default`.
+
+def allowed_values(field: dict[str, Any]) -> str:
+    """The values that a field of a JSON schema allows, in words: "one of a, b", ">= 1", ..."""
+    if "enum" in field:
+        return "one of " + ", ".join(map(str, field["enum"]))
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {field[key]}" for key, sign in bounds.items() if key in field]
+    named = list(field.get("patternProperties", {}).values())
+    for items in [field.get("items"), field.get("additionalProperties"), *named]:
+        if isinstance(items, dict) and "type" in items:
+            limits.append(f"each {allowed_values(items)}")
+    kinds = {"string": "text", "boolean": "true or false", "array": "list", "object": "mapping"}
+    kind = kinds.get(field["type"], field["type"])
+    return f"{kind} {' and '.join(limits)}".strip()
+
+
+def validate(kind: type[C], values: dict, default: str, where: dict[str, str] | None = None) -> C:
+    """The config of these values. ConfigError: `key (file): what is wrong: the remedy`.
+
+    where: the file of each key; for any other key it is `default`.
     """
     try:
         return kind(**values)
     except ValidationError as error:
         fault = error.errors()[0]
-    key, message = (
-        ".".join(str(part) for part in fault["loc"] if part != "[key]"),
-        fault["msg"].removeprefix("Value error, "),
-    )
-    if not key:  # of values that do not go together the message names one
+    key = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+    message = fault["msg"].removeprefix("Value error, ")
+    if not key:  # values that do not fit together: the message names one
         key, message = message.split(": ", 1)
     got = f"{message}, got {fault['input']!r}"
-    text = {
+    texts = {
         "extra_forbidden": "unknown key: correct its spelling or remove it",
         "missing": "missing: add it",
         "float_type": f"{got}: write it like 5.0e-5 (YAML reads 5e-5 as text)",
         "value_error": message,
-    }.get(fault["type"], f"{got}: correct the value")
-    raise ConfigError(f"{key} ({(where or {}).get(key.split('.')[0], default)}): {text}")
-
-
-def load(kind: type[Config], *files: Path | str, **overrides) -> Config:
-    """Read YAML files (a later file wins, overrides win over all) into a validated config.
-
-    Raises ConfigError that names the key and the file at fault.
-    """
-    values, where = {}, {}
-    for file in map(Path, files):
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except FileNotFoundError:
-            raise ConfigError(
-                f"{file}: no such parameter file; the profiles lie in {ROOT / 'params'}"
-            ) from None
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(
-                f"{file}: not readable as YAML in UTF-8 ({str(error).splitlines()[0]}): correct it"
-            ) from None
-        if not isinstance(content, dict):
-            raise ConfigError(f"{file}: expected lines of `key: value`")
-        values |= content
-        where |= dict.fromkeys(content, str(file))
-    values |= overrides
-    where |= dict.fromkeys(overrides, "override")
-    return validate(kind, values, " + ".join(map(str, files)) or "override", where)
-
-
-def from_notebook(kind: type[Config], namespace: dict) -> Config:
-    """Build a config from a notebook's globals, so that a parameter papermill injected under a wrong name is refused.
-
-    Call it before the notebook defines variables of its own; imports, functions and IPython's names do not count.
-    """
-    plain, shell = str | int | float | list | dict | None, ("In", "Out")
-    values = {
-        key: value
-        for key, value in namespace.items()
-        if isinstance(value, plain) and key[0] != "_" and key not in shell
     }
+    text = texts.get(fault["type"], f"{got}: correct the value")
+    file = (where or {}).get(key.split(".")[0], default)
+    raise ConfigError(f"{key} ({file}): {text}")
+
+
+def from_notebook(kind: type[C], namespace: dict[str, Any]) -> C:
+    """The config of a notebook's parameters. It may be called again after a change.
+
+    namespace: the notebook's globals. Read are the fields of `kind`, and every other name that a
+    parameters cell assigns, so that a wrong name is refused. Outside of a notebook all plain values
+    are read.
+    """
+    if "In" in namespace:
+        names = set(kind.model_fields) | parameter_names(namespace["In"][:-1], kind)
+    else:
+        plain = str | int | float | list | dict | None
+        names = {key for key in namespace if isinstance(namespace[key], plain) and key[0] != "_"}
+    values = {name: namespace[name] for name in sorted(names) if name in namespace}
     return validate(kind, values, "notebook parameters")
 
 
-def load_profile(profile: str, root: Path = ROOT / "params") -> dict:
-    """Load and cross-check every parameter file of a profile: {"teachers": ..., "students": ..., "evaluate": ...}.
+def parameter_names(cells: list[str], kind: type[Config]) -> set[str]:
+    """The names that the parameters cells assign, back to the last call of `from_notebook`.
 
-    Raises ConfigError for a student without its teacher or deeper than it; nothing heavy is imported or read.
+    cells: their sources in the order in which they ran. A parameters cell has nothing but
+    assignments, one of them of a field of `kind`; or it is the one that papermill adds.
     """
-    base = Path(root) / profile
-    if not base.is_dir():
-        known = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
-        raise ConfigError(f"profile {profile!r}: no folder {base}; use one of {', '.join(known)}")
-    common, training = base / "common.yaml", base / "training.yaml"
-
-    def each(kind, folder, recipe):
-        configs = {}
-        for file in sorted((base / folder).glob("*.yaml")):
-            config = configs[file.stem] = load(kind, common, training, base / recipe, file)
-            name = getattr(config, folder[:-1])
-            if name != file.stem:
-                raise ConfigError(
-                    f"{folder[:-1]} ({file}): is {name!r}, must be the file's name {file.stem!r}"
-                )
-        return configs
-
-    teachers = each(TeacherConfig, "teachers", "pretrain.yaml")
-    students = each(StudentConfig, "students", "distill.yaml")
-    for name, student in students.items():
-        file = base / "students" / f"{name}.yaml"
-        check_known(student.teachers, teachers, f"teachers ({file})")
-        check_depth(
-            student.num_layers, teachers[next(iter(student.teachers))].num_layers, str(file)
-        )
-    study = {"teachers": teachers, "students": students}
-    study["evaluate"] = load(EvaluateConfig, common, base / "evaluate.yaml", model="any")
-    others = {
-        "speed": SpeedConfig,
-        "ablation": AblationConfig,
-        "analyse": AnalyseConfig,
-        "robustness": RobustnessConfig,
-    }
-    study |= {name: load(kind, common, base / f"{name}.yaml") for name, kind in others.items()}
-    models = [
-        name.removesuffix("-random").removesuffix("-mlm") for name in study["robustness"].models
-    ]
-    check_known(models, teachers | students, f"models ({base / 'robustness.yaml'})")
-    check_known(
-        study["robustness"].tasks, study["evaluate"].tasks, f"tasks ({base / 'robustness.yaml'})"
-    )
-    return study
+    names: set[str] = set()
+    for source in reversed(cells):
+        if "from_notebook(" in source:
+            break
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:  # a cell with a command of IPython
+            continue
+        targets = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        assigned = {node.id for node in targets if isinstance(node.ctx, ast.Store)}
+        plain = all(isinstance(node, ast.Assign | ast.AnnAssign) for node in tree.body)
+        if plain and (assigned & set(kind.model_fields) or source.startswith("# Parameters")):
+            names |= assigned
+    return names
 
 
-def check_known(names: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise ConfigError for a name that is not one of those that the profile has."""
-    for name in names:
-        if name not in known:
-            raise ConfigError(
-                f"{where}: no {name!r} in this profile, which has {', '.join(known)}: correct it, or add it to the profile"
-            )
-
-
-def check_depth(
-    student_layers: int, teacher_layers: int, where: str = "notebook parameters"
-) -> None:
-    """Raise ConfigError when the student is deeper than its teacher."""
-    if student_layers > teacher_layers:
-        layers = f"{student_layers} > {teacher_layers} layers"
-        raise ConfigError(f"num_layers ({where}): student deeper than teacher ({layers}): lower it")
-
-
-def to_dict(config: Config) -> dict:
+def to_dict(config: Config) -> dict[str, Any]:
     """A config as plain JSON values, for config.yaml and for comparing runs."""
     return config.model_dump(mode="json")

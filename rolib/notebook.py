@@ -1,26 +1,29 @@
 """Run one notebook through papermill with validated parameters.
 
-    python -m rolib.notebook notebooks/02-distil-student.ipynb OUTPUT.ipynb -f FILE.yaml ... -p KEY VALUE ...
+    python -m rolib.notebook notebooks/02-distil-student.ipynb OUTPUT.ipynb -f FILE.yaml ... \\
+        -p KEY VALUE ...
 
-Does what the `papermill` command leaves out: an unknown or impossible parameter stops before the kernel starts, the
-output takes its name only when every cell has run, and a widget cannot make the run hang.
+This adds to the `papermill` command: an unknown or impossible parameter stops before the kernel
+starts, the output takes its name only when every cell has run, and a widget cannot make the run
+hang.
 """
 
 import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any, cast
 
-# jsonschema, which checks the notebook format, would compile a grammar of internationalised addresses for three seconds at every start.
-sys.modules["rfc3987_syntax"] = None
+# jsonschema checks the notebook format. It would compile a grammar for three seconds at each start.
+cast(Any, sys.modules)["rfc3987_syntax"] = None
 
 import nbclient.output_widget  # noqa: E402
 import papermill  # noqa: E402
 import yaml  # noqa: E402
 
-from rolib import config  # noqa: E402
+from rolib import config, profiles  # noqa: E402
 
-KINDS = {
+KINDS: dict[str, type[config.Config]] = {
     "01-prepare-teachers": config.TeacherConfig,
     "02-distil-student": config.StudentConfig,
     "03-evaluate-model": config.EvaluateConfig,
@@ -34,14 +37,16 @@ KINDS = {
 HOURS_PER_CELL = 72  # a cell that takes longer hangs
 
 
-def run(notebook: Path, output: Path, files: list[str], overrides: dict) -> None:
-    """Validate, execute, rename. ConfigError for bad parameters; papermill's error for a cell that fails."""
+def run(notebook: Path, output: Path, files: list[str], overrides: dict[str, Any]) -> None:
+    """Validate the parameters, execute the notebook, and give the output its name.
+
+    Raises ConfigError for bad parameters and papermill's error for a cell that fails.
+    """
     if notebook.stem not in KINDS:
-        raise config.ConfigError(
-            f"{notebook}: takes no parameters; the notebooks that do are {', '.join(KINDS)}"
-        )
-    values = config.load(KINDS[notebook.stem], *files, **overrides)
-    # nbclient waits for ever for the state of an output widget that nobody shows (jupyter/nbclient issue 197).
+        hint = f"the notebooks that do are {', '.join(KINDS)}"
+        raise config.ConfigError(f"{notebook}: takes no parameters; {hint}")
+    values = profiles.load(KINDS[notebook.stem], *files, **overrides)
+    # nbclient waits without end for the state of an output widget that nobody shows (issue 197).
     nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial.ipynb")
@@ -53,33 +58,25 @@ def run(notebook: Path, output: Path, files: list[str], overrides: dict) -> None
 
 def main() -> None:
     """The command line; errors in parameters are one line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rolib.notebook", description="Run a notebook with validated parameters."
-    )
+    parser = argparse.ArgumentParser("python -m rolib.notebook", description=__doc__.split("\n")[0])
     parser.add_argument("notebook", type=Path)
     parser.add_argument("output", type=Path)
+    file, key = "parameter file; a later one wins", "one parameter"
+    parser.add_argument("-f", action="append", default=[], metavar="FILE", help=file)
     parser.add_argument(
-        "-f", action="append", default=[], metavar="FILE", help="parameter file; a later one wins"
-    )
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="one parameter"
+        "-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help=key
     )
     options = parser.parse_args()
+    overrides = {name: yaml.safe_load(value) for name, value in options.p}
     try:
-        run(
-            options.notebook,
-            options.output,
-            options.f,
-            {key: yaml.safe_load(value) for key, value in options.p},
-        )
+        run(options.notebook, options.output, options.f, overrides)
     except config.ConfigError as error:
         sys.exit(f"error: {error}")
     except papermill.PapermillExecutionError as error:
         first = str(error.evalue).strip().partition("\n")[0]
         partial = options.output.with_suffix(".partial.ipynb")
-        sys.exit(
-            f"error: {error.ename}: {first} (in {options.notebook}; the cells that ran are in {partial})"
-        )
+        place = f"in {options.notebook}; the cells that ran are in {partial}"
+        sys.exit(f"error: {error.ename}: {first} ({place})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run folders: configuration, manifest and metrics beside every result, written whole or not at all."""
+"""Run folders: configuration, manifest, metrics and result, written whole or not at all."""
 
 import contextlib
 import hashlib
@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -19,16 +20,8 @@ from tqdm import tqdm
 
 from rolib.config import ROOT, Config, to_dict
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "datasets",
-    "accelerate",
-    "numpy",
-    "scipy",
-    "pandas",
-)
+PACKAGES = "torch transformers tokenizers datasets accelerate numpy scipy pandas".split()
+T = TypeVar("T")
 
 
 def sha256(path: Path) -> str:
@@ -51,18 +44,18 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_json(path: Path, value) -> None:
-    """Write JSON whole; non-finite numbers are refused, since a NaN in a result is a fault and no value."""
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole; a number that is not finite raises ValueError."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, made_by: str):
-    """Read a result of an earlier notebook; errors as in `require`."""
+def read_json(path: Path, made_by: str) -> Any:
+    """The content of a result of an earlier notebook; errors as in `require`."""
     return json.loads(require(path, made_by).read_text(encoding="utf-8"))
 
 
 def require(path: Path, made_by: str) -> Path:
-    """Return `path` if it exists, else raise one line that names the command that makes it."""
+    """`path`. FileNotFoundError, if it is missing, names the command that makes it."""
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run {made_by} first")
     return path
@@ -74,31 +67,27 @@ def made_by(config: Config) -> str:
 
 
 def model_folder(config: Config, name: str) -> Path:
-    """The folder of a finished teacher or student of this profile; FileNotFoundError names the mend."""
+    """The folder of a finished teacher or student; FileNotFoundError names the remedy."""
     for kind in ("teachers", "students"):
         if (config.folder / kind / name / "manifest.json").exists():
             return config.folder / kind / name
-    raise FileNotFoundError(
-        f"{config.folder}: no finished model {name!r}: run {made_by(config)} first"
-    )
+    problem = f"{config.folder}: no finished model {name!r}"
+    raise FileNotFoundError(f"{problem}: run {made_by(config)} first")
 
 
 def device_name() -> str:
     """The device that a run uses, for manifests and captions."""
-    return (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
 
 
 def git_commit() -> str:
     """The commit of this checkout, marked `-dirty` if a file differs from it or is not in it."""
 
-    def git(*words):
-        return subprocess.run(
-            ["git", "-C", ROOT, *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
@@ -107,7 +96,7 @@ def git_commit() -> str:
 
 
 def manifest(config: Config, inputs: dict[str, str], seconds: float) -> dict:
-    """What is needed to tell where a result came from; `inputs` maps a name to the hash of what was read."""
+    """The origin of a result. inputs: the hash of each thing that was read, by name."""
     return {
         "git_commit": git_commit(),
         "python": platform.python_version(),
@@ -123,41 +112,37 @@ def manifest(config: Config, inputs: dict[str, str], seconds: float) -> dict:
 
 
 def is_finished(folder: Path, config: Config, inputs: dict[str, str]) -> bool:
-    """True if the run in `folder` ended with this very configuration and these very inputs."""
+    """True if the run in `folder` ended with this configuration and these inputs."""
     if not (folder / "manifest.json").exists() or not (folder / "config.yaml").exists():
         return False
     saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     read = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["inputs"]
-    # As text, since the order of the keys may mean something: the first of the teachers gives the vocabulary.
+    # As text, since the order of keys may matter: the first teacher gives the vocabulary.
     return json.dumps(saved) == json.dumps(to_dict(config)) and read == inputs
 
 
 @contextlib.contextmanager
-def new_run(folder: Path, config: Config, inputs: dict[str, str], **more) -> Iterator[Path]:
-    """Yield a working folder beside `folder`; on success its manifest (and `more` in it) is added and it takes the final name.
+def new_run(folder: Path, config: Config, inputs: dict[str, str], **more: Any) -> Iterator[Path]:
+    """A working folder beside `folder`, which takes its name when the block ends without an error.
 
-    A working folder left by an interrupted run with the same configuration and inputs is yielded as it is, so that
-    its checkpoints can be used; any other is thrown away.
+    A manifest is added then, with `more` in it. A working folder that an interrupted run with the
+    same configuration and inputs left is given as it is, so that its checkpoints are used. Any
+    other one is deleted.
     """
     working = folder.with_name(f".{folder.name}.partial")
-    identity, identity_file = (
-        {"config": to_dict(config), "inputs": inputs},
-        working / "identity.json",
-    )
-    if working.exists() and (
-        not identity_file.exists() or json.loads(identity_file.read_text()) != identity
-    ):
-        shutil.rmtree(working)
+    identity_file = working / "identity.json"
+    identity = {"config": to_dict(config), "inputs": inputs}
+    if working.exists():
+        same = identity_file.exists() and json.loads(identity_file.read_text()) == identity
+        if not same:
+            shutil.rmtree(working)
     write_json(identity_file, identity)
-    write_text(
-        working / "config.yaml",
-        yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False),
-    )
+    settings = yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False)
+    write_text(working / "config.yaml", settings)
     start = time.perf_counter()
     yield working
-    write_json(
-        working / "manifest.json", manifest(config, inputs, time.perf_counter() - start) | more
-    )
+    origin = manifest(config, inputs, time.perf_counter() - start)
+    write_json(working / "manifest.json", origin | more)
     shutil.rmtree(working / "checkpoints", ignore_errors=True)
     identity_file.unlink()
     if folder.exists():
@@ -176,12 +161,7 @@ def read_metrics(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def progress(iterable, **options):
-    """A tqdm bar; where nobody watches a terminal it prints a line every few seconds, so that logs stay readable."""
-    return tqdm(
-        iterable,
-        mininterval=0.5 if sys.stderr.isatty() else 15,
-        file=sys.stderr,
-        dynamic_ncols=True,
-        **options,
-    )
+def progress(iterable: Iterable[T], **options: Any) -> "tqdm[T]":
+    """A tqdm bar; in a log, where no terminal is, one line every few seconds."""
+    interval = 0.5 if sys.stderr.isatty() else 15
+    return tqdm(iterable, mininterval=interval, file=sys.stderr, dynamic_ncols=True, **options)

@@ -13,12 +13,13 @@ import time
 import torch
 from datasets import Dataset
 
-from rolib.config import load_profile
+from rolib.profiles import load_profile
 from rolib.data.corpus import build_blocks, read_documents
 from rolib.data.tasks import SAMPLE
-from rolib.distillation import loop, models
+from rolib.distillation import models
 from rolib.distillation.alignment import Projection
-from rolib.distillation.masking import MaskingCollator
+from rolib.distillation.masking import MaskingCollator, add_positions
+from rolib.distillation.objective import Objective, Teacher
 
 
 def timed(function) -> float:
@@ -30,8 +31,10 @@ def timed(function) -> float:
 
 def step(student, teachers, batch, config) -> None:
     """Forward and backward pass of one micro-batch."""
-    alpha, terms = loop.weights(config, teachers), loop.loss_terms(student, teachers, batch, config)
-    sum(alpha[name] * terms[name] for name in alpha).backward()
+    objective = Objective(config, teachers)
+    alphas = torch.tensor([term.alpha for term in objective.terms])
+    counts = torch.tensor(objective.counts(batch)).clamp(min=1)
+    (alphas * objective.sums(student, batch) / counts).sum().backward()
     student.zero_grad(set_to_none=True)
 
 
@@ -71,8 +74,10 @@ def main(repetitions: int) -> None:
             end,
         )
         setattr(projection, name, torch.nn.functional.pad(index, (0, padding), value=end))
-    first = loop.Teacher("first", models.MaskedLM(berts[0]), 0.5)
-    second = loop.Teacher("second", models.MaskedLM(berts[1]), 0.5, 1, projection)
+    projection.own_size, projection.teacher_size = (shape.vocab_size for shape in shapes)
+    add_positions(both, config.soft_targets)
+    first = Teacher("first", models.MaskedLM(berts[0]), 0.5)
+    second = Teacher("second", models.MaskedLM(berts[1]), 0.5, 1, projection)
     for teacher in (first, second):
         teacher.model.eval().requires_grad_(False)
     small = models.init_student(berts[0], config.num_layers)
@@ -88,7 +93,9 @@ def main(repetitions: int) -> None:
         jobs = {
             "two teachers": lambda changed=changed: step(with_map, [first, second], both, changed),
             "one teacher": lambda changed=changed: step(without, [first], both[:1], changed),
-            "second's forward": lambda changed=changed: loop.teacher_outputs(second, both, changed),
+            "second's forward": lambda changed=changed: Objective(
+                changed, [first, second]
+            ).teacher_outputs(second, both),
         }
         times = {name: [] for name in jobs}
         for _ in range(repetitions + 3):

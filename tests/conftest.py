@@ -136,7 +136,13 @@ def teacher_config():
     from rolib.config import TeacherConfig
 
     shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "dropout": 0.0}
-    source = {"teacher": "toy", "source": "pretrain", "revision": "", "lowercase": False, "vocab_size": 200}
+    source = {
+        "teacher": "toy",
+        "source": "pretrain",
+        "revision": "",
+        "lowercase": False,
+        "vocab_size": 200,
+    }
     return lambda **changes: TeacherConfig(**(RECIPE | shape | source | changes))
 
 

@@ -175,7 +175,7 @@ def test_masks_agree_across_views(views, seed, share, epoch):
 def test_shared_positions_by_a_loop(views):
     tokenizers, blocks = views
     batch = MaskingCollator(tokenizers, 0.3, 1)([blocks[i] for i in range(7)])
-    shared, here = batch[1]["shared"], batch[1]["shared_first"]
+    here, shared = alignment.shared_positions(*(view["word_ids"] for view in batch))
     assert here.shape == batch[0]["input_ids"].shape and shared.shape == batch[1]["input_ids"].shape
     wanted = []
     for row in range(7):

@@ -1,15 +1,25 @@
-"""Parameters: what loads, and that every fault is one line with its key, its file and the mend."""
+"""Parameters: what loads, and that every fault is one line with key, file and remedy."""
 
 import json
 import math
 import shutil
 
+import pandas as pd
 import pydantic
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 
-from rolib import config
-from rolib.config import ROOT, ConfigError, SpeedConfig, StudentConfig, TeacherConfig
+from rolib import config, profiles
+from rolib.config import (
+    ROOT,
+    ConfigError,
+    EvaluateConfig,
+    SpeedConfig,
+    StudentConfig,
+    TeacherConfig,
+)
+from rolib.notebook import KINDS
 
 PROFILES = sorted(path.name for path in (ROOT / "params").iterdir() if path.is_dir())
 
@@ -31,7 +41,7 @@ def change(file, **values):
 def refused(params, *parts):
     """Load the profile; the error must be one line that holds every part."""
     with pytest.raises(ConfigError) as error:
-        config.load_profile("tiny", params)
+        profiles.load_profile("tiny", params)
     message = str(error.value)
     assert "\n" not in message
     for part in parts:
@@ -44,14 +54,14 @@ def refused(params, *parts):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_file_of_a_profile_is_read_and_valid(profile, monkeypatch):
-    read, load = set(), config.load
+    read, load = set(), profiles.load
 
     def recording(kind, *files, **overrides):
         read.update(files)
         return load(kind, *files, **overrides)
 
-    monkeypatch.setattr(config, "load", recording)
-    study = config.load_profile(profile)
+    monkeypatch.setattr(profiles, "load", recording)
+    study = profiles.load_profile(profile)
     assert read == set((ROOT / "params" / profile).rglob("*.*"))
     assert {part.profile for part in (study["evaluate"], study["analyse"], study["speed"])} == {
         profile
@@ -78,7 +88,7 @@ def test_values_come_from_the_files(params):
     change(params / "tiny" / "common.yaml", seed=7)
     change(params / "tiny" / "distill.yaml", temperature=3.5)
     change(params / "tiny" / "students" / "distil-cased.yaml", temperature=4)  # its own file wins
-    study = config.load_profile("tiny", params)
+    study = profiles.load_profile("tiny", params)
     assert {name: student.temperature for name, student in study["students"].items()} == {
         "distil-cased": 4,
         "distil-multi": 3.5,
@@ -98,7 +108,7 @@ def test_a_later_file_wins_and_an_override_wins_over_all(tmp_path):
     (tmp_path / "b.yaml").write_text(
         "{seed: 2, sequence_length: 64, batch_sizes: [1, 2]}", encoding="utf-8"
     )
-    loaded = config.load(SpeedConfig, tmp_path / "a.yaml", tmp_path / "b.yaml", timed_runs=9)
+    loaded = profiles.load(SpeedConfig, tmp_path / "a.yaml", tmp_path / "b.yaml", timed_runs=9)
     assert (loaded.seed, loaded.timed_runs, loaded.batch_sizes) == (2, 9, [1, 2])
 
 
@@ -148,7 +158,7 @@ def test_a_float_inside_a_table_that_yaml_reads_as_text(params):
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "value", "mend"),
+    ("name", "key", "value", "hint"),
     [
         ("distill", "temperature", 0.0, "greater than 0, got 0.0"),
         ("distill", "temperature", math.inf, "finite"),
@@ -185,17 +195,17 @@ def test_a_float_inside_a_table_that_yaml_reads_as_text(params):
             "evaluate",
             "protocols.pos",
             {"pos": "accuracy"},
-            "unknown key: correct its spelling or remove it",
+            "Input should be 'upos', 'xpos', 'ner', 'sapn', 'sar', 'di' or 'sts', got 'pos'",
         ),
         ("evaluate", "keep_models", "all", "valid boolean, got 'all'"),
         ("evaluate", "max_length", 4, "got 4"),
         ("speed", "timed_runs", 2, "greater than or equal to 3, got 2"),
     ],
 )
-def test_an_impossible_value(params, name, key, value, mend):
+def test_an_impossible_value(params, name, key, value, hint):
     file = params / "tiny" / f"{name}.yaml"
     change(file, **{key.split(".")[0]: value})
-    refused(params, key, file, mend)
+    refused(params, key, file, hint)
 
 
 def test_values_that_do_not_go_together(params, student_config):
@@ -233,8 +243,8 @@ def test_a_student_deeper_than_its_teacher(params):
         ConfigError,
         match=r"num_layers \(notebook parameters\): student deeper than teacher \(3 > 2 layers\)",
     ):
-        config.check_depth(3, 2)
-    config.check_depth(2, 2)
+        profiles.check_depth(3, 2)
+    profiles.check_depth(2, 2)
 
 
 def test_a_student_without_its_teacher(params):
@@ -292,7 +302,7 @@ def test_a_missing_file(params):
 
 def test_a_missing_profile(params):
     with pytest.raises(ConfigError, match=r"profile 'huge': no folder .*huge; use one of tiny$"):
-        config.load_profile("huge", params)
+        profiles.load_profile("huge", params)
 
 
 @pytest.mark.parametrize("text", ["seed: [1\n", "a: b: c", "\tseed: 1"])
@@ -318,7 +328,7 @@ def test_a_file_in_another_encoding(params):
 
 def test_an_override_at_fault(tmp_path):
     with pytest.raises(ConfigError, match=r"^timed_runs \(override\): .*got 1: correct the value$"):
-        config.load(
+        profiles.load(
             SpeedConfig,
             ROOT / "params/tiny/common.yaml",
             ROOT / "params/tiny/speed.yaml",
@@ -328,35 +338,30 @@ def test_an_override_at_fault(tmp_path):
 
 # --- notebooks ------------------------------------------------------------------------------------
 
-CELL = """
-import json, math
-from pathlib import Path
-from rolib.config import SpeedConfig, from_notebook
-profile = "tiny"
-seed = 1
-data = "sample"
+CELL = """profile: str = "tiny"
+seed: int = 1
+data = "sample"  # a comment
 sequence_length = 32
 batch_sizes = [1, 2]
 warmup_runs = 1
 timed_runs = 3
-def helper(): pass
 """
+CALL = "config = from_notebook(SpeedConfig, globals())\nconfig"
 
 
 @pytest.fixture
 def notebook():
-    """The globals of a notebook after its parameters cell."""
-    shell = {
-        "In": ["", CELL],
-        "Out": {},
-        "_": "",
-        "_i1": CELL,
-        "_oh": {},
-        "__name__": "__main__",
-        "get_ipython": lambda: None,
-    }
+    """The globals of a notebook in its config cell, after its parameters cell."""
+    shell = {"In": ["", "import math\nscratch = 3", CELL, CALL], "Out": {}, "scratch": 3}
     exec(CELL, shell)
-    return shell | {"exit": object, "quit": object, "open": open}
+    return shell
+
+
+def run_cells(notebook, *cells):
+    """Run further cells, the last of them the config cell."""
+    for cell in cells:
+        exec(cell, notebook)
+    notebook["In"] = [*notebook["In"], *cells, CALL]
 
 
 def test_from_notebook_reads_the_parameters_alone(notebook):
@@ -382,8 +387,22 @@ def test_from_notebook_reads_the_parameters_alone(notebook):
     ],
 )
 def test_from_notebook_refuses_what_papermill_injected_wrongly(notebook, injected, message):
+    [(name, value)] = injected.items()
+    notebook["In"].pop()
+    run_cells(notebook, f"# Parameters\n{name} = {value!r}\n")
     with pytest.raises(ConfigError, match=message):
-        config.from_notebook(SpeedConfig, notebook | injected)
+        config.from_notebook(SpeedConfig, notebook)
+
+
+def test_from_notebook_reads_changed_parameters_again(notebook):
+    assert config.from_notebook(SpeedConfig, notebook).timed_runs == 3
+    run_cells(notebook, "import os", "table = [1]\nname = 'x'", CELL.replace("= 3", "= 7"))
+    assert config.from_notebook(SpeedConfig, notebook).timed_runs == 7
+    run_cells(notebook, CELL.replace("timed_runs", "timed_run"))
+    with pytest.raises(ConfigError, match=r"^timed_run \(notebook parameters\): unknown key"):
+        config.from_notebook(SpeedConfig, notebook)
+    run_cells(notebook, CELL)
+    assert config.from_notebook(SpeedConfig, notebook).timed_runs == 3
 
 
 def test_from_notebook_misses_a_parameter(notebook):
@@ -400,3 +419,68 @@ def test_from_notebook_reads_text_floats(notebook, teacher_config):
         ConfigError, match=r"^learning_rate \(notebook parameters\): .*write it like 5\.0e-5"
     ):
         config.from_notebook(TeacherConfig, values)
+
+
+def test_a_cell_with_a_command_of_ipython_is_no_parameters_cell():
+    cells = [CELL, "%time steps = 3", "extra = 1", "# Parameters\nseeed = 2"]
+    assert config.parameter_names(cells, SpeedConfig) == set(SpeedConfig.model_fields) | {"seeed"}
+
+
+# --- the table that a notebook shows --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted({*KINDS.values()}, key=str))
+def test_every_parameter_has_a_description(kind):
+    for name, field in kind.model_fields.items():
+        assert field.description and len(field.description) < 80, name
+
+
+def test_the_table_shows_value_meaning_and_allowed_values(student_config, teacher_config):
+    page = BeautifulSoup(student_config(temperature=3.5)._repr_html_(), "html.parser")
+    head, *rows = [
+        [cell.text for cell in row.find_all(["th", "td"])] for row in page.find_all("tr")
+    ]
+    assert head == ["parameter", "value", "meaning", "allowed values"]
+    rows = pd.DataFrame(rows, columns=head).set_index("parameter")
+    assert list(rows.index) == list(StudentConfig.model_fields)
+    assert rows.loc["temperature"].tolist() == [
+        "3.5",
+        "T, softens both distributions",
+        "number > 0",
+    ]
+    allowed = rows["allowed values"]
+    assert allowed["soft_targets"] == "one of all, masked"
+    assert allowed["block_length"] == "integer >= 8 and <= 512"
+    assert allowed["teachers"] == "mapping each number >= 0"
+    assert allowed["freeze_positions"] == "true or false"
+    assert "each integer >= 0" in allowed_of(EvaluateConfig)["seeds"]
+    assert allowed_of(TeacherConfig)["dropout"] == "number >= 0 and < 1"
+
+
+def allowed_of(kind):
+    properties = kind.model_json_schema()["properties"]
+    return {name: config.allowed_values(field) for name, field in properties.items()}
+
+
+# --- blocks, seeds and revisions ------------------------------------------------------------------
+
+
+def test_blocks_longer_than_a_teacher_reads_are_refused(params, teacher_config, student_config):
+    with pytest.raises(ValueError, match="block_length: 129 is more than the 128 positions"):
+        teacher_config(block_length=129)
+    assert teacher_config(block_length=129, source="some/hub", revision="main").block_length == 129
+    change(params / "tiny" / "students" / "distil-cased.yaml", block_length=129)
+    refused(params, "block_length", "distil-cased.yaml", "128 positions of bert-cased: lower it")
+
+
+def test_the_documents_are_split_alike_for_teachers_and_students(params):
+    change(params / "tiny" / "students" / "distil-cased.yaml", data_seed=2)
+    refused(params, "data_seed", "distil-cased.yaml", "2, but 1 for bert-cased", "training.yaml")
+
+
+def test_what_comes_from_the_hub_needs_a_revision(teacher_config, student_config, tmp_path):
+    with pytest.raises(ValueError, match="corpus_revision: empty, .*: name a commit"):
+        student_config(corpus="hub:some/corpus:ro")
+    with pytest.raises(ValueError, match="revision: empty, but 'some/model' is a hub id"):
+        teacher_config(source="some/model")
+    assert teacher_config(source=str(tmp_path)).revision == ""

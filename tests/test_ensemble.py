@@ -9,14 +9,15 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import entr, log_softmax, rel_entr, softmax
+from steps import alphas_of, counts_of, terms_of
 
 from rolib.data.corpus import build_blocks
 from rolib.distillation import alignment, loop, losses
 from rolib.distillation.alignment import Projection
-from rolib.distillation.loop import Teacher
 from rolib.distillation.losses import IGNORE
 from rolib.distillation.masking import MaskingCollator
 from rolib.distillation.models import MaskedLM, init_student
+from rolib.distillation.objective import Objective, Teacher
 from rolib.runs import read_metrics
 
 LOWER = 150  # the lower-cased vocabulary's size
@@ -164,7 +165,7 @@ def test_the_soft_target_term_is_the_formula(
         weighting=weighting,
     )
     student, both = student_of(toy_bert), teachers(0.3, 0.7)
-    terms = loop.loss_terms(student, both, batch, config)
+    terms = terms_of(student, both, batch, config)
     expected = ce_by_hand(student, both, batch, 3.0, weighting, strategy)
     found = [terms[name].item() for name in ("ce", "coverage_lower", "mass_lower")]
     assert found == pytest.approx(expected, rel=1e-4)
@@ -204,22 +205,21 @@ def test_the_state_terms_are_word_by_word_across_vocabularies(
     ]
     for hidden_states, wanted in [("pieces", by_piece), ("words", by_word_first)]:
         config = student_config(hidden_states=hidden_states)
-        terms = loop.loss_terms(student, both, batch, config)
+        terms = terms_of(student, both, batch, config)
         assert terms["cos"].item() == pytest.approx(np.mean(wanted), rel=1e-4)
         assert terms["cos_lower"].item() == pytest.approx(np.mean(by_word), rel=1e-4)
-        counts = loop.term_counts(batch, both, config)
+        counts = counts_of(batch, both, config)
         assert (counts["cos"], counts["cos_lower"]) == (len(wanted), len(by_word))
-    assert "cos_lower" not in loop.loss_terms(
-        student, both, batch, student_config(hidden_states="first")
-    )
+    assert "cos_lower" not in terms_of(student, both, batch, student_config(hidden_states="first"))
 
 
 @pytest.mark.parametrize("soft_targets", ["masked", "all"])
 def test_the_mass_is_a_mean_over_shared_words_with_soft_targets(
     soft_targets, student_config, teachers, batch
 ):
-    counts = loop.term_counts(batch, teachers(), student_config(soft_targets=soft_targets))
-    shared, masked = batch[1]["shared_first"], batch[0]["labels"] != IGNORE
+    counts = counts_of(batch, teachers(), student_config(soft_targets=soft_targets))
+    shared, _ = alignment.shared_positions(*(view["word_ids"] for view in batch))
+    masked = batch[0]["labels"] != IGNORE
     wanted = {"masked": int((shared & masked).sum()), "all": int(shared.sum())}
     assert counts["mass_lower"] == wanted[soft_targets] and wanted["masked"] < wanted["all"]
 
@@ -228,8 +228,8 @@ def test_teachers_that_nothing_is_learned_from_are_not_run(
     student_config, teachers, toy_bert, batch, monkeypatch
 ):
     config = student_config(alpha_ce=0.0, alpha_cos=0.0)
-    monkeypatch.setattr(loop, "teacher_outputs", lambda *_: pytest.fail("a teacher was run"))
-    terms = loop.loss_terms(student_of(toy_bert), teachers(), batch, config)
+    monkeypatch.setattr(Objective, "teacher_outputs", lambda *_: pytest.fail("a teacher was run"))
+    terms = terms_of(student_of(toy_bert), teachers(), batch, config)
     assert terms["mlm"] > 0 and set(terms) == {"mlm", "coverage_lower", "mass_lower"}
 
 
@@ -241,8 +241,8 @@ def test_weights_of_the_terms(student_config, teachers):
         ({"hidden_states": "first"}, {"ce": 5.0, "mlm": 2.0, "cos": 1.0}),
         ({"alpha_cos": 0.0}, {"ce": 5.0, "mlm": 2.0}),
     ]:
-        assert loop.weights(student_config(**changes), both) == wanted | measures
-    assert loop.weights(student_config(), both[:1]) == {"ce": 5.0, "mlm": 2.0, "cos": 1.0}
+        assert alphas_of(both, student_config(**changes)) == wanted | measures
+    assert alphas_of(both[:1], student_config()) == {"ce": 5.0, "mlm": 2.0, "cos": 1.0}
 
 
 # --- invariants -----------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_weights_of_the_terms(student_config, teachers):
 
 def loss_and_gradients(student, teachers, batch, config):
     student.zero_grad()
-    alpha, terms = loop.weights(config, teachers), loop.loss_terms(student, teachers, batch, config)
+    alpha, terms = alphas_of(teachers, config), terms_of(student, teachers, batch, config)
     loss = sum(alpha[name] * terms[name] for name in alpha)
     loss.backward()
     return loss.item(), {
@@ -285,14 +285,14 @@ def test_teachers_that_share_a_vocabulary_are_averaged(student_config, toy_bert,
         Teacher(f"t{i}", model, weight)
         for i, (model, weight) in enumerate(zip(models, (0.5, 0.3, 0.2), strict=True))
     ]
-    rows = batch[0]["labels"] != IGNORE
+    rows = batch[0]["masked"]
     logits = student(batch[0]["input_ids"], batch[0]["attention_mask"], rows)[0]
     mean = sum(
         t.weight
         * (t.model(batch[0]["input_ids"], batch[0]["attention_mask"], rows)[0] / 2).softmax(-1)
         for t in three
     )
-    terms = loop.loss_terms(student, three, batch, config)
+    terms = terms_of(student, three, batch, config)
     assert terms["ce"].item() == pytest.approx(
         losses.distribution_loss(logits, mean, 2.0).item(), rel=1e-6
     )
@@ -317,8 +317,8 @@ def test_one_vocabulary_through_the_projection_is_the_plain_average(
     models = [MaskedLM(toy_bert(layers=3, seed=seed)) for seed in (7, 11)]
     shared = [Teacher("a", models[0], 0.5), Teacher("b", models[1], 0.5)]
     projected = [shared[0], Teacher("b", models[1], 0.5, 1, Projection(tokenizer, tokenizer))]
-    assert views[1]["shared"].sum() == (views[1]["word_ids"] >= 0).sum()
-    terms = loop.loss_terms(student, projected, views, config)
+    assert len(views[1]["soft_rows"]) == len(views[1]["soft"]) == len(views[0]["masked"])
+    terms = terms_of(student, projected, views, config)
     assert terms["coverage_b"] == 1 and terms["mass_b"].item() == pytest.approx(1)
     assert_same(*(loss_and_gradients(student, pair, views, config) for pair in (shared, projected)))
 
@@ -331,7 +331,7 @@ def test_teacher_order_does_not_matter_for_equal_weights(
     models = [MaskedLM(toy_bert(layers=3, seed=seed)) for seed in (7, 11, 12)]
     same = [Teacher(f"t{i}", model, 1 / 3) for i, model in enumerate(models)]
     results = [
-        loop.loss_terms(student_of(toy_bert, 0), list(order), batch, config)
+        terms_of(student_of(toy_bert, 0), list(order), batch, config)
         for order in itertools.permutations(same)
     ]
     assert [result["ce"].item() for result in results] == pytest.approx(
@@ -343,7 +343,7 @@ def test_teacher_order_does_not_matter_for_equal_weights(
         "other", MaskedLM(toy_bert(layers=1, seed=9, vocab_size=LOWER)), 1 / 3, 1, lower.projection
     )
     one, two = (
-        loop.loss_terms(student_of(toy_bert, 0), [cased, *rest], batch, config)
+        terms_of(student_of(toy_bert, 0), [cased, *rest], batch, config)
         for rest in [(lower, other), (other, lower)]
     )
     assert {name: value.item() for name, value in one.items()} == pytest.approx(
@@ -361,7 +361,8 @@ def test_a_mixed_target_is_a_distribution(members, size, seed):
 
     rows = [torch.arange(6), *((draw(6) < 0.5).nonzero()[:, 0] for _ in range(members - 1))]
     parts = [
-        (here, (draw(len(here), size) * 5).softmax(-1), draw(len(here)) + 0.01) for here in rows
+        losses.Member(here, (draw(len(here), size) * 5).softmax(-1), draw(len(here)) + 0.01)
+        for here in rows
     ]
     mixed = losses.mix_targets(parts)
     for row in range(6):

@@ -4,10 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from rolib.data.corpus import build_blocks
 from rolib.distillation.losses import IGNORE
 from rolib.distillation.masking import MaskingCollator, choose_words, mask_pieces
 
@@ -124,10 +126,11 @@ def collator(tokenizer, seed=1, epoch=0):
 def test_a_batch_is_padded(toy_tokenizer, rows):
     [batch] = collator(toy_tokenizer)(rows)
     width = max(len(row["input_ids"][0]) for row in rows)
-    assert {key: tuple(value.shape) for key, value in batch.items()} == dict.fromkeys(
-        batch, (5, width)
-    )
-    assert set(batch) == {"input_ids", "attention_mask", "labels", "word_ids"}
+    tensors = {"input_ids", "attention_mask", "labels", "word_ids"}
+    assert {batch[name].shape for name in tensors} == {(5, width)}
+    places = {"tokens", "masked", "words", "masked_words", "soft", "labelled"}
+    assert set(batch) == tensors | places
+    assert all(batch[name].ndim == 1 for name in places)
     assert batch["attention_mask"].sum(1).tolist() == [len(row["input_ids"][0]) for row in rows]
     padding = batch["attention_mask"] == 0
     assert padding.any()
@@ -175,3 +178,40 @@ def test_another_epoch_seed_or_block_masks_other_words(toy_tokenizer, rows):
         labels(row | {"index": 5}),
     ]
     assert all(one != other for one, other in itertools.combinations(variants, 2))
+
+
+@pytest.mark.parametrize("soft_targets", ["all", "masked"])
+def test_positions_are_those_of_plain_loops(toy_tokenizer, lower_tokenizer, soft_targets):
+    texts = Dataset.from_dict(
+        {"text": ["Copilul citește cartea. Știința găsește țara în grădina."]}
+    )
+    tokenizers = [toy_tokenizer, lower_tokenizer]
+    blocks = build_blocks(texts, tokenizers, 24)
+    first, second = MaskingCollator(tokenizers, 0.5, 3, soft_targets)(list(blocks))
+    width, other_width = first["word_ids"].shape[1], second["word_ids"].shape[1]
+    wanted = {
+        name: [] for name in ("tokens", "masked", "words", "masked_words", "soft", "labelled")
+    }
+    soft, soft_rows, covered = [], [], []
+    for row in range(len(blocks)):
+        words, others = first["word_ids"][row].tolist(), second["word_ids"][row].tolist()
+        for i, word in enumerate(words):
+            place, token = row * width + i, first["attention_mask"][row, i] == 1
+            masked, start = first["labels"][row, i] != IGNORE, word >= 0 and words.index(word) == i
+            single = word >= 0 and words.count(word) == others.count(word) == 1
+            matched = token if soft_targets == "all" else masked
+            if single and matched:
+                soft.append(row * other_width + others.index(word))
+                soft_rows.append(len(wanted["soft"]))
+            if single and masked:
+                covered.append(place)
+            if matched and masked:
+                wanted["labelled"].append(len(wanted["soft"]))
+            holds = {"tokens": token, "masked": masked, "words": start, "soft": matched}
+            holds["masked_words"] = masked and start
+            for name in holds:
+                if holds[name]:
+                    wanted[name].append(place)
+    assert {name: first[name].tolist() for name in wanted} == wanted
+    assert second["soft"].tolist() == soft and second["soft_rows"].tolist() == soft_rows
+    assert second["covered"].tolist() == covered and len(covered) > 1

@@ -16,7 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from rolib.config import ROOT, ConfigError, load
+from rolib.config import ROOT, ConfigError
+from rolib.profiles import load
 from rolib.notebook import KINDS, run
 
 NOTEBOOKS = sorted(

@@ -1,96 +1,144 @@
-"""Whole-word masking for masked language models (Devlin et al. 2019; whole words: the BERT repository, May 2019)."""
+"""Whole-word masking for masked language models.
+
+Devlin et al. 2019; whole words: the BERT repository, May 2019.
+"""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-from rolib.distillation.alignment import shared_positions
+from rolib.distillation.alignment import shared_positions, word_starts
 from rolib.distillation.losses import IGNORE
+
+View = dict[str, Tensor]  # a batch in the pieces of one tokenizer; see MaskingCollator
 
 
 def choose_words(words: int, rng: np.random.Generator, mask_share: float) -> np.ndarray:
-    """Choose the words of a block that are masked: (words,) 0 for untouched, else 1 plus a random number in [0, 1).
+    """The mask decision of each word of a block, (words,).
 
-    That number decides what becomes of the word. The number of masked words is share * words on average, at least one.
+    0: the word stays as it is. Else 1 plus a random number in [0, 1), from which `mask_pieces`
+    chooses between [MASK], a random piece and the piece itself. mask_share * words of them are
+    masked on average, at least one.
     """
-    fate = np.zeros(words)
+    decisions = np.zeros(words)
     if words:
         # Rounding up or down at random keeps the expected share exact for short blocks.
         count = max(1, int(mask_share * words + rng.random()))
         chosen = rng.choice(words, size=min(count, words), replace=False)
-        fate[chosen] = 1 + rng.random(len(chosen))
-    return fate
+        decisions[chosen] = 1 + rng.random(len(chosen))
+    return decisions
 
 
 def mask_pieces(
     input_ids: np.ndarray,
     word_ids: np.ndarray,
-    fate: np.ndarray,
+    decisions: np.ndarray,
     mask_id: int,
     draw: Callable[[int], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mask one view of a block as `choose_words` decided: 80 % of the words become [MASK], 10 % random, 10 % stay.
+    """Masked input ids (L,) and labels (L,), -100 where no word was chosen.
 
-    input_ids, word_ids: (L,); word_ids is -1 at special pieces, which are never masked. draw(n) gives n random
-    pieces; without it the words to be random become [MASK] too. Returns (masked input ids, labels), labels -100 where no word was chosen.
+    input_ids, word_ids: (L,); word_ids is -1 at special pieces, which are never masked. decisions:
+    of `choose_words`. 80 % of the chosen words become [MASK], 10 % random pieces, 10 % stay.
+    draw(n) gives n random pieces. Without it the 10 % of random words become [MASK] too.
     """
-    fate = np.append(fate, 0)[word_ids]  # -1 reads the 0 at the end
-    labels = np.where(fate >= 1, input_ids, IGNORE)
-    masked = np.where((fate >= 1) & (fate < (1.8 if draw else 1.9)), mask_id, input_ids)
+    decision = np.append(decisions, 0)[word_ids]  # -1 reads the 0 at the end
+    labels = np.where(decision >= 1, input_ids, IGNORE)
+    hidden = (decision >= 1) & (decision < (1.8 if draw else 1.9))
+    masked = np.where(hidden, mask_id, input_ids)
     if draw:
-        randomised = (fate >= 1.8) & (fate < 1.9)
+        randomised = (decision >= 1.8) & (decision < 1.9)
         masked[randomised] = draw(int(randomised.sum()))
     return masked, labels
 
 
-class MaskingCollator:
-    """Pad blocks to a batch and mask them; what is masked depends on (seed, epoch, block) and on nothing else.
+def positions(mask: Tensor) -> Tensor:
+    """The positions (N,) in a flattened batch where a mask (B, L) is true."""
+    return mask.flatten().nonzero()[:, 0]
 
-    So a resumed run, another batch size or another number of processes masks the same words, and so does every view of
-    a block (one for each tokenizer). Several views get no random pieces: they would read different words there.
+
+def soft_mask(view: View, soft_targets: str) -> Tensor:
+    """(B, L) bool: the pieces of a view whose teacher distributions are wanted."""
+    return view["attention_mask"] == 1 if soft_targets == "all" else view["labels"] != IGNORE
+
+
+def add_positions(views: list[View], soft_targets: str) -> None:
+    """Add to the views the positions that the terms of a loss need, in the flattened batch.
+
+    Of each view: soft, the pieces whose soft targets are matched (of a further view only those that
+    are a whole word in both views).
+    Of the first view: tokens (all but padding), masked, words and masked_words (the first pieces of
+    words), and labelled: the rows of `soft` that have a label.
+    Of a further view: soft_rows, the rows of the first view's `soft` that `soft` belongs to, and
+    covered, the masked words that are one piece in both views.
+    """
+    first = views[0]
+    soft, starts = soft_mask(first, soft_targets), word_starts(first["word_ids"])
+    masked = first["labels"] != IGNORE
+    first["soft"], first["labelled"] = positions(soft), positions(masked[soft])
+    first["tokens"], first["masked"] = positions(first["attention_mask"] == 1), positions(masked)
+    first["words"], first["masked_words"] = positions(starts), positions(masked & starts)
+    for view in views[1:]:
+        in_first, in_own = shared_positions(first["word_ids"], view["word_ids"])
+        view["soft"] = positions(in_own & soft_mask(view, soft_targets))
+        view["soft_rows"] = positions(in_first[soft])
+        view["covered"] = positions(in_first & masked)
+
+
+class MaskingCollator:
+    """Pads blocks to a batch and masks words.
+
+    The masks depend on (seed, epoch, block) only. So a resumed run, another batch size or another
+    number of processes masks the same words, and so does every view of a block. A view is the
+    block in the pieces of one tokenizer. Several views get no random pieces, since they would not
+    read the same words.
     """
 
-    def __init__(self, tokenizers: list, mask_share: float, seed: int):
-        self.tokenizers, self.mask_share, self.seed, self.epoch = tokenizers, mask_share, seed, 0
-        self.plain_ids = np.setdiff1d(np.arange(len(tokenizers[0])), tokenizers[0].all_special_ids)
+    def __init__(
+        self,
+        tokenizers: list[PreTrainedTokenizerFast],
+        mask_share: float,
+        seed: int,
+        soft_targets: str = "masked",
+    ):
+        """soft_targets: the tokens whose teacher distribution is matched, "all" or "masked"."""
+        self.tokenizers, self.mask_share, self.seed = tokenizers, mask_share, seed
+        self.soft_targets, self.epoch = soft_targets, 0
+        first = tokenizers[0]
+        self.plain_ids = np.setdiff1d(np.arange(len(first)), first.all_special_ids)
 
-    def __call__(self, blocks: list[dict]) -> list[dict[str, torch.Tensor]]:
-        """blocks: dicts with index, and input_ids and word_ids of each view.
+    def __call__(self, blocks: list[dict]) -> list[View]:
+        """The views of a batch, the student's first. blocks: index; input_ids, word_ids by view.
 
-        Returns for each view input_ids, attention_mask, labels and word_ids (-1 at special and padding pieces), (B, L);
-        further views also shared_first and shared, the masks of `alignment.shared_positions` in the first view and in their own.
+        Each view has input_ids, attention_mask, labels and word_ids (-1 at special and padding
+        pieces), (B, L), and the positions of `add_positions`.
         """
-        views = []
-        for view, tokenizer in enumerate(self.tokenizers):
-            shape = len(blocks), max(len(block["input_ids"][view]) for block in blocks)
-            fill = {
-                "input_ids": tokenizer.pad_token_id,
-                "attention_mask": 0,
-                "labels": IGNORE,
-                "word_ids": -1,
-            }
-            batch = {name: np.full(shape, value) for name, value in fill.items()}
-            for row, block in enumerate(blocks):
-                rng = np.random.default_rng([self.seed, self.epoch, block["index"]])
-                ids, words = (
-                    np.asarray(block["input_ids"][view]),
-                    np.asarray(block["word_ids"][view]),
-                )
-                fate = choose_words(words.max() + 1, rng, self.mask_share)
-                draw = partial(rng.choice, self.plain_ids) if len(self.tokenizers) == 1 else None
-                masked, labels = mask_pieces(ids, words, fate, tokenizer.mask_token_id, draw)
-                values = {
-                    "input_ids": masked,
-                    "attention_mask": 1,
-                    "labels": labels,
-                    "word_ids": words,
-                }
-                for name, value in values.items():
-                    batch[name][row, : len(ids)] = value
-            views.append({name: torch.from_numpy(value) for name, value in batch.items()})
-            if view:
-                shared = shared_positions(views[0]["word_ids"], views[view]["word_ids"])
-                views[view]["shared_first"], views[view]["shared"] = shared
+        views = [self.pad_and_mask(blocks, number) for number in range(len(self.tokenizers))]
+        add_positions(views, self.soft_targets)
         return views
+
+    def pieces_from(self, rng: np.random.Generator) -> Callable[[int], np.ndarray]:
+        """A function that draws n random pieces."""
+        return lambda count: rng.choice(self.plain_ids, count)
+
+    def pad_and_mask(self, blocks: list[dict], number: int) -> View:
+        """The tensors (B, L) of one view."""
+        tokenizer = self.tokenizers[number]
+        shape = len(blocks), max(len(block["input_ids"][number]) for block in blocks)
+        fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0}
+        fill |= {"labels": IGNORE, "word_ids": -1}
+        batch = {name: np.full(shape, value) for name, value in fill.items()}
+        for row, block in enumerate(blocks):
+            rng = np.random.default_rng([self.seed, self.epoch, block["index"]])
+            ids = np.asarray(block["input_ids"][number])
+            words = np.asarray(block["word_ids"][number])
+            decisions = choose_words(words.max() + 1, rng, self.mask_share)
+            draw = self.pieces_from(rng) if len(self.tokenizers) == 1 else None
+            masked, labels = mask_pieces(ids, words, decisions, tokenizer.mask_token_id, draw)
+            values = {"input_ids": masked, "attention_mask": 1, "labels": labels, "word_ids": words}
+            for name, value in values.items():
+                batch[name][row, : len(ids)] = value
+        return {name: torch.from_numpy(value) for name, value in batch.items()}

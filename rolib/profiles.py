@@ -1,0 +1,129 @@
+"""Parameter files: params/<profile>/*.yaml as validated configs."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rolib import config
+from rolib.config import C, ConfigError
+
+KINDS: dict[str, type[config.Config]] = {
+    "speed": config.SpeedConfig,
+    "ablation": config.AblationConfig,
+    "analyse": config.AnalyseConfig,
+    "robustness": config.RobustnessConfig,
+}
+
+
+def load(kind: type[C], *files: Path | str, **overrides: Any) -> C:
+    """The config of YAML files: a later file wins, and overrides win over all files.
+
+    Raises ConfigError that names the key and the file at fault.
+    """
+    values: dict[str, Any] = {}
+    where: dict[str, str] = {}
+    for file in files:
+        content = read_yaml(Path(file))
+        values |= content
+        where |= dict.fromkeys(content, str(file))
+    values |= overrides
+    where |= dict.fromkeys(overrides, "override")
+    return config.validate(kind, values, " + ".join(map(str, files)) or "override", where)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The keys and values of a parameter file. ConfigError if it cannot be read."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        hint = f"the profiles are in {config.ROOT / 'params'}"
+        raise ConfigError(f"{file}: no such parameter file; {hint}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{file}: not readable as YAML in UTF-8 ({reason}): correct it") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: expected lines of `key: value`")
+    return content
+
+
+def load_profile(profile: str, root: Path = config.ROOT / "params") -> dict[str, Any]:
+    """Every parameter file of a profile, checked: {"teachers": ..., "evaluate": ..., ...}.
+
+    teachers and students map names to configs, the others are configs. Raises ConfigError, also for
+    values of several files that do not fit together.
+    """
+    base = Path(root) / profile
+    if not base.is_dir():
+        known = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
+        raise ConfigError(f"profile {profile!r}: no folder {base}; use one of {', '.join(known)}")
+    common = base / "common.yaml"
+    study: dict[str, Any] = {}
+    for name, kind in KINDS.items():
+        study[name] = load(kind, common, base / f"{name}.yaml")
+    study["evaluate"] = load(config.EvaluateConfig, common, base / "evaluate.yaml", model="any")
+    study["teachers"] = load_models(config.TeacherConfig, base, "teacher", "pretrain.yaml")
+    study["students"] = load_models(config.StudentConfig, base, "student", "distill.yaml")
+    check_students(study, base / "students")
+    file = base / "robustness.yaml"
+    models = [name.removesuffix("-random") for name in study["robustness"].models]
+    models = [name.removesuffix("-mlm") for name in models]
+    check_known(models, study["teachers"] | study["students"], f"models ({file})")
+    check_known(study["robustness"].tasks, study["evaluate"].tasks, f"tasks ({file})")
+    return study
+
+
+def load_models(kind: type[C], base: Path, role: str, recipe: str) -> dict[str, C]:
+    """The config of each teacher or student of a profile's folder, by name."""
+    configs = {}
+    for file in sorted((base / f"{role}s").glob("*.yaml")):
+        shared = [base / "common.yaml", base / "training.yaml", base / recipe]
+        configs[file.stem] = load(kind, *shared, file)
+        name = getattr(configs[file.stem], role)
+        if name != file.stem:
+            problem = f"is {name!r}, must be the file's name {file.stem!r}"
+            raise ConfigError(f"{role} ({file}): {problem}")
+    return configs
+
+
+def check_students(study: dict[str, Any], folder: Path) -> None:
+    """Raise ConfigError for a student that does not fit the teachers of its profile."""
+    teachers = study["teachers"]
+    for name, student in study["students"].items():
+        file = str(folder / f"{name}.yaml")
+        check_known(student.teachers, teachers, f"teachers ({file})")
+        check_depth(student.num_layers, teachers[next(iter(student.teachers))].num_layers, file)
+        for teacher in student.shares:
+            if teachers[teacher].source == "pretrain":
+                check_positions(student.block_length, config.MAX_POSITIONS, teacher, file)
+            if teachers[teacher].data_seed != student.data_seed:
+                seeds = f"{student.data_seed}, but {teachers[teacher].data_seed} for {teacher}"
+                problem = f"data_seed ({file}): {seeds}: held-out documents would be trained on"
+                raise ConfigError(f"{problem}: set it once, in training.yaml")
+
+
+def check_known(names: Collection[str], known: Collection[str], where: str) -> None:
+    """Raise ConfigError for a name that is not one of those that the profile has."""
+    for name in names:
+        if name not in known:
+            problem = f"no {name!r} in this profile, which has {', '.join(known)}"
+            raise ConfigError(f"{where}: {problem}: correct it, or add it to the profile")
+
+
+def check_depth(
+    student_layers: int, teacher_layers: int, where: str = "notebook parameters"
+) -> None:
+    """Raise ConfigError when the student is deeper than its teacher."""
+    if student_layers > teacher_layers:
+        layers = f"{student_layers} > {teacher_layers} layers"
+        raise ConfigError(f"num_layers ({where}): student deeper than teacher ({layers}): lower it")
+
+
+def check_positions(
+    block_length: int, positions: int, teacher: str, where: str = "notebook parameters"
+) -> None:
+    """Raise ConfigError for blocks longer than the texts that a teacher can read."""
+    if block_length > positions:
+        problem = f"{block_length} is more than the {positions} positions of {teacher}"
+        raise ConfigError(f"block_length ({where}): {problem}: lower it")

@@ -1,0 +1,25 @@
+"""The terms of a loss for one batch, as several test files need them."""
+
+from rolib.distillation.masking import add_positions
+from rolib.distillation.objective import Objective
+
+
+def counts_of(batch, teachers, config):
+    """The number of places of each term, by name."""
+    objective = Objective(config, teachers)
+    add_positions(batch, objective.soft_targets)
+    names = [term.name for term in objective.terms]
+    return dict(zip(names, objective.counts(batch), strict=True))
+
+
+def terms_of(student, teachers, batch, config):
+    """The mean of each term over its places, by name."""
+    counts = counts_of(batch, teachers, config)
+    sums = Objective(config, teachers).sums(student, batch)
+    means = [total / max(1, count) for total, count in zip(sums, counts.values(), strict=True)]
+    return dict(zip(counts, means, strict=True))
+
+
+def alphas_of(teachers, config):
+    """The weight of each term in the loss, by name."""
+    return {term.name: term.alpha for term in Objective(config, teachers).terms}
