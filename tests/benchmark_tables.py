@@ -1,4 +1,7 @@
-"""How long the tables of a finished study take from stored predictions: python tests/benchmark_tables.py PROFILE (not a test)."""
+"""The seconds that the tables of a finished study take from stored predictions (not a test).
+
+Usage: python tests/benchmark_tables.py PROFILE
+"""
 
 import sys
 import time

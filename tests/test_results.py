@@ -1,4 +1,7 @@
-"""The tables of a study, from made-up prediction tables: intervals, comparisons, loyalty with floor and chance, calibration."""
+"""The tables of a study, from made-up prediction tables.
+
+Intervals, comparisons, loyalty with floor and chance, calibration, and the text of the summary.
+"""
 
 import json
 
@@ -45,7 +48,7 @@ MODELS += [
 
 
 def write_study(folder, seeds=(1, 2, 3), sizes=SIZES):
-    """A profile's folder as notebooks 01 to 03 leave it, with predictions that are right more often than not."""
+    """A profile's folder as notebooks 01 to 03 leave it; most predictions are right."""
     for name in ["bert-cased", "bert-uncased", *TEACHERS, "distil-cased-mlm", "distil-uncased-mlm"]:
         run = folder / ("teachers" if name.startswith("bert") else "students") / name
         run.mkdir(parents=True)
@@ -326,6 +329,44 @@ def test_tables_print_half_intervals_and_mark_what_holds():
     )
 
 
+def test_summary_text_by_hand(config):
+    """Means over the measures of own teachers only; "–" where there is no floor."""
+    scores = pd.DataFrame({"role": ["student"], "model": ["s"], "upos": ["91.7 ± 0.6*"]})
+    row = {"role": "student", "model": "s", "teacher": "t", "own": True, "chance": 0.5}
+    row |= {"measure": "label_loyalty", "task": "upos", "value": 0.9, "floor": np.nan}
+    sts = {"measure": "regression_loyalty", "task": "sts", "value": 0.95, "floor": 0.96}
+    loyalty = pd.DataFrame(
+        [
+            row,
+            row | {"task": "sar", "value": 0.8, "chance": 0.3},
+            row | sts,
+            row | {"measure": "span_loyalty"},  # not in the summary
+            row | {"teacher": "ensemble", "own": False},  # not in the summary
+        ]
+    )
+    lines = tables.summary_text(config, scores, loyalty, ["from the sample", "DI: cut"]).split("\n")
+    assert lines == [
+        "Headline scores, percent: mean over seeds ± half the 95 % interval; "
+        "* differs from its first teacher",
+        "",
+        "   role model        upos",
+        "student     s 91.7 ± 0.6*",
+        "",
+        "Loyalty, mean over the measures (chance; two seeds of the same teacher)",
+        "",
+        "   role model teacher   label_loyalty regression_loyalty",
+        "student     s       t 0.850 (0.40; –) 0.950 (0.50; 0.96)",
+        "",
+        "Note: from the sample",
+        "",
+        "Note: DI: cut",
+        "",
+        f"Report:  {config.folder / 'report.html'}",
+        f"Figures: {config.folder / 'figures'}",
+        "",
+    ]
+
+
 # --- loyalty --------------------------------------------------------------------------------------
 
 
@@ -346,7 +387,7 @@ def test_loyalty_with_interval_chance_and_floor(config, loyalty):
             compare_predictions(TASKS[task], theirs[a], theirs[b])
             for a, b in [(1, 2), (1, 3), (2, 3)]
         ]
-        blind = pd.DataFrame(
+        by_chance = pd.DataFrame(
             [chance_loyalty(TASKS[task], theirs[seed], ours[seed], seed=3) for seed in (1, 2, 3)]
         )
         draws = bootstrap_loyalty(TASKS[task], theirs, ours, 300, seed=3)
@@ -357,12 +398,12 @@ def test_loyalty_with_interval_chance_and_floor(config, loyalty):
             ] == pytest.approx(runs[measure].std())
             assert row["floor"] == pytest.approx(np.mean([pair[measure] for pair in again]))
             assert (row["low"], row["high"]) == pytest.approx(uncertainty.interval(draws[measure]))
-            expected = blind[measure].mean() if measure in blind else np.nan
+            expected = by_chance[measure].mean() if measure in by_chance else np.nan
             assert row["chance"] == pytest.approx(expected, nan_ok=True)
             assert row["own"] == (teacher != "ensemble")
 
 
-def test_who_is_held_against_whom(loyalty):
+def test_which_teachers_each_model_is_compared_with(loyalty):
     pairs = loyalty["loyalty"].groupby("model")["teacher"].agg(set).to_dict()
     assert pairs["distil-multi"] == {"bert-cased", "bert-uncased", "ensemble"}
     assert (
@@ -504,7 +545,8 @@ def test_calibration_is_that_of_rolib_uncertainty(config, loyalty):
 
 
 def test_expected_calibration_error_by_hand():
-    # certain and right; certain and wrong; 0.75 and right: gaps |1/2 - 1| of two units and |1 - 3/4| of one
+    # certain and right; certain and wrong; 0.75 and right:
+    # gaps |1/2 - 1| of two units and |1 - 3/4| of one
     bins = uncertainty.reliability([1, 1, 0.75], [True, False, True])
     table = tables.calibration_table(bins.assign(model="m", role="student", task="di", seed=1))
     assert table["ece"].item() == pytest.approx((2 * 0.5 + 0.25) / 3)

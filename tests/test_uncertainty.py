@@ -1,8 +1,13 @@
-"""Uncertainty against resampled tables written out in full, scikit-learn, SciPy, plain loops and simulations."""
+"""Uncertainty against resampled tables written out in full, other libraries and simulations.
+
+The other libraries are scikit-learn and SciPy; there are plain loops too.
+"""
 
 import itertools
 import math
+import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +32,7 @@ LABELS = {
     "sar": ["1", "2", "4", "5"],
     "sts": [0.0, 0.5, 1.1, 3.3, 5.0],
 }
+LABEL_LOYALTIES = ["label_loyalty", "probability_loyalty", "probability_loyalty_base2"]
 
 
 def task(name):
@@ -34,7 +40,7 @@ def task(name):
 
 
 def make_tables(name, seeds=(0, 1), examples=9, labels=None, noise=0.4, start=0):
-    """Prediction tables by fine-tuning seed, rows shuffled; the ids are not in order of their numbers (s10 < s9)."""
+    """Prediction tables by fine-tuning seed, rows shuffled; ids sort as text (s10 < s9)."""
     rng, labels = np.random.default_rng(start), labels or LABELS[name]
     words = (
         rng.integers(1, 7, examples) if KINDS[name] == "tagging" else np.ones(examples, dtype=int)
@@ -56,7 +62,7 @@ def make_tables(name, seeds=(0, 1), examples=9, labels=None, noise=0.4, start=0)
 
 
 def written_out(table, weights):
-    """The resampled table in full: each example (in sorted order) as often as its weight says, under new ids."""
+    """The resampled table in full: each example, in sorted order, repeated by its weight."""
     rows = []
     for (name, example), weight in zip(table.groupby("example"), weights, strict=True):
         rows += [example.assign(example=f"{name}-copy-{copy}") for copy in range(int(weight))]
@@ -157,7 +163,7 @@ def test_one_run_and_mean_of_many_draws():
 
 
 def test_variance_between_seeds_is_shown():
-    # every example right under seed 1, wrong under seed 0: only the draw of the seeds moves the mean
+    # every example is right under seed 1, wrong under seed 0: only the drawn seeds move the mean
     gold = make_tables("sar", noise=0.0, examples=30)
     tables = {0: gold[0].assign(predicted="9"), 1: gold[1]}
     values = bootstrap_scores(task("sar"), tables, 2000)["accuracy"]
@@ -229,12 +235,15 @@ def test_loyalty_of_resamples(name):
         for measure in values:
             expected = np.average([run[measure] for run in runs], weights=weights[1][draw])
             assert values[measure][draw] == pytest.approx(expected, abs=1e-9), measure
-    assert list(values) == {
-        "upos": ["label_loyalty", "probability_loyalty", "probability_loyalty_base2"],
-        "sar": ["label_loyalty", "probability_loyalty", "probability_loyalty_base2"],
-        "ner": ["label_loyalty", "probability_loyalty", "probability_loyalty_base2", "span_loyalty"],
-        "sts": ["regression_loyalty", "regression_loyalty_pearson", "regression_loyalty_rmse"],
-    }[name]  # fmt: skip
+    assert (
+        list(values)
+        == {
+            "upos": LABEL_LOYALTIES,
+            "sar": LABEL_LOYALTIES,
+            "ner": [*LABEL_LOYALTIES, "span_loyalty"],
+            "sts": ["regression_loyalty", "regression_loyalty_pearson", "regression_loyalty_rmse"],
+        }[name]
+    )
 
 
 def test_runs_that_do_not_match_are_refused():
@@ -256,9 +265,29 @@ def test_runs_that_do_not_match_are_refused():
         scores(tables[1].drop(columns="predicted"))
     scorers = [metrics.scorer(task("sar"), Predictions.of(table)) for table in tables.values()]
     with pytest.raises(
-        ValueError, match=r"same number of fine-tuning seeds, but they have \[1, 2\]"
+        ValueError, match=r"models differ in their numbers of fine-tuning seeds: \[1, 2\]"
     ):
         uncertainty.bootstrap({"one": scorers[:1], "two": scorers}, 9, 5)
+
+
+# --- threads --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", ["3", "1", "", None])
+def test_threads_keep_to_the_core_share_of_the_job(share, monkeypatch):
+    workers = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, max_workers=None):
+            workers.append(max_workers)
+            super().__init__(max_workers)
+
+    monkeypatch.setattr(uncertainty, "ThreadPoolExecutor", Pool)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if share is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", share)
+    assert uncertainty.in_threads(pow, [1, 2, 3], [3, 2, 1]) == [1, 4, 3]
+    assert workers == [int(share) if share else os.cpu_count()]
 
 
 # --- intervals and p-values -----------------------------------------------------------------------
@@ -397,7 +426,7 @@ def simulate_correlations(rng, n=250, rho=0.5):
 
 
 def simulate_words(rng, n=250):
-    """Sentences of 5 to 19 words that are easy or hard as a whole: right with 0.95 or 0.75, whatever their length."""
+    """Sentences of 5 to 19 words, easy or hard as a whole: each word right with 0.95 or 0.75."""
     examples = np.repeat(np.arange(n), rng.integers(5, 20, n))
     return (
         metrics.label_scorer(examples, *right(rng.choice([0.95, 0.75], n)[examples], rng)),
@@ -407,7 +436,10 @@ def simulate_words(rng, n=250):
 
 
 def simulate_pair(rng, n=300):
-    """Two models on the same examples, which are easy or hard for both: 0.97 and 0.6 right, the second 0.03 less."""
+    """Two models on the same examples, easy or hard for both: right with 0.97 or 0.6.
+
+    The second model is right with 0.03 less.
+    """
     ease = rng.choice([0.97, 0.6], n)
     better, worse = (
         metrics.label_scorer(np.arange(n), *right(ease - less, rng)) for less in (0, 0.03)

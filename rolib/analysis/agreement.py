@@ -1,215 +1,194 @@
-"""What stored predictions say: scores and loyalty with intervals, comparisons, calibration, where student and teacher part ways.
+"""Where student and teacher agree: loyalty tables, classes, confusion, disagreements, calibration.
 
-No model is loaded. Every table is computed measure by measure, so that the predictions of one measure are in memory at a time.
+Everything is computed from stored predictions; no model is loaded. The tables are made measure by
+measure, so that memory holds the predictions of one measure at a time.
 """
 
 import itertools
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rolib.analysis import uncertainty
-from rolib.analysis.loyalty import (
-    chance_loyalty,
-    class_scorer,
-    compare_predictions,
-    loyalty_scorer,
-)
-from rolib.analysis.study import (
-    ENSEMBLE,
-    ENSEMBLE_ROLE,
-    Runs,
-    evaluated,
-    members,
-    read_runs,
-    read_teachers,
-    with_ensemble,
-)
+from rolib.analysis import loyalty, study, uncertainty
+from rolib.analysis.study import ENSEMBLE, ENSEMBLE_ROLE, Runs
 from rolib.analysis.tables import PAIR, estimate
 from rolib.analysis.uncertainty import in_threads
-from rolib.config import Config
+from rolib.config import AnalyseConfig
 from rolib.evaluation.predictions import Predictions, check_paired
 from rolib.measures import TASKS, Task
 
-STS_TOLERANCE = 0.5  # similarity scores that lie closer count as equal
+STS_TOLERANCE = 0.5  # scores with a smaller difference count as equal
+PROBABILITIES = ["teacher_probability", "student_probability"]
+PROBABILITIES += ["teacher_on_student", "student_on_teacher"]
 
 
-def loyalty_tables(config: Config) -> dict[str, pd.DataFrame]:
-    """All that notebook 04 writes, by name; see `task_tables`."""
-    tables = {}
-    for task, seeds in evaluated(config).items():
+def loyalty_tables(config: AnalyseConfig) -> dict[str, pd.DataFrame]:
+    """All tables of notebook 04 by name; see `task_tables`."""
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for task, seeds in study.evaluated(config).items():
         for name, table in task_tables(config, task, seeds):
             tables.setdefault(name, []).append(table)
     return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
 
 
-def task_tables(config: Config, task: str, seeds: list[int]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The tables of one measure, in parts, each with its name. All but loyalty and disagreements are of taggers and classifiers.
+def task_tables(
+    config: AnalyseConfig, task: str, seeds: list[int]
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The tables of one measure, in parts, each with its name.
 
-    loyalty: `PAIR` and the columns of `estimate`, student and teacher at the same seed; chance (`loyalty.chance_loyalty`) and
-    floor (`floor_loyalty`; NaN for one seed). calibration: `uncertainty.reliability` with seed, model, role, task. Of each
-    student and its own teachers: classes (`class_loyalty`), confusion, and `disagreements` at the first seed.
+    loyalty: `PAIR` and the columns of `estimate`, student and teacher at the same seed; chance
+    (`loyalty.chance_loyalty`) and floor (`floor_loyalty`; NaN for one seed).
+    calibration: `uncertainty.reliability` with seed, model, role, task; not for STS.
+    classes, confusion, disagreements: see `pair_tables`; of each student with each of its teachers.
     """
-    everyone, scorers, chances = with_ensemble(members(config)), {}, {}
-    # Teachers are kept, as all others are held against them; everyone else is read once and let go.
-    teachers = read_teachers(config, everyone, task, seeds)
+    everyone = study.with_ensemble(study.members(config))
+    # The teachers stay in memory, since all models are compared with them; others are read once.
+    teachers = study.read_teachers(config, everyone, task, seeds)
+    scorers, chances = {}, {}
     for member in everyone.itertuples():
-        runs = teachers.get(member.model) or read_runs(config, member.model, task, seeds)
+        if member.model in teachers:
+            runs = teachers[member.model]
+        else:
+            runs = study.read_runs(config, member.model, task, seeds)
         if task != "sts":
             for seed, run in zip(seeds, runs, strict=True):
-                bins = uncertainty.reliability(
-                    run.probabilities.max(axis=1), run.gold == run.predicted
-                )
-                yield (
-                    "calibration",
-                    bins.assign(seed=seed, model=member.model, role=member.role, task=task),
-                )
+                confidence = run.probabilities.max(axis=1)
+                bins = uncertainty.reliability(confidence, run.gold == run.predicted)
+                facts = {"seed": seed, "model": member.model, "role": member.role, "task": task}
+                yield "calibration", bins.assign(**facts)
         for name in references_of(member, ENSEMBLE in teachers):
-            pair, own = (teachers[name], runs), name != ENSEMBLE
-            scorers[member.model, member.role, name, own, task] = in_threads(
-                partial(loyalty_scorer, TASKS[task]), *pair
-            )
-            chances[member.model, name] = _mean(
-                in_threads(partial(chance_loyalty, TASKS[task], seed=config.seed), *pair)
-            )
+            own = name != ENSEMBLE
+            scorer = partial(loyalty.loyalty_scorer, TASKS[task])
+            chance = partial(loyalty.chance_loyalty, TASKS[task], seed=config.seed)
+            key = (member.model, member.role, name, own, task)
+            scorers[key] = in_threads(scorer, teachers[name], runs)
+            chances[member.model, name] = _mean(in_threads(chance, teachers[name], runs))
             if member.role == "student" and own:
-                facts = {"model": member.model, "teacher": name, "task": task}
-                yield (
-                    "disagreements",
-                    disagreements(TASKS[task], teachers[name][0], runs[0]).assign(
-                        seed=seeds[0], **facts
-                    ),
-                )
-                if task != "sts":
-                    yield (
-                        "classes",
-                        class_loyalty(*pair, config.resamples, config.seed).assign(**facts),
-                    )
-                    yield "confusion", confusion(*pair).assign(**facts)
+                for title, table in pair_tables(config, task, seeds[0], teachers[name], runs):
+                    yield title, table.assign(model=member.model, teacher=name, task=task)
     floors = {name: floor_loyalty(TASKS[task], runs) for name, runs in teachers.items()}
     table, _ = estimate(PAIR, scorers, runs[0].num_examples, config)
-    table["chance"] = [
-        chances[row.model, row.teacher].get(row.measure, np.nan) for row in table.itertuples()
-    ]
-    yield (
-        "loyalty",
-        table.assign(
-            floor=[floors[row.teacher].get(row.measure, np.nan) for row in table.itertuples()]
-        ),
-    )
+    pairs = list(table.itertuples())
+    table["chance"] = [chances[p.model, p.teacher].get(p.measure, np.nan) for p in pairs]
+    table["floor"] = [floors[p.teacher].get(p.measure, np.nan) for p in pairs]
+    yield "loyalty", table
 
 
-def references_of(member, ensemble: bool) -> list[str]:
-    """The models that a member (a row of `with_ensemble`) is held against: its teachers but itself, and their ensemble."""
-    own = [
-        teacher for teacher in member.teachers if teacher != member.model.removesuffix("-random")
-    ]
-    return own + [ENSEMBLE] * (ensemble and member.role not in ("teacher", ENSEMBLE_ROLE))
+def pair_tables(
+    config: AnalyseConfig, task: str, seed: int, teacher: Runs, student: Runs
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The tables of a student and a teacher on one measure, each with its name.
+
+    `disagreements` at the first seed; classes (`class_loyalty`) and `confusion`, not for STS.
+    """
+    yield "disagreements", disagreements(TASKS[task], teacher[0], student[0]).assign(seed=seed)
+    if task != "sts":
+        yield "classes", class_loyalty(teacher, student, config.resamples, config.seed)
+        yield "confusion", confusion(teacher, student)
+
+
+def references_of(member: Any, ensemble: bool) -> list[str]:
+    """The models with which a model is compared: its teachers, and their ensemble if there is one.
+
+    member: a row of `study.with_ensemble`. A teacher and the ensemble have none.
+    """
+    name = member.model.removesuffix("-random")
+    references = [teacher for teacher in member.teachers if teacher != name]
+    if ensemble and member.role not in ("teacher", ENSEMBLE_ROLE):
+        references.append(ENSEMBLE)
+    return references
 
 
 def floor_loyalty(task: Task, runs: Runs) -> dict[str, float]:
-    """Mean loyalty between two fine-tuning seeds of one model, over all pairs of seeds: {} for one seed.
+    """Mean loyalty between two fine-tuning seeds of one model, over all pairs of seeds.
 
-    No student needs more: a teacher fine-tuned twice is no more loyal to itself.
+    It is the natural target for a student: a teacher is not more loyal to itself. {} for one seed.
     """
-    return _mean(
-        in_threads(lambda pair: compare_predictions(task, *pair), itertools.combinations(runs, 2))
-    )
+    pairs = itertools.combinations(runs, 2)
+    return _mean(in_threads(lambda pair: loyalty.compare_predictions(task, *pair), pairs))
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([row[name] for row in rows])) for name in (rows[0] if rows else {})}
+    names = rows[0] if rows else {}
+    return {name: float(np.mean([row[name] for row in rows])) for name in names}
 
 
 def class_loyalty(teacher: Runs, student: Runs, resamples: int, seed: int) -> pd.DataFrame:
-    """Label loyalty by the teacher's label: label, units (a seed, on average), value, low, high (95 %).
+    """Label loyalty by the teacher's label: label, units, value, low, high (95 % interval).
 
-    value: of all units of all seeds where the teacher gives the label, the share where the student does. The interval is over
-    the resamples that hold the label, so that a label of one sentence has a narrow one: mind `units`.
+    units: how many units get the label from the teacher, mean over seeds. value: the share of them,
+    over all seeds, that get it from the student too. The interval is over the resamples that
+    contain the label. It is too narrow for a label that occurs in one sentence only.
     """
-    labels, examples = (
-        sorted({label for run in teacher for label in run.predicted}),
-        teacher[0].num_examples,
-    )
-    scorers = [
-        class_scorer(t.examples, t.predicted, s.predicted, labels)
-        for t, s in zip(teacher, student, strict=True)
-    ]
+    labels = sorted({label for run in teacher for label in run.predicted})
+    examples = teacher[0].num_examples
+    pairs = zip(teacher, student, strict=True)
+    scorers = [loyalty.class_scorer(*pair, labels) for pair in pairs]
     points = [scorer(np.ones((examples, 1))) for scorer in scorers]
-    hits, units = (
-        np.mean([point[name][:, 0] for point in points], axis=0) for name in ("hits", "units")
-    )
+    hits = np.mean([point["hits"][:, 0] for point in points], axis=0)
+    units = np.mean([point["units"][:, 0] for point in points], axis=0)
     draws = uncertainty.bootstrap({"student": scorers}, examples, resamples, seed)["student"]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # 0 / 0 in resamples without the label
         low, high = np.nanquantile(draws["hits"] / draws["units"], [0.025, 0.975], axis=1)
-    return pd.DataFrame(
-        {"label": labels, "units": units, "value": hits / units, "low": low, "high": high}
-    )
+    columns = {"label": labels, "units": units, "value": hits / units, "low": low, "high": high}
+    return pd.DataFrame(columns)
 
 
 def confusion(teacher: Runs, student: Runs) -> pd.DataFrame:
-    """How often, over all seeds, the student gives a label where the teacher gives another: teacher_label, student_label, count."""
-    sides = {"teacher_label": teacher, "student_label": student}
-    labels = pd.DataFrame(
-        {name: np.concatenate([run.predicted for run in runs]) for name, runs in sides.items()}
-    )
-    return labels.value_counts().rename("count").reset_index()
+    """How often each pair of labels occurs over all seeds: teacher_label, student_label, count."""
+    theirs = np.concatenate([run.predicted for run in teacher])
+    ours = np.concatenate([run.predicted for run in student])
+    pairs = pd.DataFrame({"teacher_label": theirs, "student_label": ours})
+    return pairs.value_counts().reset_index(name="count")
 
 
 def side_by_side(
     task: Task, teacher: Predictions, student: Predictions, tolerance: float = STS_TOLERANCE
 ) -> pd.DataFrame:
-    """Two models' answers, one row a unit. ValueError if they cover different units or gold labels.
+    """The predictions of two models, one row a unit.
 
-    Columns: example, position, gold, teacher_label, student_label, teacher_probability, student_probability (of the own label),
-    teacher_on_student, student_on_teacher (of the other's label; all four NaN for STS), agree, teacher_right, student_right.
-    STS scores that lie closer than `tolerance` count as equal.
+    Columns: example, position; gold, teacher_label, student_label; the probabilities that each
+    model gives to its own label (teacher_probability, student_probability) and to the other's
+    (teacher_on_student, student_on_teacher), NaN for STS; agree, teacher_right, student_right.
+    STS scores with a difference below `tolerance` count as equal.
+    ValueError if the models differ in units or gold labels.
     """
     check_paired({"teacher's table": teacher, "student's table": student})
-    regression = task.kind == "regression"
     table = teacher.units.assign(
         gold=teacher.gold, teacher_label=teacher.predicted, student_label=student.predicted
     )
-    of_label = {
-        "teacher_probability": (teacher, teacher),
-        "student_probability": (student, student),
-    }
-    of_label |= {"teacher_on_student": (teacher, student), "student_on_teacher": (student, teacher)}
-    for name, (side, by) in of_label.items():
-        table[name] = (
-            np.nan
-            if regression
-            else side.probabilities[table.index, by.probabilities.argmax(axis=1)]
-        )
-    sides = {
-        "agree": ("teacher_label", "student_label"),
-        "teacher_right": ("teacher_label", "gold"),
-    }
-    sides["student_right"] = ("student_label", "gold")
-    for name, (one, other) in sides.items():
-        table[name] = (
-            (table[one] - table[other]).abs() < tolerance
-            if regression
-            else table[one] == table[other]
-        )
+    if task.kind == "regression":
+        table[PROBABILITIES] = np.nan
+    else:
+        rows = np.arange(len(table))
+        theirs, ours = teacher.probabilities, student.probabilities
+        table["teacher_probability"] = theirs[rows, theirs.argmax(axis=1)]
+        table["student_probability"] = ours[rows, ours.argmax(axis=1)]
+        table["teacher_on_student"] = theirs[rows, ours.argmax(axis=1)]
+        table["student_on_teacher"] = ours[rows, theirs.argmax(axis=1)]
+
+    def equal(one: str, other: str) -> pd.Series:
+        if task.kind == "regression":
+            return (table[one] - table[other]).abs() < tolerance
+        return table[one] == table[other]
+
+    table["agree"] = equal("teacher_label", "student_label")
+    table["teacher_right"] = equal("teacher_label", "gold")
+    table["student_right"] = equal("student_label", "gold")
     return table
 
 
 def disagreements(task: Task, teacher: Predictions, student: Predictions) -> pd.DataFrame:
-    """The rows of `side_by_side` where the two part ways (STS: by at least 1 of 5), up to student_on_teacher; labels as text."""
+    """The rows of `side_by_side` where the models disagree, with its columns before `agree`.
+
+    STS scores disagree if they differ by at least 1 (on the scale 0 to 5). Labels are text.
+    """
     table = side_by_side(task, teacher, student, tolerance=1)
-    table = (
-        table[~table["agree"]]
-        .drop(columns=["agree", "teacher_right", "student_right"])
-        .reset_index(drop=True)
-    )
+    table = table.loc[~table["agree"], :"student_on_teacher"].reset_index(drop=True)
     if task.kind == "regression":
-        table = table.assign(
-            **{
-                name: table[name].map("{:.2f}".format)
-                for name in ("gold", "teacher_label", "student_label")
-            }
-        )
-    return table.astype({name: "float32" for name in table.columns[5:]})
+        for name in ("gold", "teacher_label", "student_label"):
+            table[name] = table[name].map("{:.2f}".format)
+    return table.astype(dict.fromkeys(PROBABILITIES, "float32"))

@@ -1,200 +1,204 @@
-"""The tables of a study."""
+"""The tables of a study: scores, comparisons, loyalty, calibration, robustness; as text too."""
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rolib.analysis import uncertainty
+from rolib.analysis import study, uncertainty
 from rolib.analysis.loyalty import compare_predictions
-from rolib.analysis.study import (
-    compared,
-    evaluated,
-    members,
-    read_runs,
-    read_teachers,
-    with_ensemble,
-)
-from rolib.config import Config, RobustnessConfig
+from rolib.config import AnalyseConfig, Config, RobustnessConfig
 from rolib.evaluation.metrics import Scorer, at_ones, scorer
 from rolib.evaluation.predictions import Predictions, check_paired
 from rolib.measures import TASKS
-from rolib.runs import made_by, read_json, write_text
+from rolib.runs import read_json, write_text
 
 LEVEL = 0.05  # of the family-wise error
-
-
-SCORE_COLUMNS = [
-    "model",
-    "role",
-    "teacher",
-    "task",
-    "seeds",
-    "examples",
-    "score",
-    "headline",
-    "value",
-    "sd",
-    "low",
-    "high",
-]
-
-
-PAIR = [
-    "model",
-    "role",
-    "teacher",
-    "own",
-    "task",
-    "measure",
-]  # own: the teacher is the model's own, and not the ensemble
+ESTIMATE = ["seeds", "examples", "value", "sd", "low", "high"]
+SCORE_COLUMNS = ["model", "role", "teacher", "task", "seeds", "examples", "score", "headline"]
+SCORE_COLUMNS += ["value", "sd", "low", "high"]
+# own: the teacher is one of the model's own teachers, and not the ensemble
+PAIR = ["model", "role", "teacher", "own", "task", "measure"]
 
 
 def estimate(
-    names: list[str], scorers: dict[tuple, list[Scorer]], examples: int, config: Config
-) -> tuple[pd.DataFrame, dict]:
-    """A table of what scorers, by key and one for each fine-tuning seed, find; and the bootstrap draws behind it.
+    names: list[str], scorers: dict[tuple, list[Scorer]], examples: int, config: AnalyseConfig
+) -> tuple[pd.DataFrame, dict[tuple, uncertainty.Scores]]:
+    """A table of scores with intervals, one row a key and score; and the bootstrap draws by key.
 
-    Columns: the parts of the key and the score's name under `names`, seeds, examples, value (mean over seeds), sd (over seeds;
-    NaN for one), low, high (95 % bootstrap interval).
+    scorers: by key, one for each fine-tuning seed. names: the columns of the parts of a key and of
+    the score's name. Further columns: seeds, examples, value (mean over seeds), sd (over seeds;
+    NaN for one seed), low, high (95 % bootstrap interval).
     """
-    draws, rows = uncertainty.bootstrap(scorers, examples, config.resamples, config.seed), []
+    draws = uncertainty.bootstrap(scorers, examples, config.resamples, config.seed)
+    rows = []
     for key, by_seed in scorers.items():
-        for score, values in pd.DataFrame([at_ones(run, examples) for run in by_seed]).items():
-            row = dict(zip(names, (*key, score), strict=True)) | {
-                "seeds": len(values),
-                "examples": examples,
-            }
-            low, high = uncertainty.interval(draws[key][score])
-            rows.append(
-                row | {"value": values.mean(), "sd": values.std(), "low": low, "high": high}
-            )
-    return pd.DataFrame(rows), draws
+        points = pd.DataFrame([at_ones(run, examples) for run in by_seed])
+        for score, values in points.items():
+            numbers = (len(values), examples, values.mean(), values.std())
+            rows.append((*key, score, *numbers, *uncertainty.interval(draws[key][score])))
+    return pd.DataFrame(rows, columns=[*names, *ESTIMATE]), draws
 
 
-def score_tables(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
+def score_tables(config: AnalyseConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores and comparisons of a study from its predictions, as fractions.
 
-    Scores: `SCORE_COLUMNS` (headline: is it the headline score?; the rest as in `estimate`) of every model and of the
-    teachers' ensemble; the measure `mean` is the mean of the headlines.
-    Comparisons, of headline scores: model, against, role (of the other), task, difference, low, high, p, p_holm (over the
-    measures of a pair; `mean` is no part of the family), holds (p_holm below 0.05).
+    Scores: `SCORE_COLUMNS` of every model and of the teachers' ensemble. headline: whether this is
+    the main score of the measure. The rest is as in `estimate`. The measure `mean` is the mean of
+    the headline scores.
+    Comparisons of headline scores: model, against, role (of the other model), task, difference,
+    low, high, p, p_holm, holds (p_holm below 0.05). p_holm is corrected over the measures of a
+    pair; `mean` is a test of its own.
     """
-    everyone, tables, draws = with_ensemble(members(config)), [], {}
-    first = everyone["model"][0]
-    for task, seeds in evaluated(config).items():
-        run = config.folder / "evaluation" / first / task / f"seed-{seeds[0]}"
-        headline = read_json(run / "scores.json", made_by(config))["headline"]
-        models = read_teachers(config, everyone, task, seeds)
-        others = [name for name in everyone["model"] if name not in models]
-        models |= {
-            name: read_runs(config, name, task, seeds, probabilities=False) for name in others
-        }
-        named = {}
-        for name, runs in models.items():
-            named |= {
-                f"predictions of {name}, seed {seed}": run
-                for seed, run in zip(seeds, runs, strict=True)
-            }
-        check_paired(named)
-        scorers = {
-            (name, task): [scorer(TASKS[task], run) for run in runs]
-            for name, runs in models.items()
-        }
-        table, by_score = estimate(
-            ["model", "task", "score"], scorers, models[first][0].num_examples, config
-        )
-        tables.append(table.assign(headline=table["score"] == headline))
-        draws |= {key: scores[headline] for key, scores in by_score.items()}
-    scores, means = pd.concat(tables), []
+    everyone = study.with_ensemble(study.members(config))
+    tables = []
+    draws: dict[tuple, np.ndarray] = {}
+    for task, seeds in study.evaluated(config).items():
+        table, of_task = _score_task(config, everyone, task, seeds)
+        tables.append(table)
+        draws |= of_task
+    scores = pd.concat(tables)
     points = scores[scores["headline"]].set_index(["model", "task"])["value"].to_dict()
+    rows = []
     for name in everyone["model"]:
-        keys, mean = sorted(key for key in points if key[0] == name), (name, "mean")
-        draws[mean], points[mean] = (
-            np.mean([draws[key] for key in keys], axis=0),
-            np.mean([points[key] for key in keys]),
-        )
-        low, high = uncertainty.interval(draws[mean])
-        row = {
-            "model": name,
-            "task": "mean",
-            "seeds": len(seeds),
-            "score": "mean",
-            "headline": True,
-        }
-        means.append(row | {"value": points[mean], "low": low, "high": high})
-    scores = everyone[["model", "role", "teacher"]].merge(
-        pd.concat([scores, pd.DataFrame(means)]), on="model"
-    )[SCORE_COLUMNS]
-    return scores, _compare(compared(everyone), draws, points)
+        keys = sorted(key for key in points if key[0] == name)
+        mean = (name, "mean")
+        draws[mean] = np.mean([draws[key] for key in keys], axis=0)
+        points[mean] = np.mean([points[key] for key in keys])
+        rows.append((name, len(seeds), points[mean], *uncertainty.interval(draws[mean])))
+    means = pd.DataFrame(rows, columns=["model", "seeds", "value", "low", "high"])
+    means = means.assign(task="mean", score="mean", headline=True)
+    scores = everyone[["model", "role", "teacher"]].merge(pd.concat([scores, means]), on="model")
+    return scores[SCORE_COLUMNS], _compare(study.compared(everyone), draws, points)
+
+
+def _score_task(
+    config: AnalyseConfig, everyone: pd.DataFrame, task: str, seeds: list[int]
+) -> tuple[pd.DataFrame, dict[tuple, np.ndarray]]:
+    """The scores of all models on one measure, and the draws of their headline scores.
+
+    The draws have the keys (model, task).
+    """
+    headline = study.read_result(config, everyone["model"][0], task, seeds[0])["headline"]
+    models = study.read_teachers(config, everyone, task, seeds)
+    for name in everyone["model"]:
+        if name not in models:
+            models[name] = study.read_runs(config, name, task, seeds, probabilities=False)
+    named, scorers = {}, {}
+    for name, runs in models.items():
+        for seed, run in zip(seeds, runs, strict=True):
+            named[f"predictions of {name}, seed {seed}"] = run
+    check_paired(named)
+    for name, runs in models.items():
+        scorers[name, task] = [scorer(TASKS[task], run) for run in runs]
+    table, draws = estimate(["model", "task", "score"], scorers, runs[0].num_examples, config)
+    table["headline"] = table["score"] == headline
+    return table, {key: scores[headline] for key, scores in draws.items()}
 
 
 def _compare(pairs: list[tuple[str, str, str]], draws: dict, points: dict) -> pd.DataFrame:
-    """The comparisons of `score_tables` from the draws and the point of each (model, measure)."""
+    """The comparisons of `score_tables`; draws and points are those of each (model, measure)."""
     rows = []
-    for (model, other, role), task in itertools.product(
-        pairs, dict.fromkeys(task for _, task in points)
-    ):
+    tasks = dict.fromkeys(task for _, task in points)
+    for (model, other, role), task in itertools.product(pairs, tasks):
         gaps = draws[model, task] - draws[other, task]
-        rows.append((model, other, role, task, points[model, task] - points[other, task]))
-        rows[-1] += (*uncertainty.interval(gaps), uncertainty.p_value(gaps))
-    table = pd.DataFrame(
-        rows, columns=["model", "against", "role", "task", "difference", "low", "high", "p"]
-    )
+        difference = points[model, task] - points[other, task]
+        found = (difference, *uncertainty.interval(gaps), uncertainty.p_value(gaps))
+        rows.append((model, other, role, task, *found))
+    columns = ["model", "against", "role", "task", "difference", "low", "high", "p"]
+    table = pd.DataFrame(rows, columns=columns)
     family = [table["model"], table["against"], table["task"] == "mean"]
     table["p_holm"] = table.groupby(family)["p"].transform(uncertainty.holm)
     return table.assign(holds=table["p_holm"] < LEVEL)
 
 
 def score_table(scores: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
-    """Model x measure as text in percent: "91.7 ± 0.6", half the 95 % interval; * where a student differs from its first teacher."""
-    held = comparisons[(comparisons["role"] == "teacher") & comparisons["holds"]]
-    marked = set(zip(held["model"], held["task"], strict=True))
+    """Model x measure as text in percent: "91.7 ± 0.6", where 0.6 is half the 95 % interval.
 
-    def text(row) -> str:
-        return f"{100 * row.value:.1f} ± {50 * (row.high - row.low):.1f}" + "*" * (
-            (row.model, row.task) in marked
-        )
+    A star marks a student that differs from its first teacher.
+    """
+    differ = comparisons[(comparisons["role"] == "teacher") & comparisons["holds"]]
+    marked = set(zip(differ["model"], differ["task"], strict=True))
+
+    def text(row: Any) -> str:
+        star = "*" if (row.model, row.task) in marked else ""
+        return f"{100 * row.value:.1f} ± {50 * (row.high - row.low):.1f}{star}"
 
     return _wide(scores[scores["headline"]], ["role", "model"], text)
 
 
 def comparison_table(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """Pair x measure as text in points: "-0.4 ± 0.8", the student's score minus the other's; * where the difference holds."""
+    """Pair x measure as text in points: "-0.4 ± 0.8", the student's score minus the other's.
 
-    def text(row) -> str:
-        return f"{100 * row.difference:+.1f} ± {50 * (row.high - row.low):.1f}" + "*" * row.holds
+    A star marks a difference that holds.
+    """
+
+    def text(row: Any) -> str:
+        star = "*" if row.holds else ""
+        return f"{100 * row.difference:+.1f} ± {50 * (row.high - row.low):.1f}{star}"
 
     return _wide(comparisons, ["model", "against", "role"], text)
 
 
 def loyalty_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of one loyalty, model and teacher x measure, as text: "0.951 ± 0.004 (0.08; 0.96)", in brackets chance level and floor, "–" for none."""
+    """Model and teacher x measure as text: "0.951 ± 0.004 (0.08; 0.96)".
 
-    def text(row) -> str:
-        bracket = f"({row.chance:.2f}; {row.floor:.2f})".replace("nan", "–")
-        return f"{row.value:.3f} ± {(row.high - row.low) / 2:.3f} {bracket}"
+    rows: those of one kind of loyalty. In brackets: chance level and floor, "–" for a missing one.
+    """
+
+    def text(row: Any) -> str:
+        return f"{row.value:.3f} ± {(row.high - row.low) / 2:.3f} {_bracket(row)}"
 
     return _wide(rows, ["role", "model", "teacher"], text)
 
 
-def _wide(rows: pd.DataFrame, index: list[str], text: Callable) -> pd.DataFrame:
-    """Index x measure with the text of each row."""
+def _bracket(row: Any) -> str:
+    return f"({row.chance:.2f}; {row.floor:.2f})".replace("nan", "–")
+
+
+def _wide(
+    rows: pd.DataFrame, index: list[str], text: Callable[[Any], str], columns: str = "task"
+) -> pd.DataFrame:
+    """The text of each row in a table of index x columns; measures stand in their usual order."""
     table = rows.assign(text=[text(row) for row in rows.itertuples()])
-    table = table.pivot_table(
-        index=index, columns="task", values="text", aggfunc="first", sort=False
+    table = table.pivot_table("text", index, columns, aggfunc="first", sort=False)
+    if columns == "task":
+        table = table[[task for task in [*TASKS, "mean"] if task in table]]
+    return table.reset_index().rename_axis(columns=None)
+
+
+def summary_text(
+    config: Config, score_text: pd.DataFrame, loyalty: pd.DataFrame, notes: list[str]
+) -> str:
+    """The text of summary.txt: headline scores, mean loyalty to own teachers, notes, and paths.
+
+    score_text: from `score_table`; loyalty: the table of loyalty.csv; notes: from `data_notes`.
+    """
+    measures = ["label_loyalty", "probability_loyalty", "regression_loyalty"]
+    own = loyalty[loyalty["own"] & loyalty["measure"].isin(measures)]
+    keys = ["role", "model", "teacher", "measure"]
+    means = own.groupby(keys, sort=False)[["value", "chance", "floor"]].mean().reset_index()
+    loyalty_text = _wide(
+        means, keys[:-1], lambda row: f"{row.value:.3f} {_bracket(row)}", columns="measure"
     )
-    return (
-        table[[task for task in [*TASKS, "mean"] if task in table]]
-        .reset_index()
-        .rename_axis(columns=None)
-    )
+    explained = "mean over seeds ± half the 95 % interval; * differs from its first teacher"
+    parts = [
+        f"Headline scores, percent: {explained}",
+        score_text.to_string(index=False),
+        "Loyalty, mean over the measures (chance; two seeds of the same teacher)",
+        loyalty_text.to_string(index=False),
+        *[f"Note: {note}" for note in notes],
+        f"Report:  {config.folder / 'report.html'}\nFigures: {config.folder / 'figures'}",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def write_tables(config: Config, tables: dict[str, pd.DataFrame]) -> None:
-    """Write tables by name into the profile's folder: name.csv, but the long one of disagreements as Parquet."""
+    """Write tables into the profile's folder: name.csv, but for its size disagreements.parquet."""
     for name, table in tables.items():
         if name == "disagreements":
             path = config.folder / f".{name}.parquet"
@@ -205,71 +209,56 @@ def write_tables(config: Config, tables: dict[str, pd.DataFrame]) -> None:
 
 
 def calibration_table(bins: pd.DataFrame) -> pd.DataFrame:
-    """Model, role and task: accuracy, confidence, ece (expected calibration error), means over seeds, from the calibration bins."""
-    names, keys = ["accuracy", "confidence", "ece"], ["model", "role", "task", "seed"]
+    """Accuracy, confidence and ece by model, role and task: means over seeds.
+
+    bins: the calibration bins of `loyalty_tables`. ece: the expected calibration error, the mean
+    distance of confidence and accuracy over bins, weighted by their counts (Guo et al. 2017).
+    """
+    names = ["accuracy", "confidence", "ece"]
+    keys = ["model", "role", "task", "seed"]
     bins = bins[bins["count"] > 0]
-    weighted = bins.assign(ece=(bins["accuracy"] - bins["confidence"]).abs())[names].mul(
-        bins["count"], axis=0
-    )
+    bins = bins.assign(ece=(bins["accuracy"] - bins["confidence"]).abs())
+    weighted = bins[names].mul(bins["count"], axis=0)
     sums = bins[[*keys, "count"]].join(weighted).groupby(keys, sort=False).sum()
-    return (
-        sums[names].div(sums["count"], axis=0).groupby(keys[:-1], sort=False).mean().reset_index()
-    )
+    means = sums[names].div(sums["count"], axis=0)
+    return means.groupby(keys[:-1], sort=False).mean().reset_index()
 
 
 def compare_perturbed(config: RobustnessConfig) -> pd.DataFrame:
-    """Scores and loyalty under each perturbation, from what `measure_robustness` left.
+    """Scores and loyalty under each perturbation, from the results of `measure_robustness`.
 
-    Columns: model, role, teacher, task, seed, headline (a score's name), perturbation ("original" is none), score, value,
-    change (value less that of the original). Loyalty is to the first teacher under the same perturbation; there is none
-    for teachers and where the teacher was not measured. Only models and tasks of the config; a missing one is left out.
+    Columns: model, role, teacher, task, seed, headline (the name of the main score), perturbation
+    ("original" is none), score, value, change (value minus that of the original). Loyalty is to the
+    first teacher under the same perturbation. It is absent for teachers, and where the teacher was
+    not measured. Only models and tasks of the config count; unmeasured ones are left out.
     """
-    everyone, rows = members(config), []
-    for member in everyone[everyone["model"].isin(config.models or everyone["model"])].itertuples():
-        for task in config.tasks:
-            folder, reference = (
-                config.folder / "robustness" / name / task
-                for name in (member.model, member.teacher)
-            )
-            if not (folder / "scores.json").exists():
-                continue
-            result = read_json(folder / "scores.json", "07-measure-robustness")
-            follows = (
-                member.model.removesuffix("-random") != member.teacher
-                and (reference / "scores.json").exists()
-            )
-            for perturbation, values in result["scores"].items():
-                if follows:
-                    sides = (
-                        Predictions.read(place / f"{perturbation}.parquet")
-                        for place in (reference, folder)
-                    )
-                    values = values | compare_predictions(TASKS[task], *sides)
-                start = (
-                    member.model,
-                    member.role,
-                    member.teacher,
-                    task,
-                    result["seed"],
-                    result["headline"],
-                    perturbation,
-                )
-                rows += [(*start, score, value) for score, value in values.items()]
-    columns = [
-        "model",
-        "role",
-        "teacher",
-        "task",
-        "seed",
-        "headline",
-        "perturbation",
-        "score",
-        "value",
-    ]
-    table = pd.DataFrame(rows, columns=columns)
-    original = (
-        table["value"]
-        .where(table["perturbation"] == "original")
-        .groupby([table[c] for c in ("model", "task", "score")])
-    )
-    return table.assign(change=table["value"] - original.transform("max"))
+    everyone = study.members(config)
+    chosen = everyone[everyone["model"].isin(config.models or everyone["model"])]
+    rows: list[tuple] = []
+    for member, task in itertools.product(chosen.itertuples(), config.tasks):
+        folder = config.folder / "robustness" / member.model / task
+        teacher = config.folder / "robustness" / member.teacher / task
+        if (folder / "scores.json").exists():
+            start = (member.model, member.role, member.teacher, task)
+            rows.extend((*start, *row) for row in _perturbed_scores(folder, teacher, task))
+    columns = ["model", "role", "teacher", "task", "seed", "headline"]
+    table = pd.DataFrame(rows, columns=[*columns, "perturbation", "score", "value"])
+    original = table["value"].where(table["perturbation"] == "original")
+    keys = [table[name] for name in ("model", "task", "score")]
+    return table.assign(change=table["value"] - original.groupby(keys).transform("max"))
+
+
+def _perturbed_scores(folder: Path, teacher: Path, task: str) -> Iterator[tuple]:
+    """The scores of one model: seed, headline, perturbation, score, value.
+
+    folder, teacher: the robustness results of the model and of its teacher.
+    """
+    result = read_json(folder / "scores.json", "07-measure-robustness")
+    name = folder.parent.name.removesuffix("-random")
+    with_loyalty = name != teacher.parent.name and (teacher / "scores.json").exists()
+    for perturbation, values in result["scores"].items():
+        if with_loyalty:
+            files = [place / f"{perturbation}.parquet" for place in (teacher, folder)]
+            values |= compare_predictions(TASKS[task], *map(Predictions.read, files))
+        for score, value in values.items():
+            yield result["seed"], result["headline"], perturbation, score, value

@@ -1,100 +1,115 @@
-"""How far a score may be off: bootstrap over test examples and fine-tuning seeds, paired differences, calibration.
+"""Uncertainty of scores: bootstrap intervals, p-values of paired differences, calibration.
 
-Examples are resampled whole: the words of a sentence stay together. Equal numbers of examples, resamples and seed give equal
-weights: results of two calls over one test set are paired draw by draw and may be subtracted.
+The bootstrap draws test examples and fine-tuning seeds. An example is drawn as a whole: the words
+of a sentence stay together. Equal numbers of examples and resamples and an equal seed give equal
+weights. Two models on one test set are therefore paired draw by draw, and their draws may be
+subtracted.
 """
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
 from rolib.evaluation.metrics import Scorer
 
-CHUNK = 200  # resamples at a time, so that their weights and ranks stay in the processor's cache
+CHUNK = 200  # resamples at a time: their weights and ranks fit into the processor's cache
+Key = TypeVar("Key", bound=Hashable)
 Scores = dict[str, np.ndarray]  # score name -> (resamples,)
 
 
 def bootstrap(
-    models: Mapping[Hashable, list[Scorer]], examples: int, resamples: int = 10_000, seed: int = 0
-) -> dict[Hashable, Scores]:
-    """The scores of several models, each with one scorer a fine-tuning seed, all in the same resamples: the mean over seeds.
+    models: Mapping[Key, list[Scorer]], examples: int, resamples: int = 10_000, seed: int = 0
+) -> dict[Key, Scores]:
+    """The scores of each model in every resample, as means over its fine-tuning seeds.
 
-    A resample draws seeds and, the same for all seeds, examples, both with replacement (the pigeonhole bootstrap, Owen
-    2007). It is cautious where runs differ little, as it counts what is peculiar to one run's example up to three times,
-    and bold where they differ much, as S seeds show (S - 1) / S of their variance, and one seed none. A score may be an
-    array (..., resamples). ValueError unless all models have the same number of seeds.
+    models: one scorer for each fine-tuning seed. All models see the same resamples. A resample
+    draws fine-tuning seeds and examples, both with replacement; the examples are the same for all
+    seeds (the pigeonhole bootstrap, Owen 2007). A score may also be an array (..., resamples).
+
+    Where runs differ little, the intervals are too wide: the variance that belongs to one example
+    in one run counts up to three times. Where runs differ much, they are too narrow: S seeds show
+    (S - 1) / S of the variance between seeds, and one seed shows none of it.
+    ValueError unless all models have the same number of seeds.
     """
-    if len(runs := {len(scorers) for scorers in models.values()}) != 1:
-        raise ValueError(
-            f"each model needs the same number of fine-tuning seeds, but they have {sorted(runs)}"
-        )
-    # A stream of its own for each number of examples: equal streams would couple unrelated test sets.
+    numbers = {len(scorers) for scorers in models.values()}
+    if len(numbers) != 1:
+        raise ValueError(f"models differ in their numbers of fine-tuning seeds: {sorted(numbers)}")
+    runs = numbers.pop()
+    # The number of examples is part of the stream: test sets get unrelated resamples.
     weights = resample_weights(examples, resamples, (seed, examples, 0))
-    shares = resample_weights(*runs, resamples, (seed, examples, 1)).T / next(iter(runs))
+    shares = resample_weights(runs, resamples, (seed, examples, 1)).T / runs
 
-    def part(start: int) -> dict[Hashable, Scores]:
+    def part(start: int) -> list[Scores]:
         chunk = weights[start : start + CHUNK].T.astype(np.float64, order="C")
         share = shares[:, start : start + CHUNK]
-        return {
-            model: _weighted([scorer(chunk) for scorer in scorers], share)
-            for model, scorers in models.items()
-        }
+        return [
+            _weighted([scorer(chunk) for scorer in by_seed], share) for by_seed in models.values()
+        ]
 
-    parts = in_threads(part, range(0, resamples, CHUNK))
-    return {
-        model: {
-            name: np.concatenate([part[model][name] for part in parts], axis=-1)
-            for name in parts[0][model]
-        }
-        for model in models
-    }
+    by_model = zip(*in_threads(part, range(0, resamples, CHUNK)), strict=True)
+    return {model: _joined(parts) for model, parts in zip(models, by_model, strict=True)}
 
 
 def _weighted(runs: list[Scores], shares: np.ndarray) -> Scores:
-    """The mean of the scores of runs with shares (runs, resamples)."""
-    return {
-        name: sum(share * run[name] for share, run in zip(shares, runs, strict=True))
-        for name in runs[0]
-    }
+    """The weighted mean of the scores of runs; shares (runs, resamples) sum to 1 over the runs."""
+    pairs = list(zip(shares, runs, strict=True))
+    return {name: sum(share * run[name] for share, run in pairs) for name in runs[0]}
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    """The scores of all parts, joined along the resamples."""
+    return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
 
 
 def in_threads(function: Callable, *arguments: Iterable) -> list:
-    """What `map` gives, computed on all cores."""
-    with (
-        threadpool_limits(1),
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):  # threads within threads would wait for each other
+    """The results of `map` as a list, computed in threads.
+
+    The number of threads is OMP_NUM_THREADS, the core share of a job in the Snakefile. Without it,
+    all cores are used.
+    """
+    workers = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    # BLAS gets one thread for each worker: more would wait for each other.
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
         return list(pool.map(function, *arguments))
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap values (R,): the middle `level` of them. ValueError for none, or a NaN.
+def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap values (R,): low and high around the middle `level` of them.
 
-    BCa intervals covered no better in simulations (Pearson, 300 pairs: 94 % both). A macro-F1 over many rare classes falls
-    in resamples, which lose classes: its interval lies low.
+    BCa intervals had no better coverage in simulations (Pearson, 300 pairs: 94 % for both). The
+    interval of a macro-F1 over many rare classes is too low, because resamples lose classes.
+    ValueError if there is no value or a NaN.
     """
     low, high = np.quantile(_checked(values), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def p_value(differences: Sequence[float]) -> float:
-    """Two-sided p of "no difference" from paired bootstrap differences (R,): twice the rarer sign's share.
+def p_value(differences: ArrayLike) -> float:
+    """Two-sided p-value of "no difference" from paired bootstrap differences (R,).
 
-    It is below 1 - level just where `interval` excludes 0 (up to one draw: the observed sample counts as a draw of
-    both signs, so p is never 0; Davison and Hinkley 1997, 4.4). A difference of 0 counts for both signs.
+    It is twice the share of the rarer sign; a difference of 0 counts for both signs. The observed
+    sample counts as one more draw of both signs, so that p is never 0 (Davison and Hinkley 1997,
+    4.4). Up to this one draw, p is below 1 - level exactly if `interval` excludes 0.
+    ValueError if there is no difference or a NaN.
     """
-    differences = _checked(differences)
-    rarer = min((differences <= 0).sum(), (differences >= 0).sum())
-    return float(min(1.0, 2 * (rarer + 1) / (len(differences) + 1)))
+    gaps = _checked(differences)
+    rarer = min((gaps <= 0).sum(), (gaps >= 0).sum())
+    return float(min(1.0, 2 * (rarer + 1) / (len(gaps) + 1)))
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """P-values (M,) adjusted for M tests, in the given order: the family-wise error is at most alpha (Holm 1979)."""
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """P-values (M,) adjusted for M tests, in the order given (Holm 1979).
+
+    The probability of any false rejection (the family-wise error) is then at most alpha.
+    ValueError for another shape or a number outside 0 to 1.
+    """
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or not ((0 <= p) & (p <= 1)).all():  # also refuses NaN
         raise ValueError("p-values must be a list of numbers from 0 to 1")
@@ -102,44 +117,44 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return (rising * np.arange(len(p), 0, -1)).cummax().clip(upper=1).sort_index().to_numpy()
 
 
-def reliability(
-    confidence: Sequence[float], correct: Sequence[bool], bins: int = 10
-) -> pd.DataFrame:
-    """Confidence against accuracy in bins of equal width: low, high, confidence (mean), accuracy, count; one row a bin.
+def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 10) -> pd.DataFrame:
+    """Mean confidence and accuracy in bins of equal width, one row a bin.
 
-    confidence (N,): the probability of the label given; correct (N,): whether it is right. A bin holds
-    low < confidence <= high. An empty bin has count 0 and NaN as means, so that a plot leaves a gap.
-    ValueError for N = 0, unequal N, a confidence outside 0 to 1, correct beyond true and false, or bins < 1.
+    confidence (N,): the probability of the predicted label; correct (N,): whether the label is
+    right. Columns: low, high, confidence, accuracy, count. A bin holds low < confidence <= high.
+    An empty bin has count 0 and NaN for both means, which leaves a gap in a plot.
+    ValueError for N = 0, unequal N, a confidence outside 0 to 1, a value of correct other than true
+    and false, or bins < 1.
     """
     edges = np.linspace(0, 1, bins + 1)
-    units = pd.DataFrame(
-        {"confidence": np.asarray(confidence), "accuracy": np.asarray(correct)}, dtype=np.float64
-    )
-    plausible = units["confidence"].between(0, 1 + 1e-3) & units["accuracy"].isin((0, 1))
-    if units.empty or not plausible.all() or bins < 1:
-        raise ValueError(
-            "expected confidences from 0 to 1, correct as true or false, and at least one bin"
-        )
+    columns = {"confidence": np.asarray(confidence), "accuracy": np.asarray(correct)}
+    units = pd.DataFrame(columns, dtype=np.float64)
+    valid = units["confidence"].between(0, 1 + 1e-3) & units["accuracy"].isin((0, 1))
+    if units.empty or not valid.all() or bins < 1:
+        raise ValueError("expected confidences from 0 to 1, correct true or false, and bins >= 1")
     groups = units.groupby(np.digitize(units["confidence"], edges[1:-1], right=True))
-    means, count = (
-        groups.mean().reindex(range(bins)),
-        groups.size().reindex(range(bins), fill_value=0),
-    )
+    means = groups.mean().reindex(range(bins))
+    count = groups.size().reindex(range(bins), fill_value=0)
     return pd.DataFrame({"low": edges[:-1], "high": edges[1:], **means, "count": count})
 
 
-@lru_cache(maxsize=2)  # the examples' and the seeds' weights of the latest task: models share them
+@lru_cache(maxsize=2)  # examples and seeds of the latest measure, which all models share
 def resample_weights(units: int, resamples: int, stream: tuple[int, ...]) -> np.ndarray:
-    """How often each resample holds each unit, drawn with replacement: (resamples, units) uint16, row sums = units."""
-    rng, weights = np.random.default_rng(stream), np.empty((resamples, units), dtype=np.uint16)
+    """How often each resample holds each unit: (resamples, units) uint16.
+
+    Units are drawn with replacement; every row sums to `units`. stream: the seed of the generator.
+    """
+    rng = np.random.default_rng(stream)
+    weights = np.empty((resamples, units), dtype=np.uint16)
     for row in weights:
         row[:] = np.bincount(rng.integers(units, size=units), minlength=units)
-    weights.flags.writeable = False  # the cache hands out the same array again
+    weights.flags.writeable = False  # the cache returns the same array again
     return weights
 
 
-def _checked(values: Sequence[float]) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not len(values) or np.isnan(values).any():
+def _checked(values: ArrayLike) -> np.ndarray:
+    """Bootstrap values as a float64 array (R,); ValueError for R = 0, another shape or a NaN."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not len(array) or np.isnan(array).any():
         raise ValueError("bootstrap values must be a list of at least one number without NaN")
-    return values
+    return array
