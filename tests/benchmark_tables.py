@@ -7,7 +7,7 @@ import sys
 import time
 
 from rolib.analysis import agreement, tables
-from rolib.config import load_profile
+from rolib.profiles import load_profile
 
 
 def main(profile: str) -> None:
