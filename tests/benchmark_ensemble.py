@@ -13,13 +13,13 @@ import time
 import torch
 from datasets import Dataset
 
-from rolib.profiles import load_profile
 from rolib.data.corpus import build_blocks, read_documents
 from rolib.data.tasks import SAMPLE
 from rolib.distillation import models
 from rolib.distillation.alignment import Projection
 from rolib.distillation.masking import MaskingCollator, add_positions
 from rolib.distillation.objective import Objective, Teacher
+from rolib.profiles import load_profile
 
 
 def timed(function) -> float:

@@ -347,3 +347,20 @@ def test_same_vocabulary(toy_tokenizer, lower_tokenizer):
     assert alignment.same_vocabulary(toy_tokenizer, toy_tokenizer)
     assert not alignment.same_vocabulary(toy_tokenizer, lower_tokenizer)
     assert not alignment.same_vocabulary(make(["a"], False), make(["a"], True))
+
+
+@pytest.mark.parametrize("strategy", ["lift", "intersection"])
+@pytest.mark.parametrize("padded", ["teacher", "student"])
+def test_probabilities_of_padded_vocabularies_are_refused(
+    strategy, padded, toy_tokenizer, lower_tokenizer
+):
+    """Before, `lift` read the padding as pieces without counterpart and gave a wrong result."""
+    projection = alignment.Projection(toy_tokenizer, lower_tokenizer)
+    own, theirs = torch.rand(3, 200).softmax(-1), torch.rand(3, 150).softmax(-1)
+    getattr(projection, strategy)(theirs, own)
+    if padded == "teacher":
+        theirs = torch.rand(3, 158).softmax(-1)
+    else:
+        own = torch.rand(3, 208).softmax(-1)
+    with pytest.raises(ValueError, match="but 150 and 200 pieces: .*fit_vocabulary"):
+        getattr(projection, strategy)(theirs, own)

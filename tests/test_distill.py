@@ -307,6 +307,27 @@ def test_accumulation_does_not_change_a_step(run, student_config, toy_blocks, mo
     assert all(difference(whole, part) < 1e-5 for part in parts)
 
 
+def test_each_process_draws_its_own_dropout_masks(run, student_config, monkeypatch):
+    from accelerate.state import AcceleratorState
+
+    def trained(process, dropout):
+        monkeypatch.setattr(AcceleratorState, "process_index", process, raising=False)
+        return run(student_config(steps=1), dropout=dropout)
+
+    assert not same_weights(trained(0, dropout=0.3), trained(1, dropout=0.3))
+
+
+def test_emulated_bf16_is_not_used(monkeypatch):
+    def is_supported(including_emulation=True):
+        return including_emulation  # as on a T4 or V100
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert not training.has_bf16()
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert training.has_bf16()
+
+
 def test_two_processes_train_like_one(
     run, work, student_config, toy_bert, toy_tokenizer, toy_blocks
 ):

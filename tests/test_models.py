@@ -453,3 +453,38 @@ def test_load_teacher_refuses_another_shape_than_the_parameters_say(key, wrong, 
     refused(
         folder, f"{key}: {wrong} in the parameters, but .* has {right}: correct it", **{key: wrong}
     )
+
+
+# --- vocabularies padded above their tokenizer ----------------------------------------------------
+
+
+def test_load_teacher_cuts_a_padded_vocabulary(folder, load, toy_bert, batch):
+    padded = toy_bert(vocab_size=208)
+    padded.save_pretrained(folder)
+    model, tokenizer = load(folder)
+    assert model.config.vocab_size == len(tokenizer) == 200
+    assert torch.equal(logits(model, batch).logits, logits(padded, batch).logits[..., :200])
+    student = models.init_student(model, 2)
+    assert student.config.vocab_size == 200
+    assert student.vocab_projector.weight is student.base_model.embeddings.word_embeddings.weight
+
+
+def test_a_model_that_fits_stays_as_it_is(toy_bert, toy_tokenizer):
+    model = toy_bert()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert models.fit_vocabulary(model, toy_tokenizer) is model
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_revision_goes_to_the_hub(teacher_config, monkeypatch):
+    calls = []
+
+    def fetch(source, **options):
+        calls.append((source, options.get("revision")))
+        raise OSError("no network")
+
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", fetch)
+    config = teacher_config(source="some/model", revision="0123abc")
+    with pytest.raises(ConfigError, match="'some/model': .*: correct source or revision"):
+        models.load_teacher(config)
+    assert calls == [("some/model", "0123abc")]

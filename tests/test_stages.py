@@ -4,9 +4,11 @@ import math
 from collections import Counter
 
 import pytest
+import torch
 
 from rolib import stages
-from rolib.distillation import loop
+from rolib.config import ConfigError
+from rolib.distillation import loop, models
 from rolib.distillation.losses import IGNORE
 from rolib.distillation.masking import MaskingCollator
 
@@ -32,3 +34,36 @@ def test_the_plateau_is_left_a_nat_below_the_baseline(
     monkeypatch.setattr(stages, "frequency_baseline", lambda *_: 7.0)
     gate = stages.leave_plateau(teacher_config(), toy_bert(), toy_tokenizer, {"held_out": None})
     assert gate == {"held_out_mlm": held_out, "frequency_baseline": 7.0, "left_plateau": left}
+
+
+def save_teacher(config, model, tokenizer):
+    folder = config.folder / "teachers" / "toy"
+    models.save_model(model, tokenizer, folder, "")
+    (folder / "manifest.json").write_text("{}", encoding="utf-8")
+
+
+def test_a_padded_teacher_gives_a_student_without_padding(
+    student_config, toy_bert, toy_tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    save_teacher(student_config(), toy_bert(vocab_size=208), toy_tokenizer)
+    [teacher], [tokenizer] = stages.load_teachers(student_config())
+    assert teacher.model.model.config.vocab_size == len(tokenizer) == 200
+
+
+def test_blocks_longer_than_a_teacher_reads_stop_before_training(
+    student_config, toy_bert, toy_tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    save_teacher(student_config(), toy_bert(positions=32), toy_tokenizer)
+    stages.load_teachers(student_config(block_length=32))
+    with pytest.raises(
+        ConfigError, match=r"block_length .*33 is more than the 32 positions of toy"
+    ):
+        stages.load_teachers(student_config(block_length=33))
+
+
+def test_the_frequency_baseline_needs_no_matrix(toy_blocks, toy_tokenizer, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "expand", lambda *_: pytest.fail("a (rows, V) matrix"))
+    collator = MaskingCollator([toy_tokenizer], 0.3, seed=1)
+    assert stages.frequency_baseline(toy_blocks, toy_tokenizer, collator) > 0

@@ -14,9 +14,9 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from rolib.analysis.study import SAMPLE_WARNING
 from rolib.config import ROOT
-from rolib.profiles import load_profile
 from rolib.evaluation.robustness import PERTURBATIONS
 from rolib.measures import TASKS
+from rolib.profiles import load_profile
 from rolib.runs import read_metrics
 
 STUDENTS = {
