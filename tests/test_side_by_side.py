@@ -1,32 +1,17 @@
-"""The explorer: predictions beside texts against plain loops, and typed texts against the stored predictions of a run."""
+"""`side_by_side` against plain loops, and the filters that notebook 08 applies to it."""
 
 import ast
-import copy
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import DatasetDict
 
-from rolib import stages
 from rolib.analysis.agreement import STS_TOLERANCE, side_by_side
-from rolib.config import ROOT, EvaluateConfig
-from rolib.data.corpus import normalise
+from rolib.config import ROOT
 from rolib.data.tasks import SAMPLE, load_task
-from rolib.data.words import split_words
-from rolib.distillation.models import init_student, save_model
 from rolib.evaluation.predictions import Predictions
-from rolib.evaluation.robustness import predict_text
 from rolib.measures import TASKS
-
-KINDS = {
-    "upos": "accuracy",
-    "sapn": "title+content",
-    "sar": "content",
-    "di": "macro_f1",
-    "sts": "pair",
-}
 
 
 def guesses(task, split, seed):
@@ -109,96 +94,3 @@ def test_side_by_side_names_what_is_missing():
         ValueError, match=r"^example '.+', position \d+ is in the teacher's table only"
     ):
         side_by_side(task, Predictions.of(table), Predictions.of(table.iloc[:-1]))
-
-
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory, toy_bert, _toy_tokenizer):
-    """A student fine-tuned on a measure of each kind, its models kept."""
-    root = tmp_path_factory.mktemp("runs")
-    model = root / "toy" / "students" / "small"
-    save_model(init_student(toy_bert(), 2), copy.deepcopy(_toy_tokenizer), model, "")
-    (model / "manifest.json").write_text("{}", encoding="utf-8")
-    tasks = list(KINDS)
-    config = EvaluateConfig(
-        **{
-            "profile": "toy",
-            "seed": 1,
-            "data": "sample",
-            "model": "small",
-            "tasks": tasks,
-            "protocols": KINDS,
-            "seeds": [1],
-        },
-        **{
-            "keep_models": True,
-            "max_train_examples": 16,
-            "max_length": 32,
-            "batch_size": 8,
-            "warmup_share": 0.1,
-        },
-        **{
-            "weight_decay": 0.01,
-            "epochs": dict.fromkeys(tasks, 1),
-            "learning_rates": dict.fromkeys(tasks, 1e-3),
-        },
-    )
-
-    def few(name, root=SAMPLE):
-        return DatasetDict(
-            {split: data.select(range(20)) for split, data in load_task(name, SAMPLE).items()}
-        )
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROLIB_RUNS", str(root))
-        patch.setattr(stages, "load_task", few)
-        stages.evaluate_model(config)
-        yield root / "toy" / "evaluation" / "small"
-
-
-@pytest.mark.parametrize("name", ["sar", "di", "sts"])
-def test_a_typed_test_text_gets_the_stored_prediction(name, evaluated):
-    run = evaluated / name / "seed-1"
-    stored = pd.read_parquet(run / "predictions.parquet").iloc[0]
-    example = load_task(name, SAMPLE)["test"][0]
-    texts = (example["text_pair"],) if name == "sar" else (example["text"], example["text_pair"])
-    answer = predict_text(run, *texts)
-    if name == "sts":
-        assert answer.columns.tolist() == ["score"] and answer["score"].iloc[0] == pytest.approx(
-            stored["predicted"], abs=1e-4
-        )
-    else:
-        assert answer.iloc[0].idxmax() == stored["predicted"]
-        np.testing.assert_allclose(answer.iloc[0], stored["probabilities"], atol=1e-5)
-
-
-def test_a_typed_sentence_is_cut_into_words_and_tagged(evaluated):
-    answer = predict_text(evaluated / "upos" / "seed-1", "Ana are mere,\tAna are  pere.")
-    assert answer.index.get_level_values("text").tolist() == "Ana are mere , Ana are pere .".split()
-    assert answer.index.get_level_values("position").tolist() == list(range(8))
-    assert "NOUN" in answer.columns
-    np.testing.assert_allclose(answer.sum(axis=1), 1, atol=1e-5)
-    stored = pd.read_parquet(evaluated / "upos" / "seed-1" / "predictions.parquet").groupby(
-        "example", sort=False
-    )
-    for row in load_task("upos", SAMPLE)["test"].select(range(20)):
-        if split_words(text := normalise(" ".join(row["tokens"]))) == row["tokens"]:
-            found = predict_text(evaluated / "upos" / "seed-1", text).idxmax(axis=1)
-            assert found.tolist() == stored.get_group(row["id"])["predicted"].tolist()
-            break
-    else:
-        pytest.fail("no sentence of the sample is cut as it was annotated")
-
-
-def test_cedilla_and_control_characters_are_repaired(evaluated):
-    run = evaluated / "sapn" / "seed-1"
-    pd.testing.assert_frame_equal(
-        predict_text(run, "Ştiinţa\u200b e  bună"), predict_text(run, "Știința e bună")
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "texts"), [("upos", ("",)), ("di", (" \t",)), ("sts", ("Ana are mere.", " "))]
-)
-def test_an_empty_box_is_said(name, texts, evaluated):
-    with pytest.raises(ValueError, match=f"^{name}: no text to read"):
-        predict_text(evaluated / name / "seed-1", *texts)
