@@ -1,4 +1,4 @@
-"""What several test files hold rolib against: scores by other libraries, and bootstraps of one or two models."""
+"""References for several test files: scores by other libraries, and simple bootstraps."""
 
 import numpy as np
 from nervaluate import Evaluator
@@ -12,7 +12,10 @@ from rolib.evaluation.predictions import UNIT, Predictions, check_paired
 
 
 def scores_elsewhere(task, table):
-    """Scores of a prediction table by scikit-learn, SciPy and nervaluate; of NER those that nervaluate defines alike."""
+    """Scores of a prediction table by scikit-learn, SciPy and nervaluate.
+
+    NER: only the scores that nervaluate defines in the same way.
+    """
     if task.name == "ner":
         gold, predicted = (
             table.sort_values(UNIT).groupby("example")[side].agg(list).tolist()
@@ -59,14 +62,14 @@ def expected_calibration_error(probabilities, correct, bins=10):
 
 
 def table_of(run):
-    """Predictions as a table, in order of units."""
+    """Predictions as a table, sorted by unit."""
     return run.units.assign(
         gold=run.gold, predicted=run.predicted, probabilities=list(run.probabilities)
     )
 
 
 def runs_of(tables):
-    """Predictions by fine-tuning seed, in order of seeds, refused if unlike."""
+    """Predictions by fine-tuning seed, sorted by seed; ValueError unless their units agree."""
     runs = {
         seed: Predictions.of(tables[seed], f"prediction table of seed {seed}")
         for seed in sorted(tables)

@@ -1,4 +1,4 @@
-"""The task loop: every word and every example is predicted, the best epoch is kept, the seed decides."""
+"""Fine-tuning: every unit is predicted, the best epoch is kept, and the seed fixes the result."""
 
 import functools
 import json
@@ -100,7 +100,6 @@ def test_encode_tagging_of_an_awkward_sentence(toy_tokenizer):
         "windowed": 1,
         "words_cut": 1,
         "truncated": 0,
-        "skipped": 0,
         "units": units,
     }
     found = []
@@ -167,7 +166,6 @@ def test_encode_texts_counts_what_is_truncated(toy_tokenizer):
         "windowed": 0,
         "words_cut": 0,
         "truncated": 1,
-        "skipped": 0,
         "units": 2,
     }
     assert ids_of(rows[0]) == toy_tokenizer("Copilul citește.")["input_ids"]
@@ -222,7 +220,6 @@ def test_sentences_read_apart_are_cut_apart(toy_tokenizer):
         "windowed": 0,
         "words_cut": 0,
         "truncated": 3,
-        "skipped": 0,
         "units": 4,
     }
     assert [ids_of(rows[0], i) for i in (0, 1)] == [
@@ -308,9 +305,7 @@ def test_predict_does_not_depend_on_the_batches(name, model_folder, toy_tokenize
     torch.manual_seed(0)
     model = ft.load_for_task(model_folder, task, labels, False)
     rows, _ = ft.encode(data["test"], task, toy_tokenizer, 24)
-    one, many = (
-        ft.predict(model, rows, task, toy_tokenizer, size, torch.device("cpu")) for size in (1, 9)
-    )
+    one, many = (ft.predict(model, rows, task, toy_tokenizer, size) for size in (1, 9))
     assert len(one) == len(rows)
     for row, single, together in zip(rows, one, many, strict=True):
         np.testing.assert_allclose(single, together, atol=1e-5)
@@ -378,9 +373,7 @@ def test_a_bi_encoder_scores_by_the_cosine_of_mean_states(model_folder, toy_toke
     ]
     rows, _ = ft.encode(texts(pairs, 4.0), task, toy_tokenizer, 30)
     model = ft.load_for_task(model_folder, task, [], False)
-    scores = np.concatenate(ft.predict(model, rows, task, toy_tokenizer, 2, torch.device("cpu")))[
-        :, 0
-    ]
+    scores = np.concatenate(ft.predict(model, rows, task, toy_tokenizer, 2))[:, 0]
     encoder = AutoModel.from_pretrained(model_folder).eval()
     for pair, score in zip(pairs, scores, strict=True):
         with torch.no_grad():  # each text alone, so there is no padding

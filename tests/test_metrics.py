@@ -16,43 +16,49 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from rolib.evaluation import metrics, predictions
 
-steady = settings(
-    deadline=None, derandomize=True
-)  # the same examples on every machine, however slow
+# The same examples on every machine, however slow it is.
+steady = settings(deadline=None, derandomize=True)
 TAGS = ["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER"]
-NO_SPANS = dict.fromkeys(
-    ["strict_f1_micro", "strict_f1_macro", "boundary_f1_micro", "boundary_f1_macro", "strict_precision_micro",
-     "strict_recall_micro"], 0.0)  # fmt: skip
-KINDS = {"upos": "tagging", "xpos": "tagging", "ner": "tagging", "sapn": "classification", "sar": "classification",
-         "di": "classification", "sts": "regression"}  # fmt: skip
+NO_SPANS = {
+    "strict_f1_micro": 0.0,
+    "strict_f1_macro": 0.0,
+    "boundary_f1_micro": 0.0,
+    "boundary_f1_macro": 0.0,
+    "strict_precision_micro": 0.0,
+    "strict_recall_micro": 0.0,
+}
+KINDS = dict.fromkeys(["upos", "xpos", "ner"], "tagging")
+KINDS |= dict.fromkeys(["sapn", "sar", "di"], "classification") | {"sts": "regression"}
 
 
 def task(name):
     return SimpleNamespace(name=name, kind=KINDS[name])
 
 
+def label_scores(gold, predicted):
+    scorer = metrics.label_scorer(np.arange(len(gold)), gold, predicted)
+    return metrics.at_ones(scorer, len(gold))
+
+
 def accuracy(gold, predicted):
-    return metrics.at_ones(metrics.label_scorer(np.arange(len(gold)), gold, predicted), len(gold))[
-        "accuracy"
-    ]
+    return label_scores(gold, predicted)["accuracy"]
 
 
 def macro_f1(gold, predicted):
-    return metrics.at_ones(metrics.label_scorer(np.arange(len(gold)), gold, predicted), len(gold))[
-        "macro_f1"
-    ]
+    return label_scores(gold, predicted)["macro_f1"]
+
+
+def correlations(gold, predicted):
+    scorer = metrics.correlation_scorer(np.arange(len(gold)), gold, predicted)
+    return metrics.at_ones(scorer, len(gold))
 
 
 def pearson(gold, predicted):
-    return metrics.at_ones(
-        metrics.correlation_scorer(np.arange(len(gold)), gold, predicted), len(gold)
-    )["pearson"]
+    return correlations(gold, predicted)["pearson"]
 
 
 def spearman(gold, predicted):
-    return metrics.at_ones(
-        metrics.correlation_scorer(np.arange(len(gold)), gold, predicted), len(gold)
-    )["spearman"]
+    return correlations(gold, predicted)["spearman"]
 
 
 def span_f1(gold, predicted):
@@ -69,7 +75,10 @@ def table(rows):
 
 @st.composite
 def tagged(draw, tags=TAGS):
-    """Gold and predicted tags of a few sentences, stray I- tags included; predictions are edited gold, so some hit."""
+    """Gold and predicted tags of a few sentences, with stray I- tags.
+
+    The predictions are edited gold tags, so some are right.
+    """
     gold, predicted = [], []
     for _ in range(draw(st.integers(1, 4))):
         sentence = draw(st.lists(st.sampled_from(tags), min_size=1, max_size=9))
@@ -190,7 +199,8 @@ def test_boundary_equals_strict_with_one_class(sentences):
 
 
 def test_span_f1_by_hand():
-    # LOC right; PER found as ORG (borders only); one ORG missed; the second sentence's span must not match the first's
+    # LOC right; PER found as ORG (borders only); one ORG missed.
+    # The span of the second sentence must not match that of the first.
     gold = [["B-LOC", "I-LOC", "B-PER", "O", "B-ORG"], ["O", "O"]]
     predicted = [["B-LOC", "I-LOC", "B-ORG", "O", "O"], ["B-LOC", "I-LOC"]]
     scores = span_f1(gold, predicted)
@@ -198,10 +208,10 @@ def test_span_f1_by_hand():
     assert scores["strict_recall_micro"] == pytest.approx(1 / 3)
     assert scores["strict_f1_micro"] == pytest.approx(1 / 3)
     assert scores["boundary_f1_micro"] == pytest.approx(2 / 3)
-    assert scores["strict_f1_macro"] == pytest.approx(
-        (2 / 3 + 0 + 0) / 3
-    )  # LOC: 1 of 2 right, 1 of 1 found
-    # LOC as before; ORG: the predicted one has right borders, the gold one was missed; PER: never predicted
+    # LOC: 1 of 2 right, 1 of 1 found
+    assert scores["strict_f1_macro"] == pytest.approx((2 / 3 + 0 + 0) / 3)
+    # LOC as before. ORG: the predicted span has right borders, the gold span was missed.
+    # PER: never predicted.
     assert scores["boundary_f1_macro"] == pytest.approx((2 / 3 + 0 + 0) / 3)
 
 
@@ -211,7 +221,7 @@ def test_boundary_macro_credits_a_confused_class():
     scores = span_f1(gold, predicted)
     assert (scores["strict_f1_micro"], scores["strict_f1_macro"]) == (0.0, 0.0)
     assert (scores["boundary_f1_micro"], scores["boundary_f1_macro"]) == (1.0, 1.0)
-    # nervaluate's per-class "exact" compares within the class: 0 here, which is why ours is defined apart from it
+    # nervaluate's "exact" of a class compares spans within the class, so it is 0 here.
     entities = Evaluator(gold, predicted, tags=["PER", "ORG"], loader="list").evaluate()["entities"]
     assert [entities[label]["exact"].f1 for label in ("PER", "ORG")] == [0, 0]
 
@@ -329,7 +339,9 @@ def test_a_stored_table_reads_as_it_was_written(tmp_path):
         .assign(probabilities=[[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]])
         .sample(frac=1, random_state=1)
     )
-    frame.to_parquet(path)
+    predictions.write_table(path, frame)
+    assert pd.read_parquet(path)["position"].dtype == np.int32
+    frame = frame.astype({"position": "int32"})
     for run, width in [
         (predictions.Predictions.read(path), 2),
         (predictions.Predictions.read(path, probabilities=False), 0),

@@ -1,5 +1,6 @@
-"""Robustness: what each perturbation does to a text, and that predictions on perturbed texts are made and kept."""
+"""Robustness: perturbed texts, the predictions on them, and the answers to typed texts."""
 
+import copy
 import json
 import shutil
 import unicodedata
@@ -8,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from rolib import stages
 from rolib.analysis.loyalty import compare_predictions
@@ -18,20 +20,83 @@ from rolib.analysis.tables import compare_perturbed
 from rolib.config import EvaluateConfig, RobustnessConfig
 from rolib.data.corpus import normalise
 from rolib.data.tasks import SAMPLE, load_task
+from rolib.data.words import split_words
 from rolib.distillation.models import init_student, save_model
-from rolib.evaluation import robustness
+from rolib.evaluation import finetune, robustness
 from rolib.evaluation.predictions import Predictions
 from rolib.evaluation.robustness import (
     PERTURBATIONS,
     cedilla,
     perturb,
     predict_perturbed,
+    predict_text,
     strip_diacritics,
 )
 from rolib.measures import PROTOCOLS, TASKS
 
 ROMANIAN = st.text("abcxyzăâîșțşţABCXYZĂÂÎȘȚŞŢ éÖ.,-0123456789")
 MARKED = st.text(st.sampled_from("aAiIsStTăâîșțşţĂÂÎȘȚŞŢ \u0302\u0306\u0326\u0327\u0301"))
+
+
+# --- runs to read ---------------------------------------------------------------------------------
+
+PROTOCOL = {"ner": "strict", "sar": "content", "sts": "bi-encoder"}
+# The measures whose models answer typed texts below: one of each kind.
+ANSWERS = {
+    "upos": "accuracy",
+    "sapn": "title+content",
+    "sar": "content",
+    "di": "macro_f1",
+    "sts": "pair",
+}
+
+
+@pytest.fixture(scope="module")
+def few():
+    def load(name, root=SAMPLE):
+        return DatasetDict(
+            {split: data.select(range(20)) for split, data in load_task(name, SAMPLE).items()}
+        )
+
+    return load
+
+
+def evaluate_student(root, protocols, teacher, tokenizer):
+    """Fine-tune a student, on every measure of `protocols`, and keep its models."""
+    model = root / "toy" / "students" / "small"
+    save_model(init_student(teacher, 2), copy.deepcopy(tokenizer), model, "")
+    (model / "manifest.json").write_text("{}", encoding="utf-8")
+    tasks = list(protocols)
+    recipe = {"profile": "toy", "seed": 1, "data": "sample", "model": "small", "seeds": [1]}
+    recipe |= {"tasks": tasks, "protocols": protocols, "keep_models": True}
+    recipe |= {"max_train_examples": 16, "max_length": 32, "batch_size": 8}
+    recipe |= {"warmup_share": 0.1, "weight_decay": 0.01}
+    recipe |= {"epochs": dict.fromkeys(tasks, 1), "learning_rates": dict.fromkeys(tasks, 1e-3)}
+    stages.evaluate_model(EvaluateConfig(**recipe))
+
+
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory, toy_bert, _toy_tokenizer, few):
+    """The runs of a student fine-tuned on ANSWERS."""
+    root = tmp_path_factory.mktemp("answering")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROLIB_RUNS", str(root))
+        patch.setattr(stages, "load_task", few)
+        evaluate_student(root, ANSWERS, toy_bert(), _toy_tokenizer)
+    return root / "toy" / "evaluation" / "small"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, toy_bert, _toy_tokenizer, few):
+    """A study whose student was fine-tuned on PROTOCOL."""
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROLIB_RUNS", str(root))
+        patch.setattr(stages, "load_task", few)
+        patch.setattr(robustness, "load_task", few)
+        evaluate_student(root, PROTOCOL, toy_bert(), _toy_tokenizer)
+        yield root / "toy"
+
 
 # --- the perturbations ----------------------------------------------------------------------------
 
@@ -77,87 +142,44 @@ def test_decomposed_letters_are_letters(text):
         assert PERTURBATIONS[name](unicodedata.normalize("NFD", text)) == PERTURBATIONS[name](text)
 
 
-# --- splits ---------------------------------------------------------------------------------------
+# --- perturbed texts ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ner", "sapn", "di", "sts"])
-def test_perturb_changes_texts_alone(name):
-    split = load_task(name, SAMPLE)["test"].select([3, 1, 2])
-    changed = perturb(split, TASKS[name], str.upper)
-    assert changed.features == split.features and changed["id"][:] == split["id"][:]
-    if name == "ner":
-        assert changed["labels"][:] == split["labels"][:]
-        assert changed["tokens"][:] == [
-            [token.upper() for token in tokens] for tokens in split["tokens"]
-        ]
-    else:
-        assert changed["label"][:] == split["label"][:]
-        for field in ("text", "text_pair"):
-            assert changed[field][:] == [normalise(text).upper() for text in split[field]]
+def test_a_text_is_normalised_before_it_is_perturbed():
+    assert perturb("A  spus\u200b ŞTIINŢA", str.lower) == "a spus știința"
+    assert perturb("Ştiinţa", str) == "Știința"
 
 
 def test_the_placeholder_of_named_entities_stays():
-    split = (
-        load_task("di", SAMPLE)["test"]
-        .select([0])
-        .map(lambda row: {"text": "A  spus $NE$ , $NE$"}, keep_in_memory=True)
-    )
-    assert perturb(split, TASKS["di"], str.lower)["text"][:] == ["a spus $NE$ , $NE$"]
+    assert perturb("A  spus $NE$ , $NE$", str.lower) == "a spus $NE$ , $NE$"
+
+
+@pytest.mark.parametrize("name", ["ner", "sapn", "di", "sts"])
+def test_the_model_reads_the_perturbed_texts(name, study, answering, monkeypatch):
+    """The rows that are predicted are those of a split whose texts were perturbed by hand."""
+    split = load_task(name, SAMPLE)["test"].select([3, 1, 2])
+    columns = split.to_dict()
+    if name == "ner":
+        columns["tokens"] = [[normalise(t).upper() for t in tokens] for tokens in split["tokens"]]
+    else:
+        for field in ("text", "text_pair"):
+            columns[field] = [
+                "$NE$".join(part.upper() for part in normalise(text).split("$NE$"))
+                for text in split[field]
+            ]
+    by_hand = Dataset.from_dict(columns, features=split.features)
+    models = study / "evaluation" / "small" if name in PROTOCOL else answering
+    run, seen = models / name / "seed-1", []
+    monkeypatch.setattr(finetune, "predict", lambda model, rows, *rest: seen.append(rows))
+    monkeypatch.setattr(finetune, "prediction_table", lambda *arguments: arguments)
+    table = predict_perturbed(run, split, {"upper": str.upper})["upper"]
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    rows, _ = finetune.encode(by_hand, robustness.task_of(run), tokenizer, 32, clean=str)
+    assert seen == [rows]
+    assert table[3] is split  # so ids and labels are those of the split
 
 
 # --- end to end -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def few():
-    def load(name, root=SAMPLE):
-        return DatasetDict(
-            {split: data.select(range(20)) for split, data in load_task(name, SAMPLE).items()}
-        )
-
-    return load
-
-
-PROTOCOL = {"ner": "strict", "sar": "content", "sts": "bi-encoder"}
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory, toy_bert, _toy_tokenizer, few):
-    """A student fine-tuned on three measures, its models kept."""
-    root = tmp_path_factory.mktemp("runs")
-    model = root / "toy" / "students" / "small"
-    save_model(init_student(toy_bert(), 2), _toy_tokenizer, model, "")
-    (model / "manifest.json").write_text("{}", encoding="utf-8")
-    tasks = list(PROTOCOL)
-    config = EvaluateConfig(
-        **{
-            "profile": "toy",
-            "seed": 1,
-            "data": "sample",
-            "model": "small",
-            "tasks": tasks,
-            "protocols": PROTOCOL,
-            "seeds": [1],
-        },
-        **{
-            "keep_models": True,
-            "max_train_examples": 16,
-            "max_length": 32,
-            "batch_size": 8,
-            "warmup_share": 0.1,
-        },
-        **{
-            "weight_decay": 0.01,
-            "epochs": dict.fromkeys(tasks, 1),
-            "learning_rates": dict.fromkeys(tasks, 1e-3),
-        },
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROLIB_RUNS", str(root))
-        patch.setattr(stages, "load_task", few)
-        patch.setattr(robustness, "load_task", few)
-        stages.evaluate_model(config)
-        yield root / "toy"
 
 
 def config(**changes):
@@ -240,7 +262,7 @@ def test_of_several_kept_models_the_first_seed_counts(tmp_path, monkeypatch):
     assert [run.name for run in robustness.kept_runs(config(), ["ner"])] == ["seed-1"]
 
 
-def test_no_kept_model_is_an_error_with_its_mend(study, tmp_path, monkeypatch):
+def test_no_kept_model_is_an_error_that_names_the_remedy(study, tmp_path, monkeypatch):
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
     shutil.copytree(
         study / "evaluation",
@@ -253,7 +275,60 @@ def test_no_kept_model_is_an_error_with_its_mend(study, tmp_path, monkeypatch):
         robustness.measure_robustness(config())
 
 
-# --- the table of a study --------------------------------------------------------------------------
+# --- answers to typed texts -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sar", "di", "sts"])
+def test_a_typed_test_text_gets_the_stored_prediction(name, answering):
+    run = answering / name / "seed-1"
+    stored = pd.read_parquet(run / "predictions.parquet").iloc[0]
+    example = load_task(name, SAMPLE)["test"][0]
+    texts = (example["text_pair"],) if name == "sar" else (example["text"], example["text_pair"])
+    answer = predict_text(run, *texts)
+    if name == "sts":
+        assert answer.columns.tolist() == ["score"] and answer["score"].iloc[0] == pytest.approx(
+            stored["predicted"], abs=1e-4
+        )
+    else:
+        assert answer.iloc[0].idxmax() == stored["predicted"]
+        np.testing.assert_allclose(answer.iloc[0], stored["probabilities"], atol=1e-5)
+
+
+def test_a_typed_sentence_is_split_into_words_and_tagged(answering):
+    answer = predict_text(answering / "upos" / "seed-1", "Ana are mere,\tAna are  pere.")
+    assert answer.index.get_level_values("text").tolist() == "Ana are mere , Ana are pere .".split()
+    assert answer.index.get_level_values("position").tolist() == list(range(8))
+    assert "NOUN" in answer.columns
+    np.testing.assert_allclose(answer.sum(axis=1), 1, atol=1e-5)
+    stored = pd.read_parquet(answering / "upos" / "seed-1" / "predictions.parquet").groupby(
+        "example", sort=False
+    )
+    for row in load_task("upos", SAMPLE)["test"].select(range(20)):
+        if split_words(text := normalise(" ".join(row["tokens"]))) == row["tokens"]:
+            found = predict_text(answering / "upos" / "seed-1", text).idxmax(axis=1)
+            assert found.tolist() == stored.get_group(row["id"])["predicted"].tolist()
+            break
+    else:
+        pytest.fail("no sentence of the sample is split as it was annotated")
+
+
+def test_cedilla_and_control_characters_are_repaired(answering):
+    run = answering / "sapn" / "seed-1"
+    pd.testing.assert_frame_equal(
+        predict_text(run, "Ştiinţa\u200b e  bună"), predict_text(run, "Știința e bună")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"), [("upos", ("",)), ("di", (" \t",)), ("sts", ("Ana are mere.", " "))]
+)
+def test_an_empty_text_is_an_error(name, texts, answering):
+    message = f"^{name}: no text to read" + (" in one of the two boxes$" if name == "sts" else "$")
+    with pytest.raises(ValueError, match=message):
+        predict_text(answering / name / "seed-1", *texts)
+
+
+# --- the table of a study -------------------------------------------------------------------------
 
 LABELS = {
     "sapn": [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]],

@@ -1,4 +1,4 @@
-"""Speed measurements of a tiny model; figures that say what they show."""
+"""Speed measurements of a tiny model, and figures with labels and captions."""
 
 import matplotlib.pyplot as plt
 import pandas as pd

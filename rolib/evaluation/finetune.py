@@ -1,259 +1,250 @@
-"""The task loop on Accelerate: fine-tune a model on one measure, keep the best epoch, write every prediction.
+"""The fine-tuning loop on Accelerate: train on one measure, keep the best epoch, store predictions.
 
-What a model reads and which of its scores is the headline is the measure's protocol (rolib.measures.PROTOCOLS).
+The protocol of the measure (rolib.measures.PROTOCOLS) fixes what a model reads and which score is
+the headline.
 """
 
 import copy
 from collections.abc import Callable
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils import set_seed
+import transformers
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, mse_loss
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, get_linear_schedule_with_warmup
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel
+from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.models.auto import (
-    AutoModel,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
 
-from rolib.config import EvaluateConfig
+from rolib.config import EvaluateConfig, to_dict
 from rolib.data.corpus import normalise, windows
 from rolib.data.words import word_pieces
 from rolib.distillation.losses import IGNORE
 from rolib.evaluation.metrics import score_predictions
+from rolib.evaluation.predictions import COLUMNS, write_table
 from rolib.measures import Task, with_protocol
 from rolib.runs import append_metrics, progress, write_json
 from rolib.training import length_batches, make_accelerator, parameter_groups
 
 STS_MAX = 5.0  # RO-STS scores lie between 0 and 5; the model learns them divided by this
-Clean = Callable[[str], str]  # what is applied to every text or word before the tokenizer reads it
+READINGS = {"bi-encoder": [["text"], ["text_pair"]], "content": [["text_pair"]]}  # by protocol
+PAIR_READING = [["text", "text_pair"]]  # of every other protocol: both texts in one input
+Clean = Callable[[str], str]  # applied to every text or word before the tokenizer reads it
+Rows = list[dict[str, Any]]  # model inputs, see `encode`
 
 
 def label_names(task: Task, split: Dataset) -> list[str]:
-    """The task's label order, the same for every model; empty for a regression."""
+    """The label order of the task, the same for every model; empty for a regression."""
     if task.kind == "regression":
         return []
-    return (
-        split.features["labels"].feature.names
-        if task.kind == "tagging"
-        else split.features["label"].names
-    )
+    if task.kind == "tagging":
+        return split.features["labels"].feature.names
+    return split.features["label"].names
 
 
 def encode(
-    split: Dataset, task: Task, tokenizer, max_length: int, clean: Clean = normalise
-) -> tuple[list[dict], dict[str, int]]:
-    """Model inputs of a split as the task's protocol reads it, and counts of what was windowed, cut or truncated.
+    split: Dataset, task: Task, tokenizer: Tokenizer, max_length: int, clean: Clean = normalise
+) -> tuple[Rows, dict[str, int]]:
+    """Model inputs of a split, read as the task's protocol requires, and counts.
 
-    A row: inputs (what the model reads: one dict, for a bi-encoder one for each text), words and labels (lists of one length:
-    the word index at first pieces, -1 elsewhere; [0] for a text), example (its number in the split). The count `units` is of
-    the words (examples) that will be scored.
+    Keys of a row:
+    - inputs: a list of tokenizer outputs; a bi-encoder has one for each text, all others have one.
+    - words: for a tagger a list with one entry per piece, the index of the word at its first piece
+      and -1 elsewhere; [0] for a text.
+    - labels: a list of the same length.
+    - example: the number of the example in the split.
+
+    Counts: examples; windowed (sentences that needed several rows); words_cut (words longer than a
+    row); truncated (examples with a text that was cut); units (words or examples to score).
     """
     reader = encode_tagging if task.kind == "tagging" else encode_texts
-    rows, counts = reader(split, task, tokenizer, max_length, clean)
-    counts = {
-        "examples": len(split),
-        "windowed": 0,
-        "words_cut": 0,
-        "truncated": 0,
-        "skipped": 0,
-    } | counts
+    rows, found = reader(split, task, tokenizer, max_length, clean)
+    counts = {"examples": len(split), "windowed": 0, "words_cut": 0, "truncated": 0} | found
     return rows, counts | {"units": sum(word >= 0 for row in rows for word in row["words"])}
 
 
 def encode_tagging(
-    split: Dataset, task: Task, tokenizer, max_length: int, clean: Clean
-) -> tuple[list[dict], dict[str, int]]:
-    """A word's label stands on its first piece; a long sentence is several rows, no word is lost."""
-    rows, windowed, shortened, room = [], 0, 0, max_length - 2
+    split: Dataset, task: Task, tokenizer: Tokenizer, max_length: int, clean: Clean
+) -> tuple[Rows, dict[str, int]]:
+    """Rows of sentences: the first piece of a word has its label, the other pieces have none.
+
+    A sentence longer than `max_length` pieces becomes several rows, so that no word is lost.
+    """
+    rows: Rows = []
+    counts = {"windowed": 0, "words_cut": 0}
+    room = max_length - 2  # without [CLS] and [SEP]
     for example, (tokens, labels) in enumerate(zip(split["tokens"], split["labels"], strict=True)):
         pieces = word_pieces([clean(token) for token in tokens], tokenizer)
-        shortened += sum(len(word) > room for word in pieces)
         parts = windows([(len(word),) for word in pieces], room)
-        windowed += len(parts) > 1
+        counts["windowed"] += len(parts) > 1
+        counts["words_cut"] += sum(len(word) > room for word in pieces)
         for part in parts:
             ids, words = [tokenizer.cls_token_id], [-1]
             for index in part:
                 word = pieces[index][:room]
                 ids += word
                 words += [index] + [-1] * (len(word) - 1)
-            ids, words = [*ids, tokenizer.sep_token_id], [*words, -1]
-            row_labels = [labels[word] if word >= 0 else IGNORE for word in words]
-            rows.append(
-                {
-                    "inputs": [{"input_ids": ids}],
-                    "labels": row_labels,
-                    "words": words,
-                    "example": example,
-                }
-            )
-    return rows, {"windowed": windowed, "words_cut": shortened}
+            row: dict[str, Any] = {"inputs": [{"input_ids": [*ids, tokenizer.sep_token_id]}]}
+            row["words"] = [*words, -1]
+            row["labels"] = [labels[word] if word >= 0 else IGNORE for word in row["words"]]
+            rows.append(row | {"example": example})
+    return rows, counts
 
 
 def encode_texts(
-    split: Dataset, task: Task, tokenizer, max_length: int, clean: Clean
-) -> tuple[list[dict], dict[str, int]]:
-    """Two texts are read as a pair, by a bi-encoder each on its own; of a review the content alone if the protocol says so.
+    split: Dataset, task: Task, tokenizer: Tokenizer, max_length: int, clean: Clean
+) -> tuple[Rows, dict[str, int]]:
+    """Rows of texts, one per example.
 
-    An example counts once as truncated, whether one of its texts or both are. Regression labels are divided by `STS_MAX`.
+    A model reads two texts together as one pair. A bi-encoder reads each text on its own. With the
+    protocol `content` a model reads the content of a review without its title. An example with two
+    truncated texts counts once. Regression labels are divided by `STS_MAX`.
     """
-    readings = {"bi-encoder": [["text"], ["text_pair"]], "content": [["text_pair"]]}.get(
-        task.protocol, [["text", "text_pair"]]
-    )
-    inputs, cut = [], []
-    for fields in readings:
+    inputs, cut = [], np.zeros(len(split), dtype=bool)
+    for fields in READINGS.get(task.protocol, PAIR_READING):
         texts = [[clean(text) for text in split[field]] for field in fields]
-        if not any(texts[-1]):
-            texts = texts[:1]  # no example has a second text
+        if not any(texts[-1]):  # no example has a second text
+            texts = texts[:1]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
-        inputs.append(
-            [
-                dict(zip(encoded, values, strict=True))
-                for values in zip(*encoded.values(), strict=True)
-            ]
-        )
-        cut.append([len(ids) > max_length for ids in tokenizer(*texts, verbose=False)["input_ids"]])
-    labels = (
-        [label / STS_MAX for label in split["label"]]
-        if task.kind == "regression"
-        else split["label"]
-    )
-    rows = [
-        {"inputs": read, "labels": [label], "words": [0], "example": example}
-        for example, (*read, label) in enumerate(zip(*inputs, labels, strict=True))
-    ]
-    return rows, {"truncated": sum(map(any, zip(*cut, strict=True)))}
+        inputs.append(pd.DataFrame(dict(encoded)).to_dict("records"))
+        cut |= [len(ids) > max_length for ids in tokenizer(*texts, verbose=False)["input_ids"]]
+    labels = split["label"]
+    if task.kind == "regression":
+        labels = [label / STS_MAX for label in labels]
+    rows = []
+    for example, (*readings, label) in enumerate(zip(*inputs, labels, strict=True)):
+        rows.append({"inputs": readings, "words": [0], "labels": [label], "example": example})
+    return rows, {"truncated": int(cut.sum())}
 
 
 class BiEncoder(nn.Module):
-    """Similarity of two texts read apart (Reimers & Gurevych 2019, arXiv 1908.10084): the cosine of their mean states.
+    """Similarity of two texts: the cosine of their mean states (Reimers & Gurevych 2019).
 
-    The cosine is mapped to (1 + cos) / 2, so that it lies in [0, 1] like the gold score / 5: linear, hence the
-    correlations are those of the cosine itself, and unlike max(0, cos) with a gradient everywhere.
+    See arXiv 1908.10084. The two texts are read separately. The score is (1 + cos) / 2. It lies in
+    [0, 1], like the gold score / 5. The map is linear, so the correlations are those of the cosine.
+    Unlike max(0, cos) it has a gradient everywhere.
     """
 
-    def __init__(self, encoder: PreTrainedModel):
+    def __init__(self, encoder: PreTrainedModel) -> None:
         super().__init__()
-        self.encoder, self.config = encoder, encoder.config
+        self.encoder = encoder
+        self.config = encoder.config
 
     def forward(
         self, attention_mask: Tensor, labels: Tensor | None = None, **inputs: Tensor
     ) -> SequenceClassifierOutput:
-        """attention_mask and inputs (2B, T): the B first texts, then their B partners; logits (B, 1); loss: mean squared error."""
+        """Scores as logits (B, 1), and the mean squared error as loss if there are labels (B,).
+
+        attention_mask and inputs (2B, T): the B first texts, then the B second texts.
+        """
         states = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state.float()
         weights = attention_mask.unsqueeze(-1).float()
         first, second = ((states * weights).sum(1) / weights.sum(1)).chunk(2)
-        scores = (1 + cosine_similarity(first, second)) / 2
-        loss = None if labels is None else mse_loss(scores, labels)
+        scores = (1 + nn.functional.cosine_similarity(first, second)) / 2
+        loss = None if labels is None else nn.functional.mse_loss(scores, labels)
         return SequenceClassifierOutput(loss=loss, logits=scores.unsqueeze(-1))
 
     def save_pretrained(self, folder: Path) -> None:
-        """Save the encoder, which is all there is to keep, as a plain Hugging Face folder."""
+        """Save the encoder, which holds all weights, as a plain Hugging Face folder."""
         self.encoder.save_pretrained(folder)
 
 
 def load_for_task(
     folder: Path, task: Task, labels: list[str], random_weights: bool
 ) -> PreTrainedModel | BiEncoder:
-    """The model of `folder` with a head for the task (fresh if it has none), or the same shape from random weights."""
-    kind = (
-        AutoModelForTokenClassification
-        if task.kind == "tagging"
-        else AutoModelForSequenceClassification
-    )
-    options = {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
-    }
-    if task.protocol == "bi-encoder":
-        kind, options = AutoModel, {}
-    elif task.kind == "regression":
-        options = {"num_labels": 1, "problem_type": "regression"}
+    """The model of `folder` with a head for the task; with `random_weights` only its shape is used.
+
+    The head is new if the folder has none.
+    """
+    kind = transformers.AutoModelForSequenceClassification
+    options: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    if task.kind == "tagging":
+        kind = transformers.AutoModelForTokenClassification
+    if labels:
+        names = dict(enumerate(labels))
+        options = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
+    elif task.protocol == "bi-encoder":
+        kind, options = transformers.AutoModel, {}
+    shape = transformers.AutoConfig.from_pretrained(folder, **options)
     if random_weights:
-        model = kind.from_config(AutoConfig.from_pretrained(folder, **options))
+        model = kind.from_config(shape)
     else:
-        model = kind.from_pretrained(folder, **options)
+        model = kind.from_pretrained(folder, config=shape)
     return BiEncoder(model) if task.protocol == "bi-encoder" else model
 
 
-def collate(rows: list[dict], task: Task, tokenizer) -> dict[str, Tensor]:
-    """Rows of `encode` as one padded batch with its labels: (B, T) for taggers, else (B,)."""
-    readings = zip(*(row["inputs"] for row in rows), strict=True)
-    batch = dict(
-        tokenizer.pad([read for reading in readings for read in reading], return_tensors="pt")
-    )
-    labels = pad_sequence(
-        [torch.tensor(row["labels"]) for row in rows], batch_first=True, padding_value=IGNORE
-    )
-    return batch | {"labels": labels if task.kind == "tagging" else labels[:, 0]}
+def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> BatchEncoding:
+    """Rows of `encode` as one padded batch with `labels`: (B, T) for taggers, else (B,)."""
+    readings = zip(*(row["inputs"] for row in rows), strict=True)  # all first texts come first
+    batch = tokenizer.pad(list(chain(*readings)), return_tensors="pt")
+    labels = [torch.tensor(row["labels"]) for row in rows]
+    padded = pad_sequence(labels, batch_first=True, padding_value=IGNORE)
+    batch["labels"] = padded if task.kind == "tagging" else padded[:, 0]
+    return batch
 
 
 @torch.no_grad()
 def predict(
-    model, rows: list[dict], task: Task, tokenizer, batch_size: int, device
+    model: nn.Module, rows: Rows, task: Task, tokenizer: Tokenizer, batch_size: int
 ) -> list[np.ndarray]:
-    """Outputs of every row, in order: probabilities (words, C) of its labelled words, (1, C) of a text, (1, 1) a score."""
+    """The model's output for every row, in order.
+
+    A tagger gives probabilities (words, C) of the words of the row; other classifiers give (1, C);
+    a regression gives its score (1, 1) between 0 and `STS_MAX`.
+    """
     model.eval()
+    device = next(model.parameters()).device
     order = np.argsort([len(row["inputs"][0]["input_ids"]) for row in rows], kind="stable")
-    outputs: list[np.ndarray] = [None] * len(rows)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = collate([rows[i] for i in chosen], task, tokenizer)
-        logits = model(
-            **{key: value.to(device) for key, value in batch.items() if key != "labels"}
-        ).logits.float()
+    outputs: dict[int, np.ndarray] = {}
+    for chosen in np.array_split(order, range(batch_size, len(order), batch_size)):
+        batch = collate([rows[i] for i in chosen], task, tokenizer).to(device)
+        del batch["labels"]
+        logits = model(**batch).logits.float()
         values = logits * STS_MAX if task.kind == "regression" else logits.softmax(-1)
         for i, value in zip(chosen, values.cpu().numpy(), strict=True):
-            words = np.asarray(rows[i]["words"])
-            outputs[i] = np.atleast_2d(value)[: len(words)][words >= 0]
-    return outputs
+            words = np.array(rows[i]["words"])
+            outputs[i] = np.atleast_2d(value)[: len(words)][words >= 0]  # without the padding
+    return [outputs[i] for i in range(len(rows))]
 
 
-def prediction_table(rows, outputs, task: Task, split: Dataset, labels: list[str]) -> pd.DataFrame:
-    """One row per scored unit (a word for taggers, an example otherwise), in the order of the data set.
+def prediction_table(
+    rows: Rows, outputs: list[np.ndarray], task: Task, split: Dataset, labels: list[str]
+) -> pd.DataFrame:
+    """The prediction table (rolib.evaluation.predictions) of a split, in the order of its units.
 
-    RuntimeError, which names the first unit (example, position) at fault, unless each one of the split is predicted once.
+    RuntimeError unless every unit of the split is predicted once; the message names the first unit
+    (example, position) at fault.
     """
-    ids, records = split["id"][:], []
+    ids = split["id"][:]
+    records: list[tuple[Any, ...]] = []
     for row, output in zip(rows, outputs, strict=True):
-        units = [
-            (word, label)
-            for word, label in zip(row["words"], row["labels"], strict=True)
-            if word >= 0
-        ]
+        pairs = zip(row["words"], row["labels"], strict=True)
+        units = [(word, label) for word, label in pairs if word >= 0]
         for (position, label), value in zip(units, output, strict=True):
+            unit = (ids[row["example"]], position)
             if task.kind == "regression":
-                answer = label * STS_MAX, float(value[0]), []
+                records.append((*unit, label * STS_MAX, float(value[0]), []))
             else:
-                answer = labels[label], labels[int(value.argmax())], value
-            records.append((ids[row["example"]], position, *answer))
-    sizes = map(len, split["tokens"]) if task.kind == "tagging" else [1] * len(split)
-    wanted = [
-        (example, position)
-        for example, size in zip(ids, sizes, strict=True)
-        for position in range(size)
-    ]
-    for unit, record in zip_longest(wanted, records, fillvalue=()):
-        if unit != record[:2]:
-            raise RuntimeError(
-                f"{task.name}: instead of the prediction for {unit} comes {record[:2]}: one is lost or there twice"
-            )
-    return pd.DataFrame(
-        records, columns=["example", "position", "gold", "predicted", "probabilities"]
-    )
+                records.append((*unit, labels[label], labels[int(value.argmax())], value))
+    sizes = [1] * len(split)
+    if task.kind == "tagging":
+        sizes = [len(tokens) for tokens in split["tokens"]]
+    expected = [(name, i) for name, size in zip(ids, sizes, strict=True) for i in range(size)]
+    for wanted, record in zip_longest(expected, records, fillvalue=()):
+        if wanted != record[:2]:
+            fault = f"instead of the prediction for {wanted} comes {record[:2]}"
+            raise RuntimeError(f"{task.name}: {fault}: one is lost or there twice")
+    return pd.DataFrame(records, columns=COLUMNS)
 
 
 def sample_examples(split: Dataset, count: int, seed: int) -> Dataset:
-    """At most `count` examples (0: all), the same ones for every model."""
+    """At most `count` examples (0: all), the same examples for every model."""
     if not count or count >= len(split):
         return split
     return split.select(np.random.default_rng(seed).permutation(len(split))[:count])
@@ -268,53 +259,50 @@ def finetune(
     splits: DatasetDict,
     folder: Path,
 ) -> dict:
-    """Fine-tune on the train split, keep the epoch with the best validation score, predict the test split.
+    """The content of scores.json: the scores of a model fine-tuned on one measure.
 
-    Writes metrics.jsonl, predictions.parquet, scores.json and, with config.keep_models, the best model under model/ into
-    `folder`; returns the content of scores.json. RuntimeError if an example were lost on the way.
+    The model learns from the train split. The epoch with the best validation score is kept and
+    predicts the test split. Writes metrics.jsonl, predictions.parquet and scores.json into
+    `folder`, and with config.keep_models the best model into `folder`/model.
     """
     # Step 1: model, tokenizer and encoded splits.
-    set_seed(seed)
-    task = with_protocol(task_name, config.protocols[task_name])
+    transformers.set_seed(seed)
+    task = with_protocol(task_name, to_dict(config)["protocols"][task_name])
     labels = label_names(task, splits["train"])
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = load_for_task(model_folder, task, labels, random_weights)
     max_length = min(config.max_length, model.config.max_position_embeddings)
-    splits = DatasetDict(
-        splits, train=sample_examples(splits["train"], config.max_train_examples, config.seed)
-    )
-    encoded, counts = {}, {}
+    train = sample_examples(splits["train"], config.max_train_examples, config.seed)
+    splits = DatasetDict(splits, train=train)
+    encoded: dict[str, Any] = {}
+    counts = {}
     for name, split in splits.items():
         encoded[name], counts[name] = encode(split, task, tokenizer, max_length)
 
-    def predictions(name):
-        outputs = predict(
-            model, encoded[name], task, tokenizer, 4 * config.batch_size, accelerator.device
-        )
+    def predictions(name: str) -> pd.DataFrame:
+        outputs = predict(model, encoded[name], task, tokenizer, 4 * config.batch_size)
         return prediction_table(encoded[name], outputs, task, splits[name], labels)
 
     # Step 2: optimizer and schedule.
     accelerator = make_accelerator()
     epochs, rate = config.epochs[task_name], config.learning_rates[task_name]
     lengths = [len(row["inputs"][0]["input_ids"]) for row in encoded["train"]]
-    steps = epochs * -(-len(lengths) // config.batch_size)
+    steps = epochs * int(np.ceil(len(lengths) / config.batch_size))
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=rate, fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup_share * steps), steps)
-    best, best_score, best_epoch = None, -np.inf, 0
+    plain = accelerator.unwrap_model(model)
+    warmup = round(config.warmup_share * steps)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    best, best_score, best_epoch = {}, -np.inf, 0
 
     bar = progress(range(1, epochs + 1), desc=f"{model_folder.name} {task_name} seed {seed}")
     for epoch in bar:
-        # Step 3: one epoch over length-aware batches.
+        # Step 3: one epoch over batches of similar length.
         model.train()
         losses = []
         batches = length_batches(lengths, config.batch_size, seed, epoch)
-        for batch in DataLoader(
-            encoded["train"],
-            batch_sampler=batches,
-            collate_fn=lambda rows: collate(rows, task, tokenizer),
-        ):
-            loss = model(**{key: value.to(accelerator.device) for key, value in batch.items()}).loss
+        for rows in DataLoader(encoded["train"], batch_sampler=batches, collate_fn=list):
+            loss = model(**collate(rows, task, tokenizer).to(accelerator.device)).loss
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -325,28 +313,20 @@ def finetune(
         # Step 4: validation; the best epoch's weights are kept.
         score = score_predictions(task, predictions("validation"))[task.headline]
         if score > best_score:
-            best, best_score, best_epoch = (
-                copy.deepcopy(accelerator.unwrap_model(model).state_dict()),
-                score,
-                epoch,
-            )
-        record = {
-            "epoch": epoch,
-            "loss": torch.stack(losses).mean().item(),
-            f"validation_{task.headline}": score,
-        }
+            best_score, best_epoch = score, epoch
+            best = copy.deepcopy(plain.state_dict())
+        record = {"epoch": epoch, "loss": torch.stack(losses).mean().item()}
+        record[f"validation_{task.headline}"] = score
         append_metrics(folder / "metrics.jsonl", record)
         bar.set_postfix(loss=f"{record['loss']:.3f}", validation=f"{score:.3f}", refresh=False)
 
     # Step 5: the test split with the best weights.
-    accelerator.unwrap_model(model).load_state_dict(best)
+    plain.load_state_dict(best)
     table = predictions("test")
     if config.keep_models:
-        accelerator.unwrap_model(model).save_pretrained(folder / "model")
+        plain.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-    table.astype({"position": "int32"}).to_parquet(
-        folder / "predictions.parquet", compression="zstd", index=False
-    )
+    write_table(folder / "predictions.parquet", table)
     result = {"task": task_name, "seed": seed, "protocol": task.protocol, "headline": task.headline}
     result |= {"test": score_predictions(task, table), "validation": {task.headline: best_score}}
     result |= {"best_epoch": best_epoch, "labels": labels, "counts": counts}

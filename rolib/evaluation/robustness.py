@@ -1,19 +1,19 @@
-"""How much a fine-tuned model depends on diacritics and capitals: its predictions on perturbed test texts.
+"""Robustness: the predictions of fine-tuned models on perturbed test texts.
 
-Romanian is often typed without diacritics, with the cedilla letters of old encodings, or in capitals. A text is first
-normalised as in training and then perturbed; nothing repairs it after that, so a model without `corpus.normalise` in
-front of it is what is measured.
+Romanian is often typed without diacritics, with the cedilla letters of old encodings, or in
+capitals. A text is first normalised as in training and then perturbed. Nothing repairs it after
+that: what is measured is a model without `corpus.normalise` in front of it.
 """
 
 import unicodedata
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
-from datasets import ClassLabel, Dataset, List
+from datasets import Dataset
 from transformers import AutoTokenizer
 
 from rolib import runs
@@ -22,18 +22,13 @@ from rolib.data.corpus import normalise
 from rolib.data.download import data_root
 from rolib.data.tasks import load_task
 from rolib.data.words import split_words
-from rolib.evaluation.finetune import (
-    encode,
-    label_names,
-    load_for_task,
-    predict,
-    prediction_table,
-    sample_examples,
-)
+from rolib.evaluation import finetune
 from rolib.evaluation.metrics import score_predictions
+from rolib.evaluation.predictions import write_table
 from rolib.measures import Task, with_protocol
 from rolib.training import autocast, make_accelerator
 
+Change = Callable[[str], str]  # a perturbation of a text
 PLAIN = str.maketrans("ăâîșțşţĂÂÎȘȚŞŢ", "aaiststAAISTST")
 COMMA_TO_CEDILLA = str.maketrans("șțȘȚ", "şţŞŢ")
 PLACEHOLDER = "$NE$"  # stands for the named entities of MOROCO; no writer typed it
@@ -42,7 +37,7 @@ PLACEHOLDER = "$NE$"  # stands for the named entities of MOROCO; no writer typed
 def strip_diacritics(text: str) -> str:
     """The text in NFC without the diacritics of Romanian; other letters keep theirs. Idempotent."""
     text = unicodedata.normalize("NFC", text)
-    # One pass is not enough where a letter bears a mark twice: what is left composes again.
+    # A letter with two diacritics needs several passes: the rest may compose again after one.
     while (plain := unicodedata.normalize("NFC", text.translate(PLAIN))) != text:
         text = plain
     return text
@@ -53,155 +48,141 @@ def cedilla(text: str) -> str:
     return unicodedata.normalize("NFC", text).translate(COMMA_TO_CEDILLA)
 
 
-PERTURBATIONS = {
-    "strip_diacritics": strip_diacritics,
-    "cedilla": cedilla,
-    "lower": str.lower,
-    "upper": str.upper,
-}
+PERTURBATIONS: dict[str, Change] = {"strip_diacritics": strip_diacritics, "cedilla": cedilla}
+PERTURBATIONS |= {"lower": str.lower, "upper": str.upper}
 
 
-def perturb(split: Dataset, task: Task, function: Callable[[str], str]) -> Dataset:
-    """The split with every word (taggers) or text normalised and given to `function`; ids, labels and MOROCO's $NE$ stay."""
+def perturb(text: str, function: Change) -> str:
+    """The text normalised and then changed by `function`, but for MOROCO's placeholder $NE$."""
+    return PLACEHOLDER.join(map(function, normalise(text).split(PLACEHOLDER)))
 
-    def change(text: str) -> str:
-        return PLACEHOLDER.join(map(function, normalise(text).split(PLACEHOLDER)))
 
-    columns = split.to_dict()
-    if task.kind == "tagging":
-        columns["tokens"] = [[change(token) for token in tokens] for tokens in columns["tokens"]]
-    else:
-        columns |= {
-            field: [change(text) for text in columns[field]] for field in ("text", "text_pair")
-        }
-    return Dataset.from_dict(columns, features=split.features)
+def run_result(run: Path) -> dict:
+    """The scores.json of a fine-tuning run."""
+    return runs.read_json(run / "scores.json", "03-evaluate-model")
 
 
 def task_of(run: Path) -> Task:
     """The measure of a fine-tuning run, under its protocol."""
-    result = runs.read_json(run / "scores.json", "03-evaluate-model")
+    result = run_result(run)
     return with_protocol(result["task"], result["protocol"])
 
 
 def predict_perturbed(
-    run: Path, split: Dataset, functions: dict[str, Callable[[str], str]]
+    run: Path, split: Dataset, functions: dict[str, Change]
 ) -> dict[str, pd.DataFrame]:
-    """The prediction table (see rolib.evaluation.predictions) of a run's kept model on a split under each of the perturbations.
+    """The prediction table of a run's kept model under each perturbation of the texts of a split.
 
-    With `str` as the function, which changes nothing, these are the predictions of the fine-tuning run: windows and batches
-    are as they were there.
+    For the columns see rolib.evaluation.predictions. With `str` as the function, which changes
+    nothing, the predictions are those of the fine-tuning run: windows and batches are the same.
     """
-    task, recipe = task_of(run), yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    labels, device = label_names(task, split), make_accelerator().device
+    task, labels = task_of(run), run_result(run)["labels"]
+    recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    device = make_accelerator().device
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    model = load_for_task(run / "model", task, labels, random_weights=False).to(device)
+    model = finetune.load_for_task(run / "model", task, labels, random_weights=False).to(device)
     max_length = min(recipe["max_length"], model.config.max_position_embeddings)
     tables = {}
     for name, function in functions.items():
-        perturbed = perturb(split, task, function)
-        rows, _ = encode(perturbed, task, tokenizer, max_length, clean=str)
+        change = partial(perturb, function=function)
+        rows, _ = finetune.encode(split, task, tokenizer, max_length, clean=change)
         with autocast(device):
-            outputs = predict(model, rows, task, tokenizer, 4 * recipe["batch_size"], device)
-        tables[name] = prediction_table(rows, outputs, task, perturbed, labels)
+            outputs = finetune.predict(model, rows, task, tokenizer, 4 * recipe["batch_size"])
+        tables[name] = finetune.prediction_table(rows, outputs, task, split, labels)
     return tables
 
 
 def kept_runs(config: Config, tasks: Sequence[str], models: Sequence[str] = ()) -> list[Path]:
-    """The run folders, the first seed of each task and evaluated model, that hold a fine-tuned model.
+    """The run folders that hold a fine-tuned model: the first seed of each task and model.
 
-    models: those wanted; none named, every one. FileNotFoundError, with the mend, if there is none.
+    models: the evaluated models to take; all of them if empty. FileNotFoundError, which names the
+    remedy, if there is none.
     """
-    place, found = runs.require(config.folder / "evaluation", runs.made_by(config)), {}
+    place = runs.require(config.folder / "evaluation", runs.made_by(config))
+    found: dict[tuple[str, str], Path] = {}
     for task in tasks:
         for path in sorted(place.glob(f"*/{task}/seed-*/model/model.safetensors")):
-            model, run = path.parts[-5], path.parents[1]
+            run = path.parents[1]
+            model = run.parts[-3]
             if not models or model in models:
                 found.setdefault((task, model), run)
     if not found:
-        raise FileNotFoundError(
-            f"{place} holds no fine-tuned model: set keep_models to true in evaluate.yaml and evaluate again"
-        )
+        remedy = "set keep_models to true in evaluate.yaml and evaluate again"
+        raise FileNotFoundError(f"{place} holds no fine-tuned model: {remedy}")
     return list(found.values())
 
 
 def measure_robustness(config: RobustnessConfig) -> list[dict]:
-    """Predict perturbed test splits with every kept fine-tuned model; leave runs/<profile>/robustness/<model>/<task>.
+    """The scores of every kept fine-tuned model on perturbed test splits: a scores.json each.
 
-    A folder holds <perturbation>.parquet (prediction tables) and scores.json: the scores on the same examples as they
-    are ("original", the run's own predictions) and of each perturbation. Returns the scores.json of each.
+    Leaves runs/<profile>/robustness/<model>/<task> with <perturbation>.parquet (prediction tables)
+    and scores.json: the scores of each perturbation and, as "original", those of the run's own
+    predictions on the same examples.
     """
+
+    @cache  # a split is read once, and only for runs that are not finished
+    def test_split(task: str) -> Dataset:
+        split = load_task(task, data_root(config.data))["test"]
+        return finetune.sample_examples(split, config.max_test_examples, config.seed)
+
     results = []
-
-    @cache  # of the measures whose runs are not finished
-    def test_split(task):
-        return sample_examples(
-            load_task(task, data_root(config.data))["test"], config.max_test_examples, config.seed
-        )
-
-    for run in runs.progress(
-        kept_runs(config, config.tasks, config.models), desc="perturbed test splits"
-    ):
+    kept = kept_runs(config, config.tasks, config.models)
+    for run in runs.progress(kept, desc="perturbed test splits"):
         model, task = run.parts[-3:-1]
         one = config.model_copy(update={"tasks": [task], "models": [model]})
         folder = config.folder / "robustness" / model / task
-        inputs = {
-            file: runs.sha256(run / file)
-            for file in ("predictions.parquet", "model/model.safetensors")
-        }
-        inputs["perturbations"] = ", ".join(PERTURBATIONS)
+        inputs = {"perturbations": ", ".join(PERTURBATIONS)}
+        for file in ("predictions.parquet", "model/model.safetensors"):
+            inputs[file] = runs.sha256(run / file)
         if not runs.is_finished(folder, one, inputs):
             with runs.new_run(folder, one, inputs) as working:
                 perturb_run(run, test_split(task), working)
-        results.append(
-            {"model": model} | runs.read_json(folder / "scores.json", runs.made_by(config))
-        )
+        scores = runs.read_json(folder / "scores.json", runs.made_by(config))
+        results.append({"model": model} | scores)
     return results
 
 
 def perturb_run(run: Path, split: Dataset, folder: Path) -> None:
-    """The predictions and scores of one fine-tuning run on a split under every perturbation, written into `folder`."""
-    result, task = runs.read_json(run / "scores.json", "03-evaluate-model"), task_of(run)
+    """Write the predictions and scores of one fine-tuning run on a perturbed split to `folder`."""
+    task, result = task_of(run), run_result(run)
     original = pd.read_parquet(run / "predictions.parquet")
     tables = {"original": original[original["example"].isin(split["id"][:])]}
     tables |= predict_perturbed(run, split, PERTURBATIONS)
     scores = {}
     for name, table in tables.items():
-        table.astype({"position": "int32"}).to_parquet(
-            folder / f"{name}.parquet", compression="zstd", index=False
-        )
+        write_table(folder / f"{name}.parquet", table)
         scores[name] = score_predictions(task, table)
     kept = {key: result[key] for key in ("task", "seed", "protocol", "headline")}
     runs.write_json(folder / "scores.json", kept | {"examples": len(split), "scores": scores})
 
 
 def predict_text(run: Path, text: str, other: str = "") -> pd.DataFrame:
-    """What the kept model of a fine-tuning run says about a text (STS: about `text` and `other`).
+    """The answer of a run's kept model to a text (STS: to the pair of `text` and `other`).
 
-    Index (position, text): one row a word for taggers, cut like the corpus, and one for the text otherwise; columns:
-    the probability of each label, or the STS `score`. A LaRoSeDa model reads the text as a review without a title.
-    ValueError for an empty text.
+    Index (position, text): one row per word for taggers, which read the words of
+    `data.words.split_words`; otherwise one row. Columns: the probability of each label, or the STS
+    `score`. A LaRoSeDa model reads the text as a review without a title. ValueError for an empty
+    text.
     """
-    task, labels = task_of(run), runs.read_json(run / "scores.json", "03-evaluate-model")["labels"]
-    paired, tagged = task.kind == "regression", task.kind == "tagging"
-    text, other = normalise(text), normalise(other) if paired else ""
-    if not text or (paired and not other):
-        raise ValueError(f"{task.name}: no text to read" + " in one of the two boxes" * paired)
-    words = split_words(text) if tagged else [f"{text} ‖ {other}" if paired else text]
-    first, second = ("", text) if task.dataset == "LaRoSeDa" else (text, other)
-    row = (
-        {"tokens": words, "labels": [0] * len(words)}
-        if tagged
-        else {"text": first, "text_pair": second, "label": 0}
-    )
-    split = Dataset.from_list([{"id": "typed"} | row])
-    if labels:
-        names = ClassLabel(names=labels)
-        split = (
-            split.cast_column("labels", List(names))
-            if tagged
-            else split.cast_column("label", names)
-        )
-    table = predict_perturbed(run, split, {"typed": str})["typed"]
-    values = np.stack(table["probabilities"]) if labels else table[["predicted"]].to_numpy()
-    index = pd.MultiIndex.from_arrays([range(len(words)), words], names=["position", "text"])
-    return pd.DataFrame(values, index=index, columns=labels or ["score"])
+    task = task_of(run)
+    text, other = normalise(text), normalise(other)
+    if task.kind == "regression" and not (text and other):
+        raise ValueError(f"{task.name}: no text to read in one of the two boxes")
+    if not text:
+        raise ValueError(f"{task.name}: no text to read")
+    units, words = [text], split_words(text)
+    row = {"id": "typed", "tokens": words, "labels": [0] * len(words), "label": 0}
+    row |= {"text": text, "text_pair": ""}
+    if task.dataset == "LaRoSeDa":
+        row |= {"text": "", "text_pair": text}
+    if task.kind == "tagging":
+        units = words
+    elif task.kind == "regression":
+        units = [f"{text} ‖ {other}"]
+        row["text_pair"] = other
+    table = predict_perturbed(run, Dataset.from_list([row]), {"typed": str})["typed"]
+    index = pd.MultiIndex.from_arrays([range(len(units)), units], names=["position", "text"])
+    if task.kind == "regression":
+        return pd.DataFrame({"score": table["predicted"].to_numpy()}, index=index)
+    probabilities = np.stack(table["probabilities"])
+    return pd.DataFrame(probabilities, index=index, columns=run_result(run)["labels"])
