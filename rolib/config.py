@@ -112,7 +112,10 @@ class TeacherConfig(TrainingConfig):
             positions = f"{self.block_length} is more than the {MAX_POSITIONS} positions"
             raise ValueError(f"block_length: {positions} of a teacher pre-trained here: lower it")
         if self.source != "pretrain" and not self.revision and not Path(self.source).is_dir():
-            raise ValueError(f"revision: empty, but {self.source!r} is a hub id: name a commit")
+            problem = f"empty, but source {self.source!r} is no folder"
+            raise ValueError(
+                f"revision: {problem}: correct the folder, or name a commit of the hub"
+            )
         return self
 
 

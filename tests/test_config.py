@@ -481,6 +481,6 @@ def test_the_documents_are_split_alike_for_teachers_and_students(params):
 def test_what_comes_from_the_hub_needs_a_revision(teacher_config, student_config, tmp_path):
     with pytest.raises(ValueError, match="corpus_revision: empty, .*: name a commit"):
         student_config(corpus="hub:some/corpus:ro")
-    with pytest.raises(ValueError, match="revision: empty, but 'some/model' is a hub id"):
+    with pytest.raises(ValueError, match="revision: empty, but source 'some/model' is no folder"):
         teacher_config(source="some/model")
     assert teacher_config(source=str(tmp_path)).revision == ""

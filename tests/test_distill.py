@@ -308,10 +308,9 @@ def test_accumulation_does_not_change_a_step(run, student_config, toy_blocks, mo
 
 
 def test_each_process_draws_its_own_dropout_masks(run, student_config, monkeypatch):
-    from accelerate.state import AcceleratorState
-
     def trained(process, dropout):
-        monkeypatch.setattr(AcceleratorState, "process_index", process, raising=False)
+        state = SimpleNamespace(process_index=process)
+        monkeypatch.setattr("accelerate.utils.random.AcceleratorState", lambda: state)
         return run(student_config(steps=1), dropout=dropout)
 
     assert not same_weights(trained(0, dropout=0.3), trained(1, dropout=0.3))

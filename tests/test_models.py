@@ -397,7 +397,9 @@ def test_load_teacher_with_a_bare_vocabulary(folder, load, toy_tokenizer):
 
 
 def test_load_teacher_from_a_missing_folder(tmp_path, refused):
-    refused(tmp_path / "nowhere", "not a model folder")
+    refused(tmp_path / "nowhere", "not a model folder", revision="main")
+    with pytest.raises(ValueError, match="no folder: correct the folder, or name a commit"):
+        refused(tmp_path / "nowhere", "")
 
 
 def test_saving_a_student_leaves_the_tokenizer_as_it_is(tmp_path, toy_bert, toy_tokenizer):
@@ -409,7 +411,7 @@ def test_saving_a_student_leaves_the_tokenizer_as_it_is(tmp_path, toy_bert, toy_
 
 
 def test_load_teacher_with_an_unknown_hub_id(refused):
-    refused("nobody/nothing", "not available from the hub")
+    refused("nobody/nothing", "not available from the hub", revision="main")
 
 
 def test_load_teacher_refuses_a_distilbert(tmp_path, refused, toy_bert, toy_tokenizer):

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from rolib.config import EvaluateConfig, to_dict
+from rolib.config import EvaluateConfig, TaskName
 from rolib.data.corpus import normalise, windows
 from rolib.data.words import word_pieces
 from rolib.distillation.losses import IGNORE
@@ -252,7 +252,7 @@ def sample_examples(split: Dataset, count: int, seed: int) -> Dataset:
 
 def finetune(
     config: EvaluateConfig,
-    task_name: str,
+    task_name: TaskName,
     seed: int,
     model_folder: Path,
     random_weights: bool,
@@ -267,7 +267,7 @@ def finetune(
     """
     # Step 1: model, tokenizer and encoded splits.
     transformers.set_seed(seed)
-    task = with_protocol(task_name, to_dict(config)["protocols"][task_name])
+    task = with_protocol(task_name, config.protocols[task_name])
     labels = label_names(task, splits["train"])
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = load_for_task(model_folder, task, labels, random_weights)
