@@ -327,7 +327,12 @@ def finetune(
         plain.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     write_table(folder / "predictions.parquet", table)
-    result = {"task": task_name, "seed": seed, "protocol": task.protocol, "headline": task.headline}
+    result: dict[str, Any] = {
+        "task": task_name,
+        "seed": seed,
+        "protocol": task.protocol,
+        "headline": task.headline,
+    }
     result |= {"test": score_predictions(task, table), "validation": {task.headline: best_score}}
     result |= {"best_epoch": best_epoch, "labels": labels, "counts": counts}
     write_json(folder / "scores.json", result)
