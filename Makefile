@@ -9,15 +9,17 @@ RUNS = $(or $(ROLIB_RUNS),runs)/$(PROFILE)
 .PHONY: help demo mini study ablation publish lab test lint clean
 help:
 	@echo "make demo                    the whole study on the built-in sample (minutes)"
-	@echo "make mini                    the study on real data (ROLIB_DATA, or python -m rolib.data.download first; hours)"
+	@echo "make mini                    the study on real data, in hours (ROLIB_DATA, or download)"
 	@echo "make study PROFILE=NAME      the study of params/NAME, on CORES=$(CORES) cores"
-	@echo "make ablation PROFILE=NAME   strategies and weights of the two-teacher student (after the study's teachers)"
+	@echo "make ablation PROFILE=NAME   strategies and weights of the two-teacher student"
 	@echo "make publish PROFILE=NAME    copy a finished study's figures and tables to figures/NAME"
 	@echo "make lab                     JupyterLab on notebooks/00-start-here.ipynb"
 	@echo "make test                    every check of the project"
 
 $(STAMP): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v}: set PYTHON=python3.12 or the like")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	    { echo "error: $(PYTHON) is not Python 3.11 to 3.13: set PYTHON=python3.12 or the like"; \
+	    exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
@@ -34,7 +36,8 @@ mini:
 	$(MAKE) study PROFILE=mini
 
 ablation: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake ablation --cores $(CORES) --config profile=$(PROFILE) --quiet rules
+	PATH="$(CURDIR)/$(BIN):$$PATH" \
+	    snakemake ablation --cores $(CORES) --config profile=$(PROFILE) --quiet rules
 
 publish:
 	mkdir -p figures/$(PROFILE)

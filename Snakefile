@@ -2,8 +2,9 @@
 #
 #     snakemake --cores 2 --config profile=tiny
 #
-# Each job runs one notebook; what it leaves for the graph is the executed notebook in runs/<profile>/notebooks/. A job that is
-# asked for again finds its finished run by configuration and inputs and ends at once, so that only changes cost time.
+# Each job runs one notebook. What it leaves for the graph is the executed notebook in
+# runs/<profile>/notebooks/. A job that runs again finds its finished run by configuration and
+# inputs and ends at once, so that only changes cost time.
 import os
 from pathlib import Path
 
@@ -17,16 +18,19 @@ RUNS = Path(os.environ.get("ROLIB_RUNS") or ROOT / "runs") / PROFILE
 DONE = f"{RUNS}/notebooks"
 
 TEACHERS, STUDENTS = list(STUDY["teachers"]), list(STUDY["students"])
-# Controls: the same architecture and budget with masked words alone, and from random weights. A student of several teachers
-# has the shape and the vocabulary of its first teacher's own student, and so its controls.
+# Controls: the same architecture and budget with masked words alone, and from random weights. A
+# student of several teachers has the shape and vocabulary of its first teacher's own student, and
+# so the same controls.
 CONTROLLED = [name for name in STUDENTS if len(STUDY["students"][name].shares) == 1]
 CONTROLS = [f"{student}-mlm" for student in CONTROLLED]
 EVALUATED = TEACHERS + STUDENTS + CONTROLS + [f"{name}-random" for name in TEACHERS + CONTROLLED]
 
-# A job is single-threaded unless it has the machine for itself; two-thread jobs side by side are slower than one.
+# A job is single-threaded unless it has the machine for itself; two-thread jobs side by side are
+# slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // workflow.cores)))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 RUN = "python -m rolib.notebook {input.notebook} {output}"
+TRAINING = [f"{PARAMS}/common.yaml", f"{PARAMS}/training.yaml"]
 
 
 wildcard_constraints:
@@ -42,7 +46,7 @@ rule all:
 rule teacher:
     input:
         notebook="notebooks/01-prepare-teachers.ipynb",
-        parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/training.yaml", f"{PARAMS}/pretrain.yaml", PARAMS + "/teachers/{teacher}.yaml"],
+        parameters=TRAINING + [f"{PARAMS}/pretrain.yaml", PARAMS + "/teachers/{teacher}.yaml"],
     output:
         DONE + "/01-{teacher}.ipynb",
     shell:
@@ -53,14 +57,14 @@ def teachers_of(wildcards):
     return [f"{DONE}/01-{teacher}.ipynb" for teacher in STUDY["students"][wildcards.student].shares]
 
 
-STUDENT_PARAMETERS = [f"{PARAMS}/common.yaml", f"{PARAMS}/training.yaml", f"{PARAMS}/distill.yaml", PARAMS + "/students/{student}.yaml"]
+STUDENT = TRAINING + [f"{PARAMS}/distill.yaml", PARAMS + "/students/{student}.yaml"]
 
 
 rule student:
     input:
         teachers_of,
         notebook="notebooks/02-distil-student.ipynb",
-        parameters=STUDENT_PARAMETERS,
+        parameters=STUDENT,
     output:
         DONE + "/02-{student}.ipynb",
     shell:
@@ -71,11 +75,12 @@ rule mlm_control:
     input:
         teachers_of,
         notebook="notebooks/02-distil-student.ipynb",
-        parameters=STUDENT_PARAMETERS,
+        parameters=STUDENT,
     output:
         DONE + "/02-{student}-mlm.ipynb",
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters}) -p student {wildcards.student}-mlm -p objective mlm"
+        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        " -p student {wildcards.student}-mlm -p objective mlm"
 
 
 def model_of(wildcards):
@@ -124,7 +129,8 @@ rule report:
     input:
         f"{DONE}/04-analyse-loyalty.ipynb",
         f"{DONE}/05-measure-speed.ipynb",
-        [f"{DONE}/07-measure-robustness.ipynb"] if STUDY["evaluate"].keep_models else [],  # it reads the fine-tuned models
+        # 07 reads the fine-tuned models.
+        [f"{DONE}/07-measure-robustness.ipynb"] if STUDY["evaluate"].keep_models else [],
         notebook="notebooks/06-report-results.ipynb",
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/analyse.yaml"],
     output:
@@ -139,8 +145,10 @@ rule page:  # what notebook 06 shows, without its code
     output:
         f"{RUNS}/report.html",
     shell:
-        "jupyter nbconvert --log-level WARN --to html --no-input --TagRemovePreprocessor.enabled=True "
-        "--TagRemovePreprocessor.remove_cell_tags not-on-the-page --output-dir {RUNS} --output report {input}"
+        "jupyter nbconvert --log-level WARN --to html --no-input "
+        "--TagRemovePreprocessor.enabled=True "
+        "--TagRemovePreprocessor.remove_cell_tags not-on-the-page "
+        "--output-dir {RUNS} --output report {input}"
 
 
 rule ablation:  # on demand: make ablation PROFILE=...

@@ -1,3 +1,3 @@
-"""rolib: the losses, training loops and loyalty analysis behind the Romanian distillation notebooks."""
+"""rolib: losses, training loops and loyalty analysis behind the Romanian notebooks."""
 
 __version__ = "0.1.0"

@@ -1,9 +1,12 @@
-"""What a second teacher costs: the two-teacher step against the one-teacher step plus the second teacher's forward pass.
+"""What a second teacher costs: the two-teacher step against the one-teacher step plus the second
+teacher's forward pass.
 
     OMP_NUM_THREADS=1 python tests/benchmark_ensemble.py [repetitions]
 
-Models of the mini profile's shape with random weights, vocabularies learned from the sample. The three things are timed in turn.
-Prints the median milliseconds of each and the median ratio; the goal is a ratio of at most 1.15 for `lift`.
+Models of the mini profile's shape with random weights, vocabularies learned from the sample. The
+three things are timed in turn.
+Prints the median milliseconds of each and the median ratio; the goal is a ratio of at most 1.15 for
+`lift`.
 """
 
 import statistics
@@ -50,7 +53,8 @@ def main(repetitions: int) -> None:
         models.train_tokenizer(texts, shape.vocab_size, shape.lowercase, models.MAX_POSITIONS)
         for shape in shapes
     ]
-    # The sample is too small for the full vocabularies; the models get them all the same, since the logits are the work.
+    # The sample is too small for the full vocabularies; the models get them all the same, since the
+    # logits are the work.
     torch.manual_seed(0)
     berts = [
         models.build_teacher(shape, tokenizer)
@@ -86,7 +90,8 @@ def main(repetitions: int) -> None:
         models.MaskedLM(small),
     )
     print(
-        f"{torch.get_num_threads()} threads, {config.batch_size} blocks of {config.block_length}, median of {repetitions}"
+        f"{torch.get_num_threads()} threads, {config.batch_size} blocks of {config.block_length}, "
+        f"median of {repetitions}"
     )
     for strategy in ("lift", "intersection", "uld", "none"):
         changed = config.model_copy(update={"soft_target_strategy": strategy})

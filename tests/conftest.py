@@ -1,11 +1,13 @@
-"""Fixtures that several test files share: the real data folder, and a toy world small enough for one core."""
+"""Fixtures that several test files share: the real data folder, and a toy world small enough for
+one core."""
 
 import copy
 import os
 import random
 from pathlib import Path
 
-# Before torch and transformers are imported: one thread a worker (two are slower under xdist), and never the network.
+# Before torch and transformers are imported: one thread a worker (two are slower under xdist), and
+# never the network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -15,7 +17,8 @@ import pytest  # noqa: E402
 
 @pytest.fixture(scope="session")
 def real_data():
-    """The folder of real data files named by ROLIB_DATA; without it the test is skipped, or fails under CI."""
+    """The folder of real data files named by ROLIB_DATA; without it the test is skipped, or fails
+    under CI."""
     folder = os.environ.get("ROLIB_DATA")
     if folder and Path(folder).is_dir():
         return Path(folder)
@@ -54,7 +57,8 @@ def _toy_tokenizer(toy_documents):
 
 @pytest.fixture
 def toy_tokenizer(_toy_tokenizer):
-    """A cased WordPiece tokenizer of 200 pieces, for texts of at most 32; a copy of its own for every test."""
+    """A cased WordPiece tokenizer of 200 pieces, for texts of at most 32; a copy of its own for
+    every test."""
     return copy.deepcopy(_toy_tokenizer)
 
 
@@ -84,7 +88,8 @@ def toy_blocks(_toy_tokenizer, toy_documents):
 
 @pytest.fixture(scope="session")
 def toy_bert():
-    """Make a BERT of width 32 with random values in every parameter, biases and segment embeddings included."""
+    """Make a BERT of width 32 with random values in every parameter, biases and segment embeddings
+    included."""
     import torch
     from transformers import BertConfig, BertForMaskedLM
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Everything `make test` runs after linting: unit, property and integration tests; the tiny study into a temporary folder; every notebook.
+# What `make test` runs after linting: the tiny study into a temporary folder, unit, property and
+# integration tests, and every notebook.
 set -eu
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 ROLIB_RUNS=$(mktemp -d)

@@ -1,4 +1,5 @@
-"""Words and pieces of two tokenizers over one text, and the projection of one vocabulary's probabilities onto the other's."""
+"""Words and pieces of two tokenizers over one text, and the projection of one vocabulary's
+probabilities onto the other's."""
 
 import numpy as np
 import pytest
@@ -69,7 +70,8 @@ def test_spans_of_hard_words(lowercase, toy_tokenizer, lower_tokenizer):
     ):
         assert [piece for _, _, piece in spans] == ids
         assert "".join(HARD_WORDS[start:end] for start, end, _ in spans) == word
-        # Independent of the offsets: a piece's own letters are those of its span, unless it is unknown.
+        # Independent of the offsets: a piece's own letters are those of its span, unless it is
+        # unknown.
         for (start, end, piece), text in zip(
             spans, tokenizer.convert_ids_to_tokens(ids), strict=True
         ):
@@ -139,7 +141,8 @@ def test_every_view_fits_and_holds_the_same_words(views, toy_documents):
 
 
 def test_one_view_of_two_is_read_as_alone_where_both_fit(views, toy_documents):
-    """The pieces of the first view are those of a single-view block; only where blocks end may differ."""
+    """The pieces of the first view are those of a single-view block; only where blocks end may
+    differ."""
     (tokenizer, _), blocks = views
     alone = corpus.build_blocks(Dataset.from_dict({"text": toy_documents}), [tokenizer], 20)
     flat = [
@@ -237,7 +240,8 @@ def test_the_projection_between_equal_tokenizers_is_the_identity(tokenizer, seed
 
 
 def lift_by_hand(own, theirs, probs, own_probs):
-    """Design: q(c) = p_U(f(c)) p_C(c) / sum over f(c') = f(c) of p_C(c'), the rest of the mass to p_C. Plain loops."""
+    """Design: q(c) = p_U(f(c)) p_C(c) / sum over f(c') = f(c) of p_C(c'), the rest of the mass to
+    p_C. Plain loops."""
     ours, others = own.get_vocab(), theirs.get_vocab()
     f = {c: others.get(piece if piece in SPECIALS else piece.lower()) for piece, c in ours.items()}
     result, covered = np.zeros_like(own_probs), np.zeros(len(probs))
@@ -286,7 +290,8 @@ def test_what_the_first_teacher_rules_out_goes_to_it_in_proportion():
 
 
 def test_a_cased_teacher_of_a_lower_cased_student():
-    """The other way round several of the teacher's pieces are one of the student's: their mass adds up."""
+    """The other way round several of the teacher's pieces are one of the student's: their mass adds
+    up."""
     projection = Projection(
         make(["ana", "##ana", "pere"], True), make(["ana", "Ana", "ANA", "##Ana", "mere"], False)
     )

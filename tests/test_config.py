@@ -212,7 +212,8 @@ def test_values_that_do_not_go_together(params, student_config):
     change(params / "tiny" / "pretrain.yaml", hidden_size=30, num_heads=4)
     refused(
         params,
-        f"hidden_size ({params / 'tiny' / 'pretrain.yaml'}): 30 is not a multiple of num_heads 4: change one",
+        f"hidden_size ({params / 'tiny' / 'pretrain.yaml'}): "
+        "30 is not a multiple of num_heads 4: change one",
     )
     with pytest.raises(ValueError, match="alpha_ce: 0, as alpha_mlm and alpha_cos are"):
         student_config(alpha_ce=0.0, alpha_mlm=0.0, alpha_cos=0.0)

@@ -40,7 +40,8 @@ def work(tmp_path):
 
 @pytest.fixture
 def run(work, toy_bert, toy_tokenizer, toy_blocks):
-    """Train a student of the toy teacher (dropout as given) and return it; `folder` goes on with an earlier run."""
+    """Train a student of the toy teacher (dropout as given) and return it; `folder` goes on with an
+    earlier run."""
 
     def train(
         config,
@@ -279,7 +280,7 @@ def test_a_corpus_smaller_than_a_step_is_read_again(student_config, toy_blocks, 
 
 
 def test_accumulation_does_not_change_a_step(run, student_config, toy_blocks, monkeypatch):
-    """8 x 1, 4 x 2 and 1 x 8 see the same 8 blocks a step, with unequal numbers of masked pieces."""
+    """8 x 1, 4 x 2 and 1 x 8 see the same 8 blocks a step, with unequal numbers of masks."""
     blocks = copy.copy(toy_blocks)
     blocks["train"] = toy_blocks["train"].select(range(8))
     assert len(set(blocks["train"]["length"])) > 1
@@ -295,7 +296,8 @@ def test_accumulation_does_not_change_a_step(run, student_config, toy_blocks, mo
     whole, *parts = (trained(*shape) for shape in ((8, 1), (4, 2), (1, 8)))
     assert all(difference(whole, part) < 1e-5 for part in parts)
 
-    # Adam hides the size of a gradient; plain descent with rate 1 shows it: the weights move by the (clipped) gradient.
+    # Adam hides the size of a gradient; plain descent with rate 1 shows it: the weights move by the
+    # (clipped) gradient.
     monkeypatch.setattr(
         torch.optim,
         "AdamW",
@@ -560,7 +562,8 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_again(run, work, s
 
 
 def test_taking_checkpoints_does_not_change_the_training(run, student_config, toy_blocks):
-    """Nor does the held-out loss that is taken with them, also in the second epoch, whose masks are others."""
+    """Nor does the held-out loss that is taken with them, also in the second epoch, whose masks are
+    others."""
     blocks = copy.copy(toy_blocks)
     blocks["train"] = toy_blocks["train"].select(range(16))  # two steps an epoch
     often, never = (

@@ -302,7 +302,8 @@ def test_teachers_that_share_a_vocabulary_are_averaged(student_config, toy_bert,
 def test_one_vocabulary_through_the_projection_is_the_plain_average(
     student_config, toy_bert, world, batch
 ):
-    """A second view with the student's own tokenizer gives what sharing the first view gives, where all words are one piece."""
+    """A second view with the student's own tokenizer gives what sharing the first view gives, where
+    all words are one piece."""
     tokenizer = world[0][0]
     words = [piece for piece in tokenizer.get_vocab() if piece.isalpha() and len(piece) > 1]
     text = Dataset.from_dict(

@@ -125,7 +125,8 @@ def test_gradient_of_soft_targets_has_the_closed_form():
 
 
 def test_gradient_at_a_high_temperature_has_hintons_limit():
-    """Hinton et al. 2015, equation 4: with the factor T^2 the gradient tends to the difference of centred logits / V."""
+    """Hinton et al. 2015, equation 4: with the factor T^2 the gradient tends to the difference of
+    centred logits / V."""
     student, teacher, gradient = soft_gradient(1e4)
     s, t = (x.detach().numpy() for x in (student, teacher))
     expected = (s - s.mean(1, keepdims=True) - t + t.mean(1, keepdims=True)) / 6 / 4

@@ -53,7 +53,8 @@ def logits(model, batch, **more):
 
 
 def test_parameter_counts_of_the_paper():
-    """Avram et al. 2022, table 1: teachers of 124 M, students of 81 M (cased) and 72 M (the smaller vocabulary)."""
+    """Avram et al. 2022, table 1: teachers of 124 M, students of 81 M (cased) and 72 M (the smaller
+    vocabulary)."""
     with torch.device("meta"):
         teacher = BertModel(BertConfig(vocab_size=50_000))
         # embeddings, 12 layers, pooler
@@ -236,7 +237,7 @@ def test_check_tokenizer_refuses_what_does_not_fit(toy_bert, toy_tokenizer):
     refused("not a fast WordPiece", PreTrainedTokenizerFast(tokenizer_object=other))
 
 
-# --- random weights that look at neighbours ---------------------------------------------------------
+# --- random weights that look at neighbours -------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
@@ -384,7 +385,8 @@ def test_load_teacher(folder, load, toy_bert, toy_tokenizer, batch):
 
 
 def test_load_teacher_with_a_bare_vocabulary(folder, load, toy_tokenizer):
-    """As the hub teachers come: vocab.txt and no tokenizer.json, where the library's default strips accents."""
+    """As the hub teachers come: vocab.txt and no tokenizer.json, where the library's default strips
+    accents."""
     vocabulary = sorted(toy_tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
@@ -439,7 +441,8 @@ def test_load_teacher_refuses_a_folder_without_a_tokenizer(tmp_path, refused, to
 def test_load_teacher_refuses_the_wrong_case(
     trained, tmp_path, load, refused, toy_bert, toy_documents
 ):
-    """A cased vocabulary read in lower case loses its capitals, an uncased one read as cased meets [UNK]."""
+    """A cased vocabulary read in lower case loses its capitals, an uncased one read as cased meets
+    [UNK]."""
     tokenizer = models.train_tokenizer(toy_documents, 150, trained, 32)
     models.save_model(toy_bert(vocab_size=150), tokenizer, tmp_path / "teacher", "")
     assert len(load(tmp_path / "teacher", lowercase=trained, vocab_size=150)[1]) == 150

@@ -1,4 +1,5 @@
-"""The project's own promises: pinned versions that fit, notebooks that are documents, parameters with one source of truth."""
+"""The project's own promises: pinned versions that fit, notebooks that are documents, parameters
+with one source of truth."""
 
 import ast
 import json
@@ -53,15 +54,18 @@ def source(cell: dict) -> str:
     return "".join(cell["source"])
 
 
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
 def is_parameters(cell: dict) -> bool:
     return "parameters" in cell["metadata"].get("tags", [])
 
 
 def test_pins_lie_in_the_ranges_of_the_package():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [
         Requirement(text)
-        for text in project["dependencies"] + project["optional-dependencies"]["dev"]
+        for text in project()["dependencies"] + project()["optional-dependencies"]["dev"]
     ]
     assert len(wanted) > 20
     for requirement in wanted:
@@ -81,9 +85,9 @@ def test_conda_installs_the_pinned_set_and_the_package():
     *conda, pip = environment["dependencies"]
     assert pip == {"pip": ["-r requirements.txt", "-e ."]}
     python = next(entry for entry in conda if entry.startswith("python="))
-    assert Requirement(
-        f"python{tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['requires-python']}"
-    ).specifier.contains(python.removeprefix("python="))
+    assert Requirement("python" + project()["requires-python"]).specifier.contains(
+        python.removeprefix("python=")
+    )
     assert set(conda) == {python, "pip"}  # anything else would be a second, unpinned list
 
 
@@ -253,7 +257,8 @@ def code_lines(file: Path) -> int:
 def test_code_lines_are_counted_without_comments_and_docstrings(tmp_path):
     file = tmp_path / "module.py"
     file.write_text(
-        '"""Says\nwhat."""\n\nVALUE = (  # why\n    1,\n)\n\n\ndef f():\n    """Does."""\n    # because\n    return "a"\n'
+        '"""Says\nwhat."""\n\nVALUE = (  # why\n    1,\n)\n\n\n'
+        'def f():\n    """Does."""\n    # because\n    return "a"\n'
     )
     assert code_lines(file) == 5
 

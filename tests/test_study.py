@@ -1,4 +1,5 @@
-"""The tiny study from end to end. `make test` runs it into $ROLIB_RUNS first; these tests read what it left."""
+"""The tiny study from end to end. `make test` runs it into $ROLIB_RUNS first; these tests read what
+it left."""
 
 import json
 import os
@@ -31,7 +32,8 @@ CONTROLLED = [
 
 
 def headline_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Model x measure, in percent: the mean over seeds of each measure's headline score, and the mean of the measures."""
+    """Model x measure, in percent: the mean over seeds of each measure's headline score, and the
+    mean of the measures."""
     headline = scores[scores["score"] == scores["headline"]]
     index = ["teacher", "role", "model", "layers"]
     table = (

@@ -1,4 +1,5 @@
-"""Train what a test has saved, as one process of a group: torchrun --nproc-per-node 2 tests/train_saved.py FOLDER (not a test)."""
+"""Train what a test has saved, as one process of a group: torchrun --nproc-per-node 2
+tests/train_saved.py FOLDER (not a test)."""
 
 import os
 import sys

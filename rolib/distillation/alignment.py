@@ -110,8 +110,8 @@ class Projection:
 
     A student's piece c and a teacher's piece u are joined if the teacher's normaliser turns c into
     u (a lower-casing teacher: several c to one u), or the student's normaliser turns u into c.
-    Special pieces are joined by role. Stored as one index for each piece of the side that keeps more.
-    Raises ConfigError for tokenizers that cannot be joined or share no piece.
+    Special pieces are joined by role. One index is stored for each piece of the side that keeps
+    more. Raises ConfigError for tokenizers that cannot be joined or share no piece.
     """
 
     def __init__(
