@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from rolib.config import ConfigError
 
@@ -65,7 +65,7 @@ def shared_positions(word_ids: Tensor, other_word_ids: Tensor) -> tuple[Tensor, 
     return shared[numbers], shared[other_numbers]
 
 
-def check_wordpiece(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+def check_wordpiece(tokenizer: Tokenizer, name: str) -> None:
     """Raise ConfigError unless a tokenizer is a fast WordPiece one, the only kind supported."""
     kind = type(tokenizer.backend_tokenizer.model).__name__ if tokenizer.is_fast else "slow"
     if kind != "WordPiece":
@@ -73,9 +73,7 @@ def check_wordpiece(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
         raise ConfigError(f"{name}: its tokenizer is not a fast WordPiece one; {hint}")
 
 
-def check_normalisers(
-    tokenizer: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast, names: tuple[str, str]
-) -> None:
+def check_normalisers(tokenizer: Tokenizer, other: Tokenizer, names: tuple[str, str]) -> None:
     """Raise ConfigError unless one tokenizer's text can be derived from the other's (`PROBES`).
 
     A cased and a lower-casing tokenizer agree: lower-casing the cased one's text gives the
@@ -92,13 +90,13 @@ def check_normalisers(
             raise ConfigError(f"{texts}, and neither can be derived from the other: {hint}")
 
 
-def normaliser(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], str]:
+def normaliser(tokenizer: Tokenizer) -> Callable[[str], str]:
     """The function that a tokenizer applies to a text before it splits it."""
     step = tokenizer.backend_tokenizer.normalizer
     return step.normalize_str if step else lambda text: text
 
 
-def same_vocabulary(tokenizer: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> bool:
+def same_vocabulary(tokenizer: Tokenizer, other: Tokenizer) -> bool:
     """True if two tokenizers number the same pieces alike and normalise text alike."""
     read, read_other = normaliser(tokenizer), normaliser(other)
     same_text = all(read(probe) == read_other(probe) for probe in PROBES)
@@ -116,8 +114,8 @@ class Projection:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerFast,
-        teacher_tokenizer: PreTrainedTokenizerFast,
+        tokenizer: Tokenizer,
+        teacher_tokenizer: Tokenizer,
         names: tuple[str, str] = ("the student", "the teacher"),
     ):
         check_normalisers(tokenizer, teacher_tokenizer, names)
@@ -195,7 +193,7 @@ class Projection:
 class Vocabulary:
     """A tokenizer's plain pieces that it can produce, its special pieces, its normaliser."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+    def __init__(self, tokenizer: Tokenizer):
         self.read, self.size = normaliser(tokenizer), len(tokenizer)
         special = tokenizer.special_tokens_map
         self.roles = {role: tokenizer.convert_tokens_to_ids(special[role]) for role in special}

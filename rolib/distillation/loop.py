@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers import get_linear_schedule_with_warmup as linear_schedule
 
 from rolib.config import StudentConfig, TrainingConfig
@@ -116,7 +117,7 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
 def train(
     config: TrainingConfig,
     student: PreTrainedModel,
-    tokenizers: list[PreTrainedTokenizerFast],
+    tokenizers: list[Tokenizer],
     blocks: DatasetDict,
     folder: Path,
     teachers: Sequence[Teacher] = (),

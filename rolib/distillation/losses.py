@@ -10,7 +10,7 @@ divides by the number of rows of the whole optimizer step (`rolib.distillation.o
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,11 @@ from torch import Tensor
 
 # The label of a position that is not predicted (PyTorch's and transformers' convention).
 IGNORE = -100
-Reduction = Literal["mean", "sum"]
 
 
-def reduce(total: Tensor, rows: int | Tensor, reduction: Reduction) -> Tensor:
-    """The sum as it is, or divided by the number of rows; 0 for no rows."""
-    if reduction == "sum":
-        return total
-    return total / max(rows, 1) if isinstance(rows, int) else total / rows.clamp(min=1)
+def reduce(total: Tensor, rows: int | Tensor, reduction: str) -> Tensor:
+    """The sum as it is, or for "mean" divided by the number of rows; 0 for no rows."""
+    return total if reduction == "sum" else total / torch.as_tensor(rows).clamp(min=1)
 
 
 def check_shapes(student: Tensor, teacher: Tensor, what: str, hint: str) -> None:
@@ -36,10 +33,7 @@ def check_shapes(student: Tensor, teacher: Tensor, what: str, hint: str) -> None
 
 
 def soft_target_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    temperature: float,
-    reduction: Reduction = "mean",
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, reduction: str = "mean"
 ) -> Tensor:
     """T^2 * KL(softmax(teacher / T) || softmax(student / T)).
 
@@ -54,7 +48,7 @@ def soft_target_loss(
 
 
 def distribution_loss(
-    student_logits: Tensor, target: Tensor, temperature: float, reduction: Reduction = "mean"
+    student_logits: Tensor, target: Tensor, temperature: float, reduction: str = "mean"
 ) -> Tensor:
     """T^2 * KL(target || softmax(student / T)): `soft_target_loss` for a target softened before.
 
@@ -67,7 +61,7 @@ def distribution_loss(
     return reduce(total, len(student), reduction)
 
 
-def mlm_loss(student_logits: Tensor, labels: Tensor, reduction: Reduction = "mean") -> Tensor:
+def mlm_loss(student_logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
     """Cross-entropy of the true pieces, over the rows that have a label.
 
     student_logits: (N, V); labels: (N,) vocabulary indices, -100 where nothing is predicted.
@@ -77,9 +71,7 @@ def mlm_loss(student_logits: Tensor, labels: Tensor, reduction: Reduction = "mea
     return reduce(total, (labels != IGNORE).sum(), reduction)
 
 
-def cosine_loss(
-    student_hidden: Tensor, teacher_hidden: Tensor, reduction: Reduction = "mean"
-) -> Tensor:
+def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor, reduction: str = "mean") -> Tensor:
     """1 - cos(student state, teacher state).
 
     student_hidden, teacher_hidden: (N, H), last hidden states of the same tokens. Scalar, for the
@@ -124,7 +116,7 @@ def confidence(probs: Tensor) -> Tensor:
 
 
 def uld_loss(
-    student_logits: Tensor, teacher_probs: Tensor, temperature: float, reduction: Reduction = "mean"
+    student_logits: Tensor, teacher_probs: Tensor, temperature: float, reduction: str = "mean"
 ) -> Tensor:
     """Universal logit distillation: the L1 distance of the two sorted distributions.
 
@@ -136,6 +128,5 @@ def uld_loss(
     student = F.softmax(student_logits / temperature, dim=-1).sort(dim=-1, descending=True).values
     teacher = teacher_probs.sort(dim=-1, descending=True).values
     width = max(student.shape[-1], teacher.shape[-1])
-    student = F.pad(student, (0, width - student.shape[-1]))
-    teacher = F.pad(teacher, (0, width - teacher.shape[-1]))
+    student, teacher = (F.pad(side, (0, width - side.shape[-1])) for side in (student, teacher))
     return reduce((student - teacher).abs().sum(), len(student), reduction)

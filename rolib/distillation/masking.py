@@ -8,15 +8,17 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from rolib.distillation.alignment import shared_positions, word_starts
 from rolib.distillation.losses import IGNORE
 
+Array = np.ndarray
+Draw = Callable[[int], Array]  # n -> n random pieces
 View = dict[str, Tensor]  # a batch in the pieces of one tokenizer; see MaskingCollator
 
 
-def choose_words(words: int, rng: np.random.Generator, mask_share: float) -> np.ndarray:
+def choose_words(words: int, rng: np.random.Generator, mask_share: float) -> Array:
     """The mask decision of each word of a block, (words,).
 
     0: the word stays as it is. Else 1 plus a random number in [0, 1), from which `mask_pieces`
@@ -33,12 +35,8 @@ def choose_words(words: int, rng: np.random.Generator, mask_share: float) -> np.
 
 
 def mask_pieces(
-    input_ids: np.ndarray,
-    word_ids: np.ndarray,
-    decisions: np.ndarray,
-    mask_id: int,
-    draw: Callable[[int], np.ndarray] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+    input_ids: Array, word_ids: Array, decisions: Array, mask_id: int, draw: Draw | None = None
+) -> tuple[Array, Array]:
     """Masked input ids (L,) and labels (L,), -100 where no word was chosen.
 
     input_ids, word_ids: (L,); word_ids is -1 at special pieces, which are never masked. decisions:
@@ -99,7 +97,7 @@ class MaskingCollator:
 
     def __init__(
         self,
-        tokenizers: list[PreTrainedTokenizerFast],
+        tokenizers: list[Tokenizer],
         mask_share: float,
         seed: int,
         soft_targets: str = "masked",
@@ -120,7 +118,7 @@ class MaskingCollator:
         add_positions(views, self.soft_targets)
         return views
 
-    def pieces_from(self, rng: np.random.Generator) -> Callable[[int], np.ndarray]:
+    def pieces_from(self, rng: np.random.Generator) -> Draw:
         """A function that draws n random pieces."""
         return lambda count: rng.choice(self.plain_ids, count)
 
