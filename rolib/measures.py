@@ -1,9 +1,11 @@
-"""The seven measures and the ways in which the literature runs each of them (protocols). Names only."""
+"""The seven measures, and how the literature runs each of them (protocols). Names only."""
 
 from typing import NamedTuple
 
 
 class Task(NamedTuple):
+    """One measure, run by one protocol."""
+
     name: str
     kind: str  # "tagging" | "classification" | "regression"
     dataset: str  # folder name under the data root
@@ -12,27 +14,22 @@ class Task(NamedTuple):
     headline: str  # the score that picks the best checkpoint and fills the summary table
 
 
-# The ways in which the literature runs each measure: protocol -> headline score. The first is the default here. The model
-# cards call their UPOS and XPOS figures macro-F1 and their NER figure F1, but these equal accuracy and boundary F1.
+# For each measure: protocol -> headline score. The first protocol is the default.
+# The model cards call their UPOS and XPOS scores macro-F1 and their NER score F1. In fact these
+# equal accuracy and boundary F1.
 PROTOCOLS = {
-    "upos": {"accuracy": "accuracy", "macro_f1": "macro_f1"},  # over words
+    # Over words.
+    "upos": {"accuracy": "accuracy", "macro_f1": "macro_f1"},
     "xpos": {"accuracy": "accuracy", "macro_f1": "macro_f1"},
-    "ner": {
-        "strict": "strict_f1_micro",
-        "boundary": "boundary_f1_micro",
-    },  # a span's class counts, or its borders alone
-    "sapn": {
-        "title+content": "accuracy",
-        "content": "accuracy",
-    },  # a review is read as a pair, or without its title
+    # Strict: the class of an entity counts. Boundary: only its borders count.
+    "ner": {"strict": "strict_f1_micro", "boundary": "boundary_f1_micro"},
+    # The model reads a review as a pair, or without its title.
+    "sapn": {"title+content": "accuracy", "content": "accuracy"},
     "sar": {"title+content": "macro_f1", "content": "macro_f1"},
     "di": {"macro_f1": "macro_f1", "accuracy": "accuracy"},
-    "sts": {
-        "pair": "pearson",
-        "bi-encoder": "pearson",
-    },  # both sentences read together, or apart and then compared
+    # The model reads both sentences together, or each alone; then the two vectors are compared.
+    "sts": {"pair": "pearson", "bi-encoder": "pearson"},
 }
-
 
 TASKS = {
     name: Task(name, kind, dataset, title, *next(iter(PROTOCOLS[name].items())))
@@ -49,5 +46,5 @@ TASKS = {
 
 
 def with_protocol(name: str, protocol: str) -> Task:
-    """The task run by one of its PROTOCOLS; KeyError for another."""
+    """The measure `name` run by one of its PROTOCOLS; KeyError for another protocol."""
     return TASKS[name]._replace(protocol=protocol, headline=PROTOCOLS[name][protocol])

@@ -1,15 +1,19 @@
 """Text -> documents -> words -> blocks."""
 
 import itertools
+import sys
 import unicodedata
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rolib.config import ConfigError
 from rolib.data import corpus
 from rolib.data.words import split_words
+from rolib.runs import sha256
 
 steady = settings(deadline=None, derandomize=True, max_examples=200)
 
@@ -50,7 +54,8 @@ def test_removed_characters_leave_neither_spaces_nor_loose_accents(raw, clean):
     assert corpus.normalise(raw) == clean
 
 
-# Letters, cedilla and other marks apart, white space, and characters that go, also between a letter and its mark.
+# Letters, their marks, white space, and characters that are removed, also between a letter and
+# its mark.
 ODD = [
     *"şţŞŢșțăîâ .",
     "s\u0327",
@@ -75,6 +80,42 @@ def test_normalised_text_is_clean_and_stays_as_it_is(text):
     assert corpus.normalise(clean) == clean
 
 
+def normalise_by_character(text):
+    """The definition: one character after the other."""
+    text = "".join(
+        c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs")
+    )
+    cedilla_to_comma = str.maketrans("şţŞŢ", "șțȘȚ")
+    return " ".join(unicodedata.normalize("NFC", text).translate(cedilla_to_comma).split())
+
+
+@steady
+@given(st.one_of(st.lists(st.sampled_from(ODD), max_size=30).map("".join), st.text(max_size=30)))
+def test_normalise_equals_its_definition(text):
+    assert corpus.normalise(text) == normalise_by_character(text)
+
+
+def test_normalise_equals_its_definition_for_every_character():
+    for start in range(0, sys.maxunicode + 1, 4096):
+        characters = "".join(map(chr, range(start, start + 4096)))
+        assert corpus.normalise(characters) == normalise_by_character(characters)
+        apart = "a".join(characters)
+        assert corpus.normalise(apart) == normalise_by_character(apart)
+
+
+def test_normalise_looks_only_at_uncertain_characters(monkeypatch):
+    looked_at = []
+
+    def category(character):
+        looked_at.append(character)
+        return unicodedata.category(character)
+
+    quick = SimpleNamespace(category=category, normalize=unicodedata.normalize)
+    monkeypatch.setattr(corpus, "unicodedata", quick)
+    assert corpus.normalise("Știință, (1) text_lung – da\u00ad!") == "Știință, (1) text_lung – da!"
+    assert looked_at == ["–", "\u00ad"]
+
+
 @steady
 @given(st.lists(st.sampled_from(["știință", "Țară", "a", "12", "e-mail"]), min_size=1), st.data())
 def test_white_space_of_any_kind_never_glues_words(words, data):
@@ -97,7 +138,8 @@ def test_split_words_cuts_at_punctuation_and_keeps_letters():
 
 def test_read_documents(tmp_path):
     file = tmp_path / "a.txt"
-    text = "\ufeffPrimul rând\r\nşi al\tdoilea.\r\n  \t \r\n\r\nAl treilea.\n\n\u200b\n\n\nUltimul, fără rând nou"
+    text = "\ufeffPrimul rând\r\nşi al\tdoilea.\r\n  \t \r\n\r\nAl treilea.\n\n\u200b\n\n\n"
+    text += "Ultimul, fără rând nou"
     file.write_bytes(text.encode())
     assert list(corpus.read_documents(file)) == [
         "Primul rând și al doilea.",
@@ -147,7 +189,8 @@ def test_build_blocks_gives_back_every_document_word_by_word(toy_tokenizer, toy_
     assert blocks["index"][:] == list(range(len(blocks)))
     rows = iter(blocks)
     for document in documents:
-        # Independent: each word is tokenized alone (and cut to the room), and the pieces are counted off against the blocks.
+        # Independent: each word is tokenized alone (and cut to the room), and its pieces are
+        # counted off against the blocks.
         wanted = [
             (n, p)
             for n, w in enumerate(split_words(document))
@@ -218,12 +261,14 @@ def test_the_held_out_share_is_capped(world, teacher_config, monkeypatch):
     assert len(corpus.load_corpus(teacher_config(), world)["held_out"]) == 3
 
 
-def test_the_split_depends_on_the_seed_alone(world, teacher_config, monkeypatch, tmp_path):
-    first = corpus.load_corpus(teacher_config(seed=3), world)
-    monkeypatch.setenv(
-        "ROLIB_RUNS", str(tmp_path / "elsewhere")
-    )  # nothing comes from the first one's cache
-    again, other = (corpus.load_corpus(teacher_config(seed=seed), world) for seed in (3, 4))
+def test_the_split_depends_on_the_data_seed_alone(world, teacher_config, monkeypatch, tmp_path):
+    first = corpus.load_corpus(teacher_config(data_seed=3, words_per_source=30), world)
+    # Nothing comes from the cache of the first one.
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path / "elsewhere"))
+    again, other = (
+        corpus.load_corpus(teacher_config(data_seed=data_seed, seed=7, words_per_source=30), world)
+        for data_seed in (3, 4)
+    )
     assert again["held_out"]["text"][:] == first["held_out"]["text"][:]
     assert again["train"]["text"][:] == first["train"]["text"][:]
     assert other["train"]["text"][:] != first["train"]["text"][:]
@@ -252,14 +297,30 @@ def test_words_per_source_that_are_just_reached(world, teacher_config):
     assert [text.split()[1] for text in few] == ["a"] * 2 + ["b"] * 2
 
 
-def test_the_seed_chooses_the_documents_of_a_source(world, teacher_config):
-    chosen = [
-        frozenset(
-            every_text(corpus.load_corpus(teacher_config(words_per_source=12, seed=seed), world))
-        )
-        for seed in range(4)
-    ]
+def test_the_data_seed_chooses_the_documents_of_a_source(world, teacher_config):
+    configs = [teacher_config(words_per_source=12, data_seed=data_seed) for data_seed in range(4)]
+    chosen = [frozenset(every_text(corpus.load_corpus(config, world))) for config in configs]
     assert len(set(chosen)) > 2
+
+
+def test_the_order_of_the_documents_is_fixed(world, teacher_config):
+    """The documents and splits of finished studies must not move."""
+    split = corpus.load_corpus(teacher_config(words_per_source=20), world)
+    names = {name: ["".join(t.split()[1:3]) for t in split[name]["text"]] for name in split}
+    assert names == {"train": ["a6", "a8", "b6", "a9", "b9", "a7", "b7"], "held_out": ["b8"]}
+
+
+def test_equal_documents_are_taken_once(world, teacher_config, monkeypatch):
+    # The last is equal to the first after normalisation only.
+    copies = ["Documentul a 0 pune şi", "Documentul a 1 pune și", "Documentul\ta 0 pune s\u0327i"]
+    file = world / "corpus" / "b.txt"
+    file.write_text("\n\n".join([*copies, *copies, "Altul."]), encoding="utf-8")
+    monkeypatch.setattr(corpus, "HELD_OUT_SHARE", 0.5)
+    split = corpus.load_corpus(teacher_config(), world)
+    assert every_text(split) == ["Altul.", *(f"Documentul a {n} pune și" for n in range(10))]
+    # The first one stays: the words of the copies do not count for the second file.
+    few = every_text(corpus.load_corpus(teacher_config(words_per_source=1), world))
+    assert len(few) == 2 and "Altul." in few
 
 
 def test_a_folder_as_corpus(world, teacher_config):
@@ -293,3 +354,87 @@ def test_a_file_in_another_encoding_is_named(world, teacher_config):
     (world / "corpus" / "b.txt").write_bytes("Știință și viață.".encode("iso8859_16"))
     with pytest.raises(ValueError, match=r"b\.txt.*UTF-8"):
         corpus.load_corpus(teacher_config(), world)
+
+
+def test_the_identity_of_a_file_corpus(world, teacher_config):
+    config = teacher_config()
+    assert corpus.corpus_identity(config, world) == sha256(world / "corpus")
+
+
+# --- hub corpora ----------------------------------------------------------------------------------
+
+HUB = {"corpus": "hub:some/set:20231101.ro", "corpus_revision": "main"}
+COMMIT = "b04c8d1ceb2f5cd4588862100d08de323dccfbaa"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in for the hub: `rows` is what load_dataset gives, `calls` what was asked."""
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path / "runs"))
+    state = SimpleNamespace(calls=[], rows={"text": [f"Un text {n}." for n in range(20)]})
+
+    def load_dataset(*arguments, **options):
+        state.calls.append((arguments, options))
+        return Dataset.from_dict(state.rows)
+
+    class HfApi:
+        def dataset_info(self, *arguments, **options):
+            state.calls.append((arguments, options))
+            return SimpleNamespace(sha=COMMIT)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr(corpus, "HfApi", HfApi)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("hub:some/set:20231101.ro", ("some/set", "20231101.ro")), ("hub:set", ("set", None))],
+)
+def test_a_hub_corpus_is_loaded_at_its_revision(hub, teacher_config, tmp_path, name, arguments):
+    split = corpus.load_corpus(teacher_config(corpus=name, corpus_revision="v1"), tmp_path)
+    assert hub.calls == [(arguments, {"split": "train", "revision": "v1"})]
+    assert split["train"].column_names == ["text"]
+    assert every_text(split) == sorted(hub.rows["text"])
+
+
+def test_a_hub_corpus_is_normalised_and_sampled(hub, teacher_config, tmp_path, monkeypatch):
+    """Several processes; a column of the set that has the name of one of ours."""
+    monkeypatch.setattr(corpus.os, "cpu_count", lambda: 2)
+    texts = [f"Textul  {n} şi atât." for n in range(1001)]
+    texts = ["", *texts, " \u200b", *texts[::-1], "Ultimul."]
+    hub.rows = {"source": list(map(str, range(len(texts)))), "text": texts}
+    wanted = [f"Textul {n} și atât." for n in range(1001)] + ["Ultimul."]
+    everything = corpus.load_corpus(teacher_config(**HUB), tmp_path)
+    assert every_text(everything) == sorted(wanted)
+
+    def sample(**changes):
+        config = teacher_config(**HUB | {"words_per_source": 41} | changes)
+        split = corpus.load_corpus(config, tmp_path)
+        return split["train"]["text"][:], split["held_out"]["text"][:]
+
+    train, held_out = sample()
+    assert len(set(train + held_out)) == 11 and set(train + held_out) < set(wanted)
+    assert sample(seed=5) == (train, held_out) != sample(data_seed=5)
+
+
+def test_the_identity_of_a_hub_corpus(hub, teacher_config, tmp_path):
+    identity = corpus.corpus_identity(teacher_config(**HUB), tmp_path)
+    assert identity == f"some/set:20231101.ro@{COMMIT}"
+    assert hub.calls == [(("some/set",), {"revision": "main"})]
+    fixed = teacher_config(corpus="hub:set", corpus_revision="a" * 40)
+    assert corpus.corpus_identity(fixed, tmp_path) == f"set@{'a' * 40}"
+    assert len(hub.calls) == 1  # a commit needs no question
+
+
+@pytest.mark.parametrize("read", [corpus.load_corpus, corpus.corpus_identity])
+def test_a_hub_corpus_without_a_revision_is_refused(hub, teacher_config, tmp_path, read):
+    with pytest.raises(ConfigError, match=r"corpus_revision: .*hub:set: set it to a commit"):
+        read(teacher_config(corpus="hub:set"), tmp_path)
+    assert hub.calls == []
+
+
+def test_a_hub_corpus_without_text_is_an_error(hub, teacher_config, tmp_path):
+    hub.rows = {"content": ["Unu.", "Doi."]}
+    with pytest.raises(ValueError, match=r"text.*content"):
+        corpus.load_corpus(teacher_config(**HUB), tmp_path)

@@ -21,7 +21,7 @@ HELLO_BLOB = "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object of "h
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT; the server's `answers` list, if not empty, says how the next requests go wrong."""
+    """Serves CONTENT. The server's `answers` list holds the faults of the next requests."""
 
     def do_GET(self):
         self.server.requests.append(self.path)
@@ -100,7 +100,8 @@ def test_broken_transfer_leaves_nothing_and_starts_again(server, tmp_path):
     server.answers = ["good", "truncated"]
     with pytest.raises(
         OSError,
-        match=r"two/sub/b\.bin: the transfer of http.*failed.*run `python -m rolib\.data\.download`",
+        match=r"two/sub/b\.bin: the transfer of http.*failed.*"
+        r"run `python -m rolib\.data\.download`",
     ):
         download(tmp_path, base_url=server.url)
     assert files_below(tmp_path) == ["one/a.txt"]

@@ -30,7 +30,7 @@ def write(path, text):
 
 
 def conllu(sentence_id, words, extra=""):
-    """One sentence; words are (form, UPOS, XPOS) or, with an entity tag, (form, UPOS, XPOS, tag)."""
+    """One sentence. Words are (form, UPOS, XPOS), or (form, UPOS, XPOS, tag) with an entity tag."""
     lines = [f"# sent_id = {sentence_id}", "# text = not read"]
     for number, (form, upos, xpos, *entity) in enumerate(words, 1):
         lines.append(
@@ -297,7 +297,8 @@ def test_vardial_stands_in_only_without_the_official_texts(root):
         for row in dataset:
             assert row["text"] == texts[int(row["id"].removeprefix("vardial-")) - 1]
         assert sum("cafea" in text for text in dataset["text"]) in (0, 2)
-    # 41 different texts in ten parts: 5 in the first and 4 in the next two, the cafea pair perhaps among them.
+    # 41 different texts in ten parts: 5 in the first and 4 in the next two. The equal pair counts
+    # as one text.
     assert len(splits["test"]) + len(splits["validation"]) in (13, 14)
     assert "VarDial" in task_source("di", root).note
 
@@ -352,7 +353,7 @@ def test_deal_tenths_properties(examples, random):
     assert shuffled == [tenths[i] for i in order]
 
 
-# ---- errors: one clear message that names the thing and the mend
+# ---- errors: one clear message that names the thing and the remedy
 
 
 def test_unknown_task(root):
@@ -380,9 +381,9 @@ def test_unknown_task(root):
 )
 def test_missing_file(root, name, path):
     (root / path).unlink()
-    mend = "is missing: set ROLIB_DATA to a mirror, or run `python -m rolib.data.download`"
+    hint = "is missing: set ROLIB_DATA to a mirror, or run `python -m rolib.data.download`"
     for read in (load_task, task_source):
-        with pytest.raises(FileNotFoundError, match=re.escape(f"{root / path} {mend}")):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"{root / path} {hint}")):
             read(name, root)
 
 
@@ -433,7 +434,8 @@ ENTRY = {"id": 1, "tokens": ["Ana"], "ner_tags": ["B-PERSON"]}
             "ner",
             RONEC,
             json.dumps([ENTRY | {"ner_tags": ["PERSON"]}]),
-            r"entry 1, ner_tags, entry 1: String should match pattern '^(O|[BI]-\S+)$', found 'PERSON'",
+            r"entry 1, ner_tags, entry 1: String should match pattern '^(O|[BI]-\S+)$', "
+            "found 'PERSON'",
         ),
         (
             "ner",
@@ -535,7 +537,8 @@ def test_bad_vardial(root):
     use_vardial(root, ["a", "b"], ["MD"])
     with pytest.raises(
         ValueError,
-        match="subtask-1-gold.txt: expected a label for each of the 2 texts of .*test.txt, found '1 labels'",
+        match="subtask-1-gold.txt: expected a label for each of the 2 texts of .*test.txt, "
+        "found '1 labels'",
     ):
         load_task("di", root)
     use_vardial(root, ["a", "b"], ["MD", "RO"])  # both texts go into the first tenths

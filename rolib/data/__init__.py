@@ -1,1 +1,5 @@
 """Data: words, the corpus, the five data sets, the downloader and the built-in sample."""
+
+from pathlib import Path
+
+SAMPLE = Path(__file__).parent / "sample"  # a data root

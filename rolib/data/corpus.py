@@ -1,116 +1,179 @@
-"""Romanian text: documents -> normalised text -> words -> blocks that fit a model, stored as Arrow."""
+"""Romanian text: documents -> normalised text -> words -> blocks for a model, stored as Arrow."""
 
 import os
 import random
+import re
 import unicodedata
 from collections.abc import Iterator
-from itertools import chain, groupby, zip_longest
+from hashlib import blake2b
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import datasets
+from datasets import Dataset, DatasetDict
+from huggingface_hub import HfApi
+from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from rolib.config import TrainingConfig
+from rolib.config import ConfigError, TrainingConfig
 from rolib.data.words import split_words, word_pieces
+from rolib.runs import sha256
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500  # documents kept for the held-out loss
-# The cedilla letters are an encoding accident of the 1990s; BERT-base-ro maps them to [UNK].
-CEDILLA_TO_COMMA = str.maketrans("şţŞŢ", "șțȘȚ")
+# The cedilla letters are an encoding error of the 1990s. BERT-base-ro maps them to [UNK].
+CEDILLA_TO_COMMA = {"ş": "ș", "ţ": "ț", "Ş": "Ș", "Ţ": "Ț"}
+# Letters, digits, white space and ASCII punctuation are never removed. White space includes some
+# control characters, such as the tab: to remove them would join two words.
+UNCERTAIN = re.compile(r"[^\w\s!-~]")
+BLANK_LINES = re.compile(r"\n\s*\n")
+
+
+def _kept(match: re.Match[str]) -> str:
+    """The character, or "" for control, format, private-use and surrogate characters."""
+    return "" if unicodedata.category(match[0]) in ("Cc", "Cf", "Co", "Cs") else match[0]
 
 
 def normalise(text: str) -> str:
-    """NFC, comma-below ș ț instead of cedilla, control and format characters out, white space folded to one space."""
-    # A tab is a control character and white space: it must not go, or it would glue two words together.
-    text = "".join(
-        c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs")
-    )
-    # After that, since a character that went may have stood between a letter and its accent, or between two spaces.
-    return " ".join(unicodedata.normalize("NFC", text).translate(CEDILLA_TO_COMMA).split())
+    """The text in NFC with comma-below ș ț, without control and format characters.
+
+    Each run of white space becomes one space. NFC comes after the removal, because a removed
+    character may stand between a letter and its accent; white space comes last for the same reason.
+    """
+    text = unicodedata.normalize("NFC", UNCERTAIN.sub(_kept, text))
+    for cedilla, comma in CEDILLA_TO_COMMA.items():
+        text = text.replace(cedilla, comma)
+    return " ".join(text.split())
+
+
+def _raw_documents(path: Path) -> list[str]:
+    """The parts of a UTF-8 file between blank lines, as they are; a part can be empty."""
+    try:
+        return BLANK_LINES.split(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}: convert the file") from None
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """Yield the normalised documents of a UTF-8 file: blocks of lines that blank lines separate."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            for filled, lines in groupby(file, key=lambda line: bool(line.strip())):
-                if filled and (text := normalise(" ".join(lines))):
-                    yield text
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 ({error.reason} at byte {error.start}): convert the file"
-        ) from None
+    """Yield the normalised documents of a UTF-8 file. Blank lines separate documents."""
+    return filter(None, map(normalise, _raw_documents(path)))
 
 
 def source_folder(corpus: str, data_root: Path) -> Path:
-    """The folder that the parameter `corpus` means."""
+    """The folder of a file corpus; "data" is the folder corpus/ of the data root."""
     return data_root / "corpus" if corpus == "data" else Path(corpus)
 
 
-def _documents(source: str, seed: int) -> Iterator[str]:
-    """The documents of a file, shuffled, or of a set of the hub (`hub:<id>:<config>`), streamed in its own order."""
-    if source.startswith("hub:"):
-        hub_id, _, subset = source.removeprefix("hub:").partition(":")
-        rows = datasets.load_dataset(hub_id, subset or None, split="train", streaming=True)
-        return filter(None, (normalise(row["text"]) for row in rows))
-    documents = list(read_documents(Path(source)))
-    random.Random(seed).shuffle(documents)
-    return iter(documents)
+def _hub_name(config: TrainingConfig) -> tuple[str, str]:
+    """The id and the configuration of a hub corpus; ConfigError if the revision is missing."""
+    if not config.corpus_revision:
+        raise ConfigError(f"corpus_revision: empty for {config.corpus}: set it to a commit")
+    hub_id, _, subset = config.corpus.removeprefix("hub:").partition(":")
+    return hub_id, subset
 
 
-def _texts(sources: dict[str, tuple], words_per_source: int, seed: int) -> Iterator[dict]:
-    """The documents of each source until their words reach `words_per_source` (0: all)."""
-    count = 0
-    for source in sources:
-        words = 0
-        for text in _documents(source, seed):
-            if words_per_source and words >= words_per_source:
-                break
-            words += len(text.split())
-            count += 1
-            yield {"text": text}
-    if count < 2:
-        raise ValueError(
-            f"corpus {', '.join(sources)}: {count} documents, at least 2 are needed, blank lines between them"
-        )
+def corpus_identity(config: TrainingConfig, data_root: Path) -> str:
+    """The identity of the corpus, for a manifest.
 
-
-def load_corpus(config: TrainingConfig, data_root: Path) -> datasets.DatasetDict:
-    """The documents as Arrow, split into `train` and `held_out` by document; the same seed gives the same split.
-
-    Raises FileNotFoundError for a folder without text and ValueError for a corpus too small to split.
+    Files: the SHA-256 of their folder. Hub: `<id>:<config>@<commit>`; the hub is asked for the
+    commit of a tag or branch. Raises ConfigError for a hub corpus without a revision.
     """
-    # datasets recognises its cache by these arguments: size and time of the files make a changed corpus a new one.
-    arguments = {
-        "sources": {config.corpus: ()},
-        "words_per_source": config.words_per_source,
-        "seed": config.seed,
-    }
     if not config.corpus.startswith("hub:"):
-        folder = source_folder(config.corpus, data_root)
-        stats = {str(file): file.stat() for file in sorted(folder.glob("*.txt"))}
-        if not stats:
-            mend = "set `corpus` to a folder of text files or hub:<id>:<config>, or ROLIB_DATA to a mirror that has corpus/"
-            raise FileNotFoundError(f"corpus {folder}: no .txt file; {mend}")
-        arguments["sources"] = {
-            file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()
-        }
+        return sha256(source_folder(config.corpus, data_root))
+    hub_id, _ = _hub_name(config)
+    revision: str | None = config.corpus_revision
+    if not re.fullmatch("[0-9a-f]{40}", config.corpus_revision):
+        revision = HfApi().dataset_info(hub_id, revision=revision).sha
+    return f"{config.corpus.removeprefix('hub:')}@{revision}"
+
+
+def _rows(files: dict[str, str]) -> Iterator[dict]:
+    """Yield the raw documents of all files; `source` is the number of the file."""
+    for number, file in enumerate(files):
+        for text in _raw_documents(Path(file)):
+            yield {"text": text, "source": number}
+
+
+def _read_files(config: TrainingConfig, data_root: Path) -> Dataset:
+    """The raw documents of the .txt files of a folder: text, source."""
+    folder = source_folder(config.corpus, data_root)
+    # The hashes are in the arguments, which identify the cached data: a changed file is read again.
+    files = {str(file): sha256(file) for file in sorted(folder.glob("*.txt"))}
+    if not files:
+        hint = "set `corpus` to a folder of texts or hub:<id>:<config>, or ROLIB_DATA to a mirror"
+        raise FileNotFoundError(f"corpus {folder}: no .txt file; {hint}")
+    cache = str(config.folder / "corpus")
     try:
-        texts = datasets.Dataset.from_generator(
-            _texts, cache_dir=str(config.folder / "corpus"), gen_kwargs=arguments
-        )
+        return Dataset.from_generator(_rows, cache_dir=cache, gen_kwargs={"files": files})
     except datasets.exceptions.DatasetGenerationError as error:
         raise error.__cause__ from None
+
+
+def _read_hub(config: TrainingConfig) -> Dataset:
+    """The raw documents of the train split of a hub corpus: text, source."""
+    hub_id, subset = _hub_name(config)
+    revision = config.corpus_revision
+    rows = datasets.load_dataset(hub_id, subset or None, split="train", revision=revision)
+    return rows.select_columns("text").add_column("source", [0] * len(rows))
+
+
+def _clean(batch: dict[str, list]) -> dict[str, list]:
+    """The normalised texts, their numbers of words, and a key that equal texts share."""
+    texts = [normalise(text) for text in batch["text"]]
+    keys = [blake2b(text.encode(), digest_size=16).digest() for text in texts]
+    return {"text": texts, "words": [len(text.split()) for text in texts], "key": keys}
+
+
+def _choose(texts: Dataset, words_per_source: int, seed: int) -> list[int]:
+    """The row numbers of the documents to take, source by source, shuffled within a source.
+
+    Empty documents are dropped, and of equal documents all but the first. A source gives documents
+    until their words reach `words_per_source` (0: all).
+    """
+    table = texts.select_columns(["source", "words", "key"]).to_pandas()
+    table = table[(table["words"] > 0) & ~table["key"].duplicated()]
+    chosen: list[int] = []
+    for _, words in table.groupby("source")["words"]:
+        order = list(words.index)
+        random.Random(seed).shuffle(order)
+        if words_per_source:
+            before = words.loc[order].cumsum().shift(fill_value=0)
+            order = list(before.index[before < words_per_source])
+        chosen += order
+    return chosen
+
+
+def _workers(texts: Dataset) -> int | None:
+    """The number of processes; on a small corpus, starting them costs more than they save."""
+    return min(os.cpu_count() or 1, 8) if len(texts) > 1000 else None
+
+
+def load_corpus(config: TrainingConfig, data_root: Path) -> DatasetDict:
+    """The different documents of the corpus, split into `train` and `held_out` by document.
+
+    `config.data_seed` chooses the documents and the split. Column: text (normalised).
+    Raises FileNotFoundError for a folder without text, ConfigError for a hub corpus without a
+    revision, and ValueError for a corpus too small to split.
+    """
+    hub = config.corpus.startswith("hub:")
+    texts = _read_hub(config) if hub else _read_files(config, data_root)
+    texts = texts.map(_clean, batched=True, num_proc=_workers(texts), desc="documents")
+    chosen = _choose(texts, config.words_per_source, config.data_seed)
+    if len(chosen) < 2:
+        fault = f"{len(chosen)} documents, at least 2 are needed, blank lines between them"
+        raise ValueError(f"corpus {config.corpus}: {fault}")
+    texts = texts.select(chosen).select_columns("text")
     held_out = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(texts))))
-    split = texts.train_test_split(test_size=held_out, seed=config.seed)
-    return datasets.DatasetDict(train=split["train"], held_out=split["test"])
+    split = texts.train_test_split(test_size=held_out, seed=config.data_seed)
+    return DatasetDict(train=split["train"], held_out=split["test"])
 
 
 def windows(sizes: list[tuple[int, ...]], room: int) -> list[list[int]]:
-    """Split a text into runs of word indices that hold at most `room` pieces in every view.
+    """Runs of word numbers that together hold at most `room` pieces in every view.
 
-    sizes: the number of pieces of each word, for each tokenizer. Every word lies in exactly one run; a word longer than
-    `room` stands alone.
+    sizes: for each word, its number of pieces in each view. Every word is in exactly one run.
+    A word longer than `room` is alone in its run.
     """
-    runs, used = [[]], ()
+    runs: list[list[int]] = [[]]
+    used: tuple[int, ...] = ()
     for index, size in enumerate(sizes):
         used = tuple(map(sum, zip_longest(used, size, fillvalue=0)))
         if runs[-1] and max(used) > room:
@@ -120,47 +183,41 @@ def windows(sizes: list[tuple[int, ...]], room: int) -> list[list[int]]:
     return runs
 
 
-def build_blocks(texts: datasets.Dataset, tokenizers: list, block_length: int) -> datasets.Dataset:
-    """Blocks of whole words within a document, of at most `block_length` pieces, [CLS] and [SEP] included, in every view.
+def _view(words: list[list[int]], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The pieces of a block in one vocabulary, and for each piece the number of its word."""
+    ids = [tokenizer.cls_token_id, *chain(*words), tokenizer.sep_token_id]
+    word_ids = [-1, *(number for number, word in enumerate(words) for _ in word), -1]
+    return ids, word_ids
 
-    A view is the block in the pieces of one tokenizer; all views hold the same words. Columns: index, input_ids and
-    word_ids (a list for each view; the word of each piece, -1 at [CLS] and [SEP]), length (of the first view). The later pieces
-    of a word that alone is too long are cut. Raises ValueError when the texts hold no word.
+
+def build_blocks(texts: Dataset, tokenizers: list[Tokenizer], block_length: int) -> Dataset:
+    """Blocks of whole words of one document, at most `block_length` pieces in every view.
+
+    A view is the block in the pieces of one tokenizer. All views of a block hold the same words.
+    Columns: index; input_ids and word_ids, a list for each view; length, of the first view.
+    The length includes [CLS] and [SEP], whose word id is -1. A word that is too long for a block is
+    cut. Raises ValueError when the texts hold no word.
     """
     room = block_length - 2
 
-    def tokenize(batch):
-        """The blocks of a batch of texts, each text cut into runs of words that fit every view."""
-        rows = {"input_ids": [], "word_ids": [], "length": []}
+    def tokenize(batch: dict[str, list[str]]) -> dict[str, list]:
+        """The blocks of a batch of texts."""
+        rows: dict[str, list] = {"input_ids": [], "word_ids": [], "length": []}
         for text in batch["text"]:
             views = [word_pieces(split_words(text), tokenizer) for tokenizer in tokenizers]
-            sizes = list(zip(*(map(len, words) for words in views), strict=True))
+            sizes = [tuple(map(len, pieces)) for pieces in zip(*views, strict=True)]
             for run in windows(sizes, room) if sizes else []:
-                pieces = [[words[index][:room] for index in run] for words in views]
-                ids = [
-                    [t.cls_token_id, *chain(*words), t.sep_token_id]
-                    for t, words in zip(tokenizers, pieces, strict=True)
+                block = [
+                    _view([words[index][:room] for index in run], tokenizer)
+                    for words, tokenizer in zip(views, tokenizers, strict=True)
                 ]
-                rows["input_ids"].append(ids)
-                rows["word_ids"].append(
-                    [
-                        [-1, *chain(*([i] * len(w) for i, w in enumerate(words))), -1]
-                        for words in pieces
-                    ]
-                )
-                rows["length"].append(len(ids[0]))
+                rows["input_ids"].append([ids for ids, _ in block])
+                rows["word_ids"].append([word_ids for _, word_ids in block])
+                rows["length"].append(len(block[0][0]))
         return rows
 
-    # Starting processes costs more than they save on a small corpus.
-    workers = min(os.cpu_count() or 1, 8) if len(texts) > 1000 else None
-    blocks = texts.map(
-        tokenize,
-        batched=True,
-        batch_size=64,
-        remove_columns=["text"],
-        num_proc=workers,
-        desc="blocks",
-    )
+    settings = {"batched": True, "batch_size": 64, "num_proc": _workers(texts), "desc": "blocks"}
+    blocks = texts.map(tokenize, remove_columns=["text"], **settings)
     if not len(blocks):
         raise ValueError("the corpus holds no word: every document is empty after normalisation")
     return blocks.add_column("index", list(range(len(blocks))))

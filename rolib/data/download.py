@@ -1,7 +1,7 @@
-"""Fetch the upstream data files at pinned commits and verify each one before it takes its place.
+"""Fetch the upstream data files at pinned commits and verify their checksums.
 
-`python -m rolib.data.download [--root DIR]` fills the cache folder (or DIR). The table of files is upstream.csv;
-files that are known by their git blob id only are checked by that id, the others by SHA-256.
+`python -m rolib.data.download [--root DIR]` fills the cache folder, or DIR. upstream.csv lists the
+files. Where only the git blob id of a file is known, that is its checksum; else it is SHA-256.
 """
 
 import argparse
@@ -14,14 +14,16 @@ from typing import NamedTuple
 
 import pooch
 
-from rolib.data.tasks import SAMPLE
+from rolib.data import SAMPLE
 
 BASE_URL = "https://raw.githubusercontent.com"
 COMMAND = "python -m rolib.data.download"
-LICENCES = "The data sets carry their own licences (see each LICENSE file); LaRoSeDa and MOROCO are non-commercial."
+LICENCES = "Each data set has its own licence. LaRoSeDa and MOROCO are non-commercial."
 
 
 class UpstreamFile(NamedTuple):
+    """A line of upstream.csv."""
+
     path: str  # below the data root; its first folder is the name of the data set
     url: str  # below the base URL: owner/repository/commit/path
     algorithm: str  # "sha256" | "git-blob"
@@ -29,34 +31,37 @@ class UpstreamFile(NamedTuple):
 
 
 with open(Path(__file__).with_name("upstream.csv"), encoding="utf-8", newline="") as _table:
-    FILES = tuple(UpstreamFile(*row) for row in list(csv.reader(_table))[1:])
+    FILES = tuple(UpstreamFile(**row) for row in csv.DictReader(_table))
 
 
-def checksum(path, algorithm) -> str:
-    """Hex digest of a file: "sha256", or "git-blob" (SHA-1 over `blob <length>`, a zero byte and the bytes)."""
+def checksum(path: Path | str, algorithm: str) -> str:
+    """Hex digest of a file: "sha256", or "git-blob".
+
+    A git blob id is the SHA-1 of `blob <length>`, a zero byte and the content.
+    """
     if algorithm == "sha256":
         return pooch.file_hash(str(path), alg="sha256")
     content = Path(path).read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def verify(path, file: UpstreamFile):
-    """Raise ValueError if the checksum of the file at `path` is not the one in the table."""
+def verify(path: Path | str, file: UpstreamFile) -> None:
+    """Raise ValueError if the file at `path` does not have the checksum of the table."""
     found = checksum(path, file.algorithm)
     if found != file.checksum:
-        mend = f"delete it if it is still there, and run `{COMMAND}` again"
-        raise ValueError(
-            f"{path} is damaged: its {file.algorithm} checksum is {found}, expected {file.checksum}: {mend}"
-        )
+        fault = f"its {file.algorithm} checksum is {found}, expected {file.checksum}"
+        hint = f"delete it if it is still there, and run `{COMMAND}` again"
+        raise ValueError(f"{path} is damaged: {fault}: {hint}")
 
 
-def download(root, base_url=BASE_URL):
+def download(root: Path | str, base_url: str = BASE_URL) -> None:
     """Fetch the upstream files of all data sets into the folder `root`.
 
-    A file that is already there is verified, not fetched again. Each file is fetched under a temporary name and takes
-    its place only when its checksum is right, so a broken transfer leaves nothing behind.
-    Raises ValueError for a damaged file, OSError for a failed transfer.
+    A file that is already there is verified, not fetched again. Each file is fetched under a
+    temporary name and renamed when its checksum is right, so a broken transfer leaves nothing.
+    Raises ValueError for a damaged file and OSError for a failed transfer.
     """
+    fetch = pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)
     for file in FILES:
         target, url = Path(root) / file.path, f"{base_url}/{file.url}"
         if target.exists():
@@ -64,51 +69,46 @@ def download(root, base_url=BASE_URL):
             continue
         print(file.path, file=sys.stderr)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
+        part = target.with_name(f"{target.name}.part")
         try:
-            pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)(url, str(part), None)
+            fetch(url, str(part), None)
             verify(part, file)
             os.replace(part, target)
-        except OSError as error:  # requests' errors are OSErrors
-            raise OSError(
-                f"{target}: the transfer of {url} failed ({error}); run `{COMMAND}` again"
-            ) from error
+        except OSError as error:  # the errors of requests are OSErrors
+            fault = f"the transfer of {url} failed ({error}); run `{COMMAND}` again"
+            raise OSError(f"{target}: {fault}") from error
         finally:
             part.unlink(missing_ok=True)
 
 
-def data_root(setting) -> Path:
-    """Turn the setting of the data root into a folder: "sample", "real" or a path.
+def data_root(setting: Path | str) -> Path:
+    """The folder of a data root: "sample" (built in), "real" or a path.
 
-    "sample" is the built-in sample; "real" is $ROLIB_DATA where that is set, else the complete download cache.
+    "real" is $ROLIB_DATA if that is set, else the complete download cache.
     Raises FileNotFoundError if the folder or a file of the cache is missing.
     """
     if setting == "sample":
         return SAMPLE
-    if folder := os.environ.get("ROLIB_DATA") if setting == "real" else setting:
+    folder = os.environ.get("ROLIB_DATA") if setting == "real" else setting
+    if folder:
         if not Path(folder).is_dir():
-            raise FileNotFoundError(
-                f"the data root {str(folder)!r} is no folder: set `data` or ROLIB_DATA to one that exists"
-            )
+            hint = "set `data` or ROLIB_DATA to one that exists"
+            raise FileNotFoundError(f"the data root {str(folder)!r} is no folder: {hint}")
         return Path(folder)
     cache = Path(pooch.os_cache("rolib"))
-    if missing := [file.path for file in FILES if not (cache / file.path).is_file()]:
-        found = f"{len(missing)} of {len(FILES)} data files are not in {cache} (the first is {missing[0]})"
-        raise FileNotFoundError(f"{found}: run `{COMMAND}`, or set ROLIB_DATA to a mirror")
+    missing = [file.path for file in FILES if not (cache / file.path).is_file()]
+    if missing:
+        found = f"{len(missing)} of {len(FILES)} data files are not in {cache}"
+        hint = f"run `{COMMAND}`, or set ROLIB_DATA to a mirror"
+        raise FileNotFoundError(f"{found} (the first is {missing[0]}): {hint}")
     return cache
 
 
-def main(arguments=None):
-    """The command line: fetch and verify; errors are one line."""
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description="Fetch and verify the data sets.", epilog=LICENCES
-    )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=pooch.os_cache("rolib"),
-        help="folder to fill (default: %(default)s)",
-    )
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: fetch and verify. An error is one line."""
+    parser = argparse.ArgumentParser(COMMAND, description=__doc__, epilog=LICENCES)
+    cache = pooch.os_cache("rolib")
+    parser.add_argument("--root", type=Path, default=cache, help="folder (default: %(default)s)")
     root = parser.parse_args(arguments).root
     print(LICENCES)
     try:

@@ -1,7 +1,8 @@
 """Five data sets, seven measures, one schema: the readers of the upstream formats.
 
-The data root holds one folder per data set in the upstream repository's own layout, so that the built-in sample, a
-mirror and the download cache are read by the same code. Texts stay as upstream has them; normalising comes later.
+The data root holds one folder for each data set, in the layout of the upstream repository. The
+same code reads the built-in sample, a mirror and the download cache. Texts stay as upstream has
+them; they are normalised later.
 """
 
 import hashlib
@@ -11,27 +12,30 @@ import zipfile
 from collections import Counter
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import yaml
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from rolib.data import SAMPLE as SAMPLE
 from rolib.measures import TASKS
 
-SAMPLE = Path(__file__).parent / "sample"
 SPLITS = ("train", "validation", "test")
-DIALECTS = {
-    "1": "Moldavian",
-    "2": "Romanian",
-    "MD": "Moldavian",
-    "RO": "Romanian",
-}  # official, VarDial
+# The official files have numbers, the VarDial files have letters.
+DIALECTS = {"1": "Moldavian", "2": "Romanian", "MD": "Moldavian", "RO": "Romanian"}
 ENTITY_TAG = r"O|[BI]-\S+"
 UPOS = "ADJ|ADP|ADV|AUX|CCONJ|DET|INTJ|NOUN|NUM|PART|PRON|PROPN|PUNCT|SCONJ|SYM|VERB|X"
-TAGS = {  # measure: its column in CoNLL-U, what a tag matches, and that in words; RONEC v1 adds entities as an eleventh column
+# Measure: its column in CoNLL-U, the pattern of a tag, and the pattern in words.
+TAGS = {
     "upos": (3, UPOS, f"one of {UPOS}"),
     "xpos": (4, "[^_].*", "an XPOS tag (such as Ncfsrn)"),
-    "ner": (10, ENTITY_TAG, "an entity tag (O, B-CLASS or I-CLASS)"),
+    "ner": (10, ENTITY_TAG, "an entity tag (O, B-CLASS or I-CLASS)"),  # the 11th, of RONEC v1
 }
+LAYOUTS = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_text(encoding="utf-8"))
+
+Row = dict[str, Any]
+Splits = dict[str, list[Row]]
 
 
 class Review(BaseModel):
@@ -58,118 +62,84 @@ class AnnotatedSentence(BaseModel):
 
 
 class Source(NamedTuple):
+    """The files of a measure."""
+
     files: tuple[Path, ...]  # what load_task reads
     note: str  # "" for the official files, else one sentence about the substitute
 
 
-# fmt: off
-_V1, _VARDIAL = "ronec_v1/ronec/conllup/", "MOROCO/Var-Dial-MRC-2019-eval/"
-_LAYOUTS = [  # (data set, files, note); of a data set the best first: a layout is taken when its first file is there
-    ("UD_Romanian-RRT", ["ro_rrt-ud-train.conllu", "ro_rrt-ud-dev.conllu", "ro_rrt-ud-test.conllu"], ""),
-    ("UD_Romanian-RRT", ["derived/ro_rrt-ud-train.reconstructed.conllu", "ro_rrt-ud-dev.conllu", "ro_rrt-ud-test.conllu"],
-     "The official train file is not here: train is a reconstruction of it from the Rodna tagger's copy."),
-    ("ronec", ["data/train.json", "data/valid.json", "data/test.json"], ""),
-    ("ronec", [_V1 + "raw/train.conllu", _V1 + "raw/dev.conllu", _V1 + "raw/test.conllu"],
-     "RONEC version 1 stands in for version 2."),
-    ("ronec", [_V1 + "zips/ronec_iob.zip", _V1 + "raw/dev.conllu", _V1 + "raw/test.conllu"],
-     "RONEC version 1 stands in for version 2; its train split is every sentence that is not in dev or test."),
-    ("LaRoSeDa", ["data_splitted/laroseda_train.json", "data_splitted/laroseda_test.json"], ""),
-    ("LaRoSeDa", ["data/negative_reviews.json", "data/positive_reviews.json", "data_splitted/laroseda_test.json"],
-     "The official train file is not here: train is every review that is not in the official test file."),
-    ("MOROCO", [f"MOROCO/preprocessed/{split}/{name}.txt" for name in ("samples", "dialect_labels") for split in SPLITS], ""),
-    ("MOROCO", [_VARDIAL + "TESTSET-MRC-subtasks-1+2+3-VARDIAL2019/test.txt", _VARDIAL + "subtask1/Gold/subtask-1-gold.txt"],
-     "The official texts are not here: all splits are carved (70, 10, 20 %) from MOROCO's VarDial 2019 fold."),
-    ("RO-STS", [f"dataset/text-similarity/RO-STS.{split}.tsv" for split in ("train", "dev", "test")], ""),
-]
-# fmt: on
+def task_source(name: str, data_root: Path | str) -> Source:
+    """The files that load_task reads for a measure, and a note on a substitute for official files.
 
-
-def task_source(name, data_root) -> Source:
-    """Return the files that load_task reads for a task and a note on any substitute for an official file.
-
-    Raises ValueError for an unknown task and FileNotFoundError for a missing file.
+    Raises ValueError for an unknown measure and FileNotFoundError for a missing file.
     """
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}: the tasks are {', '.join(TASKS)}")
     folder = Path(data_root) / TASKS[name].dataset
-    layouts = [(files, note) for dataset, files, note in _LAYOUTS if dataset == TASKS[name].dataset]
-    names, note = next(
-        (layout for layout in layouts if (folder / layout[0][0]).is_file()), layouts[0]
-    )
-    files = tuple(folder / file for file in names)
-    for file in files:
+    layouts = LAYOUTS[TASKS[name].dataset]
+    present = [layout for layout in layouts if (folder / layout["files"][0]).is_file()]
+    layout = (present or layouts)[0]
+    source = Source(tuple(folder / file for file in layout["files"]), layout["note"])
+    for file in source.files:
         if not file.is_file():
-            raise FileNotFoundError(
-                f"{file} is missing: set ROLIB_DATA to a mirror, or run `python -m rolib.data.download`"
-            )
-    return Source(files, note)
+            hint = "set ROLIB_DATA to a mirror, or run `python -m rolib.data.download`"
+            raise FileNotFoundError(f"{file} is missing: {hint}")
+    return source
 
 
-def load_task(name, data_root):
-    """A DatasetDict of one task's train, validation and test splits, from a data root in the upstream layout.
+def load_task(name: str, data_root: Path | str) -> DatasetDict:
+    """The train, validation and test splits of a measure.
 
-    Rows: `id, tokens, labels` for tagging; `id, text, text_pair, label` for classification and regression (text_pair
-    is "" where there is none; LaRoSeDa: title and content; STS: label is a float from 0 to 5). Label names are sorted
-    and taken over all splits (O first for NER). LaRoSeDa has no official validation split: a tenth of train, the
-    same for SAPN and SAR, is held out. Ids are unique within a split.
-    Raises ValueError for an unknown task, a malformed line, an unknown label, a repeated id or an empty split, and
-    FileNotFoundError for a missing file.
+    Rows of tagging: `id, tokens, labels`. Rows of classification and regression: `id, text,
+    text_pair, label`. LaRoSeDa's text and text_pair are title and content; a dialect text has
+    text_pair ""; a similarity label is a float from 0 to 5. Label names are taken over all splits
+    and sorted, with O first. Ids are unique within a split. LaRoSeDa has no official validation
+    split: a tenth of train is held out, the same tenth for SAPN and SAR.
+    Raises FileNotFoundError for a missing file, and ValueError for an unknown measure, a malformed
+    line, an unknown label, a repeated id or an empty split.
     """
-    # Imported late: every command reads TASKS to check its parameters, and datasets takes seconds to import.
-    from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-
-    files, task = task_source(name, data_root).files, TASKS[name]
-    splits = _READERS[task.dataset](name, files)
+    files = task_source(name, data_root).files
+    task = TASKS[name]
+    splits = _READERS.get(task.dataset, _tagging)(name, files)
     for split, rows in splits.items():
         if not rows:
-            raise ValueError(
-                f"{task.dataset}: the {split} split of task {name} is empty, check the data root"
-            )
+            fault = f"the {split} split of task {name} is empty, check the data root"
+            raise ValueError(f"{task.dataset}: {fault}")
         [(commonest, count)] = Counter(row["id"] for row in rows).most_common(1)
         if count > 1:
             raise ValueError(f"{task.dataset}: id {commonest!r} is repeated in the {split} split")
-    rows = list(chain(*splits.values()))
-    if task.kind == "tagging":
-        names = sorted(
-            {label for row in rows for label in row["labels"]},
-            key=lambda label: (label != "O", label),
-        )
-        features = {
-            "id": Value("string"),
-            "tokens": List(Value("string")),
-            "labels": List(ClassLabel(names=names)),
-        }
-    else:
-        label = (
-            Value("float32")
-            if task.kind == "regression"
-            else ClassLabel(names=sorted({row["label"] for row in rows}))
-        )
-        features = {
-            "id": Value("string"),
-            "text": Value("string"),
-            "text_pair": Value("string"),
-            "label": label,
-        }
-    return DatasetDict(
-        {split: Dataset.from_list(rows, Features(features)) for split, rows in splits.items()}
-    )
+    features = _features(task.kind, list(chain(*splits.values())))
+    return DatasetDict({split: Dataset.from_list(rows, features) for split, rows in splits.items()})
 
 
-def _tagging(name, files):
+def _features(kind: str, rows: list[Row]) -> Features:
+    """The columns and their types; the label names are those of `rows`."""
+    text = Value("string")
+    if kind == "tagging":
+        tags = {tag for row in rows for tag in row["labels"]}
+        label = ClassLabel(names=sorted(tags, key=lambda tag: (tag != "O", tag)))
+        return Features({"id": text, "tokens": List(text), "labels": List(label)})
+    label = Value("float32")
+    if kind == "classification":
+        label = ClassLabel(names=sorted({row["label"] for row in rows}))
+    return Features({"id": text, "text": text, "text_pair": text, "label": label})
+
+
+def _tagging(name: str, files: tuple[Path, ...]) -> Splits:
+    """RRT and RONEC."""
     splits = {}
-    for split, file in zip(SPLITS, files):
-        splits[split] = (
-            _json_sentences(file)
-            if file.suffix == ".json"
-            else _conllu_sentences(file, *TAGS[name])
-        )
-    if files[0].suffix == ".zip":  # RONEC v1: the archive holds dev and test too
+    for split, file in zip(SPLITS, files, strict=True):
+        if file.suffix == ".json":
+            splits[split] = _json_sentences(file)
+        else:
+            splits[split] = _conllu_sentences(file, *TAGS[name])
+    if files[0].suffix == ".zip":  # the archive of RONEC v1 holds dev and test too
         splits["train"] = _without(splits["train"], splits["validation"] + splits["test"])
     return splits
 
 
-def _laroseda(name, files):
+def _laroseda(name: str, files: tuple[Path, ...]) -> Splits:
+    """LaRoSeDa, with stars as labels, or with the polarity for SAPN."""
     *others, test = [_json(file, Reviews)["reviews"] for file in files]
     train = list(chain(*others))
     if len(others) == 2:  # the two files of all reviews, not the official train file
@@ -181,174 +151,165 @@ def _laroseda(name, files):
     return splits
 
 
-def _moroco(name, files):
-    official, half, parts = len(files) > 2, len(files) // 2, []
-    line_id, words = (r"(?P<id>[^\t]+)\t", "an id, a tab and ") if official else ("", "")
-    label, label_words = f"(?P<label>{'|'.join(DIALECTS)})", f"{words}one of {', '.join(DIALECTS)}"
-    for samples, golds in zip(files[:half], files[half:]):
-        rows = _line_rows(samples, line_id + "(?P<text>.*)", words + "a text", "vardial-")
-        labels = _line_rows(golds, line_id + label, label_words, "vardial-")
-        matching = sorted(row["id"] for row in rows) == sorted(row["id"] for row in labels)
-        _expect(
-            matching,
-            golds,
-            f"a label for each of the {len(rows)} texts of {samples}",
-            f"{len(labels)} labels",
-        )
-        dialects = {row["id"]: DIALECTS[row["label"]] for row in labels}
-        parts.append([row | {"label": dialects[row["id"]]} for row in rows])
-    return (
-        dict(zip(SPLITS, parts))
-        if official
-        else _deal(parts[0], ["test"] * 2 + ["validation"] + ["train"] * 7)
-    )
+def _moroco(name: str, files: tuple[Path, ...]) -> Splits:
+    """MOROCO: the official splits, or the VarDial fold dealt into three splits."""
+    half = len(files) // 2
+    official = half == len(SPLITS)
+    pairs = zip(files[:half], files[half:], strict=True)
+    parts = [_dialect_rows(texts, labels, official) for texts, labels in pairs]
+    if official:
+        return dict(zip(SPLITS, parts, strict=True))
+    return _deal(parts[0], ["test"] * 2 + ["validation"] + ["train"] * 7)
 
 
-def _ro_sts(name, files):
-    score, sentence = (
-        r"[0-4](\.\d+)?|5(\.0+)?",
-        r"[^\t]*[^\t\s][^\t]*",
-    )  # quotation marks are text here, so no CSV reader
+def _dialect_rows(texts: Path, labels: Path, with_ids: bool) -> list[Row]:
+    """The rows of a file of texts and a file of labels, joined by id or by line number."""
+    key, words = (r"(?P<id>[^\t]+)\t", "an id, a tab and ") if with_ids else ("", "")
+    rows = _line_rows(texts, f"{key}(?P<text>.*)", f"{words}a text", "vardial-")
+    pattern = f"{key}(?P<label>{'|'.join(DIALECTS)})"
+    golds = _line_rows(labels, pattern, f"{words}one of {', '.join(DIALECTS)}", "vardial-")
+    matching = sorted(row["id"] for row in rows) == sorted(gold["id"] for gold in golds)
+    expected = f"a label for each of the {len(rows)} texts of {texts}"
+    _expect(matching, labels, expected, f"{len(golds)} labels")
+    dialects = {gold["id"]: DIALECTS[gold["label"]] for gold in golds}
+    return [row | {"label": dialects[row["id"]]} for row in rows]
+
+
+def _ro_sts(name: str, files: tuple[Path, ...]) -> Splits:
+    """RO-STS. Quotation marks are text there, so no CSV reader can be used."""
+    score, sentence = r"[0-4](\.\d+)?|5(\.0+)?", r"[^\t]*[^\t\s][^\t]*"
     pattern = rf"(?P<label>{score})\t(?P<text>{sentence})\t(?P<text_pair>{sentence})"
     expected = "a score from 0 to 5 and two sentences, separated by tabs"
-    splits = {
-        split: _line_rows(file, pattern, expected, f"{split}-")
-        for split, file in zip(SPLITS, files)
-    }
-    return {
-        split: [row | {"label": float(row["label"])} for row in rows]
-        for split, rows in splits.items()
-    }
+    splits = {}
+    for split, file in zip(SPLITS, files, strict=True):
+        rows = _line_rows(file, pattern, expected, f"{split}-")
+        splits[split] = [row | {"label": float(row["label"])} for row in rows]
+    return splits
 
 
-_READERS = {
-    "UD_Romanian-RRT": _tagging,
-    "ronec": _tagging,
-    "LaRoSeDa": _laroseda,
-    "MOROCO": _moroco,
-    "RO-STS": _ro_sts,
-}
+_READERS = {"LaRoSeDa": _laroseda, "MOROCO": _moroco, "RO-STS": _ro_sts}  # others: _tagging
 
 
-def _conllu_sentences(path, column, pattern, expected):
-    """Sentences of a CoNLL-U file (https://universaldependencies.org/format.html): forms, and labels from `column`."""
-    width, rows, row = max(10, column + 1), [], None
+def _conllu_sentences(path: Path, column: int, pattern: str, expected: str) -> list[Row]:
+    """The sentences of a CoNLL-U file: ids, forms, and labels from `column` (counted from 0).
+
+    Format: https://universaldependencies.org/format.html.
+    """
+    width = max(10, column + 1)
     columns = f"a number, a word and {width - 2} more columns, separated by tabs"
+    rows: list[Row] = []
+    row: Row = {}  # empty between sentences
     for number, line in enumerate(_lines(path), 1):
-        fields, where = line.split("\t"), f"{path}, line {number}"
+        where = f"{path}, line {number}"
+        fields = line.split("\t")
         if line.startswith("# sent_id = "):
             row = {"id": line.removeprefix("# sent_id = "), "tokens": [], "labels": []}
             rows.append(row)
         elif not line:
-            row = None
+            row = {}
         elif not line.startswith("#"):
-            _expect(row is not None, where, "a line '# sent_id = ...' before the first word", line)
-            token = len(fields) == width and fields[1].strip(
-                "\ufeff"
-            )  # RONEC v1 has some byte order marks
-            _expect(token and re.fullmatch(r"\d+([-.]\d+)?", fields[0]), where, columns, line)
+            _expect(row, where, "a line '# sent_id = ...' before the first word", line)
+            numbered = re.fullmatch(r"\d+([-.]\d+)?", fields[0])
+            # RONEC v1 has byte order marks in some words.
+            token = fields[1].strip("\ufeff") if len(fields) == width else ""
+            _expect(numbered and token, where, columns, line)
             if not fields[0].isdigit():
                 continue  # a multi-word token or an empty node
-            # The second half of a wrongly split word (goeswith in UD) may have neither lemma nor XPOS of its own.
+            # The second half of a wrongly split word (goeswith in UD) can lack lemma and XPOS.
             second_half = column == 4 and fields[2] == fields[4] == "_" and row["tokens"]
-            _expect(
-                second_half or re.fullmatch(pattern, fields[column]),
-                where,
-                expected,
-                fields[column],
-            )
+            label = fields[column]
+            _expect(second_half or re.fullmatch(pattern, label), where, expected, label)
             row["tokens"].append(token)
-            row["labels"].append(fields[column])
+            row["labels"].append(label)
     return [row for row in rows if row["tokens"]]
 
 
-def _json_sentences(path):
+def _json_sentences(path: Path) -> list[Row]:
+    """The sentences of a RONEC v2 file."""
     rows = _json(path, list[AnnotatedSentence])
     for number, row in enumerate(rows, 1):
-        _expect(
-            len(row["tokens"]) == len(row["labels"]),
-            f"{path}, entry {number}",
-            "a tag for each token",
-            str(row),
-        )
+        matching = len(row["tokens"]) == len(row["labels"])
+        _expect(matching, f"{path}, entry {number}", "a tag for each token", str(row))
     return rows
 
 
-def _without(rows, held_out):
-    held_out = {row["id"] for row in held_out}
-    return [row for row in rows if row["id"] not in held_out]
+def _without(rows: list[Row], held_out: list[Row]) -> list[Row]:
+    """The rows whose ids are not in `held_out`."""
+    ids = {row["id"] for row in held_out}
+    return [row for row in rows if row["id"] not in ids]
 
 
-def _deal(rows, homes):
-    """Deal rows into splits; `homes` names the split of each of the ten tenths."""
-    tenths = _deal_tenths(
-        [row["text"] + "\n" + row["text_pair"] for row in rows], [row["label"] for row in rows]
-    )
-    return {
-        split: [row for row, tenth in zip(rows, tenths) if homes[tenth] == split]
-        for split in SPLITS
-    }
+def _deal(rows: list[Row], homes: list[str]) -> Splits:
+    """The rows dealt into splits; `homes` names the split of each of the ten tenths."""
+    texts = [row["text"] + "\n" + row["text_pair"] for row in rows]
+    splits: Splits = {split: [] for split in SPLITS}
+    for row, tenth in zip(rows, _deal_tenths(texts, [row["label"] for row in rows]), strict=True):
+        splits[homes[tenth]].append(row)
+    return splits
 
 
-def _deal_tenths(texts, labels):
-    """Deal examples into ten nearly equal parts (0 to 9), stratified by label; equal texts go into the same part.
+def _deal_tenths(texts: list[str], labels: list[str]) -> list[int]:
+    """The part (0 to 9) of each example: ten nearly equal parts, stratified by label.
 
-    Texts are equal when they agree after NFC and white-space folding. A hash of the text decides, not a random
-    generator: the outcome depends neither on the order of the examples nor on the version of a library.
+    Equal texts go into the same part. Texts are equal when they agree after NFC and white-space
+    folding. A hash of the text decides, not a random generator: the result depends neither on the
+    order of the examples nor on the version of a library.
     """
     folded = (" ".join(unicodedata.normalize("NFC", text).split()) for text in texts)
     keys = [hashlib.sha256(text.encode()).digest() for text in folded]
-    label_of = dict(
-        sorted(zip(keys, labels), reverse=True)
-    )  # where equal texts have several labels, the first in the alphabet
-    turns = {
-        key: turn for turn, key in enumerate(sorted(label_of, key=lambda key: (label_of[key], key)))
-    }
-    return [turns[key] % 10 for key in keys]
+    # Of equal texts with several labels, the first label in the alphabet counts.
+    label_of = dict(sorted(zip(keys, labels, strict=True), reverse=True))
+    order = sorted(label_of, key=lambda key: (label_of[key], key))
+    tenths = {key: turn % 10 for turn, key in enumerate(order)}
+    return [tenths[key] for key in keys]
 
 
-def _expect(good, where, expected, found):
+def _expect(good: object, where: Path | str, expected: str, found: str) -> None:
+    """Raise ValueError unless `good` is true."""
     if not good:
         raise ValueError(f"{where}: expected {expected}, found {found[:80]!r}")
 
 
-def _line_rows(path, pattern, expected, prefix):
-    """A row a line: the named groups of `pattern`; where it names no id, `prefix` and the line's number are it."""
+def _line_rows(path: Path, pattern: str, expected: str, prefix: str) -> list[Row]:
+    """One row for each line: the named groups of `pattern`, and "" for a missing text.
+
+    If the pattern names no id, the id is `prefix` and the number of the line.
+    """
     rows = []
     for number, line in enumerate(_lines(path), 1):
         match = re.fullmatch(pattern, line)
-        _expect(match, f"{path}, line {number}", expected, line)
-        rows.append({"id": f"{prefix}{number}", "text": "", "text_pair": ""} | match.groupdict())
+        groups = match.groupdict() if match else {}
+        _expect(groups, f"{path}, line {number}", expected, line)
+        rows.append({"id": f"{prefix}{number}", "text": "", "text_pair": ""} | groups)
     return rows
 
 
-def _text(path):
+def _text(path: Path) -> str:
+    """The content of a UTF-8 file, or of the one file that matters in RONEC's archive."""
     try:
         file = zipfile.Path(path, "ronec_iob.conllup") if path.suffix == ".zip" else path
         return file.read_bytes().decode()
     except (UnicodeDecodeError, FileNotFoundError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): delete it and run `python -m rolib.data.download`"
-        ) from error
+        hint = "delete it and run `python -m rolib.data.download`"
+        raise ValueError(f"{path} is damaged ({error}): {hint}") from error
 
 
-def _lines(path):
-    """The lines of a file, cut at newlines only: str.splitlines would also cut inside texts (U+2028 and the like)."""
+def _lines(path: Path) -> list[str]:
+    """The lines of a file, cut at newlines only.
+
+    str.splitlines would also cut inside texts, at U+2028 and similar characters.
+    """
     lines = _text(path).split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
+    return lines if lines[-1] else lines[:-1]
 
 
-def _json(path, kind):
-    """The content of a JSON file, checked as the type `kind`, as plain values."""
+def _json(path: Path, kind: Any) -> Any:
+    """The content of a JSON file as plain values, validated as the type `kind`."""
     adapter = TypeAdapter(kind)
     try:
         return adapter.dump_python(adapter.validate_json(_text(path)))
     except ValidationError as error:
         fault = error.errors()[0]
-        place = (
-            ", ".join(f"entry {key + 1}" if isinstance(key, int) else key for key in fault["loc"])
-            or "the file"
-        )
-        raise ValueError(
-            f"{path}, {place}: {fault['msg']}, found {str(fault['input'])[:80]!r}"
-        ) from None
+    place = [f"entry {key + 1}" if isinstance(key, int) else key for key in fault["loc"]]
+    where = f"{path}, {', '.join(place) or 'the file'}"
+    raise ValueError(f"{where}: {fault['msg']}, found {str(fault['input'])[:80]!r}")

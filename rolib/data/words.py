@@ -1,30 +1,33 @@
-"""A text's words, and a word's pieces in the vocabulary of a tokenizer."""
+"""The words of a text, and the pieces of a word in the vocabulary of a tokenizer."""
 
 from collections.abc import Sequence
 
 from tokenizers.pre_tokenizers import BertPreTokenizer
+from transformers import PreTrainedTokenizerFast as Tokenizer
 
 
 def split_words(text: str) -> list[str]:
-    """Words and punctuation marks of a normalised text, as BERT's pre-tokenizer cuts them."""
+    """The words and punctuation marks of a normalised text, from BERT's pre-tokenizer."""
     return [word for word, _ in BertPreTokenizer().pre_tokenize_str(text)]
 
 
-def word_pieces(words: Sequence[str], tokenizer) -> list[list[int]]:
-    """The vocabulary indices of each word's pieces; a word that the tokenizer cannot see is [UNK], so none has no piece."""
-    pieces = (
-        tokenizer(list(words), add_special_tokens=False, verbose=False)["input_ids"]
-        if words
-        else []
-    )
-    return [word or [tokenizer.unk_token_id] for word in pieces]
+def word_pieces(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """For each word the vocabulary indices of its pieces.
+
+    Every word has at least one piece: a word that the tokenizer drops as a whole becomes [UNK].
+    """
+    if not words:  # the tokenizer refuses an empty list
+        return []
+    encoded = tokenizer(list(words), add_special_tokens=False, verbose=False)
+    return [word or [tokenizer.unk_token_id] for word in encoded["input_ids"]]
 
 
-def piece_spans(text: str, tokenizer) -> list[tuple[str, list[tuple[int, int, int]]]]:
-    """Every word of a normalised text with its pieces as (start, end, vocabulary index), character offsets in the text.
+def piece_spans(text: str, tokenizer: Tokenizer) -> list[tuple[str, list[tuple[int, int, int]]]]:
+    """The words of a normalised text, each with its pieces as (start, end, vocabulary index).
 
-    The spans tile the word: each piece reaches to where the next one begins, so no character belongs to none. A piece
-    without a character of its own (one character that became two pieces) has start = end.
+    start, end: character offsets in the text. The spans cover the word without gaps: each piece
+    ends where the next one starts. If one character becomes two pieces, one of them has
+    start = end.
     """
     result = []
     for word, (first, last) in BertPreTokenizer().pre_tokenize_str(text):
