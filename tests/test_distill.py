@@ -188,11 +188,7 @@ def test_the_mlm_objective_needs_no_teacher(student_config, teacher_config, toy_
         terms = terms_of(MaskedLM(student), [], batch, config)
         by_hand = terms_by_hand(student, toy_bert(), batch, 1.0, "all")[0][1]
         assert terms["mlm"].item() == pytest.approx(by_hand, rel=1e-5) and list(terms) == ["mlm"]
-    assert alphas_of([guide(toy_bert())], student_config()) == {
-        "ce": 5.0,
-        "mlm": 2.0,
-        "cos": 1.0,
-    }
+    assert alphas_of([guide(toy_bert())], student_config()) == {"ce": 5.0, "mlm": 2.0, "cos": 1.0}
 
 
 # --- batches --------------------------------------------------------------------------------------

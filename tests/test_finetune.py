@@ -95,13 +95,7 @@ def test_encode_tagging_of_an_awkward_sentence(toy_tokenizer):
     sentence = [*LONG, "\u200b", giant, *LONG]
     rows, counts = ft.encode(tagged(sentence, ["Casa"]), TASKS["ner"], toy_tokenizer, max_length=8)
     units = len(sentence) + 1
-    assert counts == {
-        "examples": 2,
-        "windowed": 1,
-        "words_cut": 1,
-        "truncated": 0,
-        "units": units,
-    }
+    assert counts == {"examples": 2, "windowed": 1, "words_cut": 1, "truncated": 0, "units": units}
     found = []
     for row in rows[:-1]:
         assert row["example"] == 0
@@ -161,13 +155,7 @@ def texts(pairs, label=1.0):
 def test_encode_texts_counts_what_is_truncated(toy_tokenizer):
     split = texts([("Copilul citeşte.", ""), (" ".join(LONG * 3), "")], 4.0)
     rows, counts = ft.encode(split, TASKS["sts"], toy_tokenizer, 12)
-    assert counts == {
-        "examples": 2,
-        "windowed": 0,
-        "words_cut": 0,
-        "truncated": 1,
-        "units": 2,
-    }
+    assert counts == {"examples": 2, "windowed": 0, "words_cut": 0, "truncated": 1, "units": 2}
     assert ids_of(rows[0]) == toy_tokenizer("Copilul citește.")["input_ids"]
     assert len(ids_of(rows[1])) == 12
     assert [row["labels"] for row in rows] == [[0.8], [0.8]] and [
@@ -215,13 +203,7 @@ def test_sentences_read_apart_are_cut_apart(toy_tokenizer):
     long = " ".join(LONG * 3)
     split = texts([("Casa", "știrea"), (long, "Casa"), ("Casa", long), (long, long)], 2.5)
     rows, counts = ft.encode(split, with_protocol("sts", "bi-encoder"), toy_tokenizer, 12)
-    assert counts == {
-        "examples": 4,
-        "windowed": 0,
-        "words_cut": 0,
-        "truncated": 3,
-        "units": 4,
-    }
+    assert counts == {"examples": 4, "windowed": 0, "words_cut": 0, "truncated": 3, "units": 4}
     assert [ids_of(rows[0], i) for i in (0, 1)] == [
         toy_tokenizer(text)["input_ids"] for text in ("Casa", "știrea")
     ]

@@ -304,12 +304,7 @@ def test_build_teacher_has_the_shape_of_its_configuration(teacher_config, toy_to
         shape.hidden_size,
         shape.num_attention_heads,
         shape.intermediate_size,
-    ) == (
-        3,
-        32,
-        4,
-        128,
-    )
+    ) == (3, 32, 4, 128)
     assert (shape.vocab_size, shape.max_position_embeddings, shape.hidden_dropout_prob) == (
         200,
         32,
