@@ -221,9 +221,3 @@ def build_blocks(texts: Dataset, tokenizers: list[Tokenizer], block_length: int)
     if not len(blocks):
         raise ValueError("the corpus holds no word: every document is empty after normalisation")
     return blocks.add_column("index", list(range(len(blocks))))
-
-
-def corpus_identity(config: TrainingConfig, data_root: Path) -> str:
-    from rolib.runs import sha256
-
-    return sha256(source_folder(config.corpus, data_root))
