@@ -158,16 +158,131 @@ def test_roles_have_colours_of_their_own():
     assert len(set(figures.ROLES.values())) == len(figures.ROLES) >= 4
 
 
+def rows(models, tasks, **more):
+    """A table for the plots: 0.5 (0.4 to 0.7) for every model (name: role) on every task."""
+    interval = {"value": 0.5, "low": 0.4, "high": 0.7}
+    return pd.DataFrame(
+        [
+            {"model": model, "role": role, "task": task} | interval | more
+            for model, role in models.items()
+            for task in tasks
+        ]
+    )
+
+
+def ticks(labels):
+    return [label.get_text() for label in labels]
+
+
+def saved(figure, tmp_path):
+    """A figure that passes `save_figure` has all its labels."""
+    return figures.save_figure(figure, tmp_path, "figure", "Caption.").exists()
+
+
 def test_intervals_stand_side_by_side():
     axes = plt.subplots()[1]
-    row = {"role": "student", "value": 0.5, "low": 0.4, "high": 0.7}
-    table = pd.DataFrame(
-        [row | {"model": model, "task": task} for model in "ab" for task in ("x", "y")]
-    )
+    table = rows({"a": "student", "b": "student"}, ["x", "y"])
     figures.plot_intervals(axes, table, "task", ["y", "x"])
     points = [line.get_xydata() for line in axes.get_lines() if len(line.get_xydata()) == 2]
     assert sorted(x for line in points for x, _ in line) == pytest.approx([-0.2, 0.2, 0.8, 1.2])
     [bar] = axes.collections[0].get_segments()[:1]
-    assert bar[:, 1] == pytest.approx([0.4, 0.7]) and [
-        label.get_text() for label in axes.get_xticklabels()
-    ] == ["y", "x"]
+    assert bar[:, 1] == pytest.approx([0.4, 0.7])
+    assert ticks(axes.get_xticklabels()) == ["y", "x"]
+
+
+def test_loyalty_has_chance_dotted_and_floor_solid(tmp_path):
+    table = rows({"a": "student", "b": "mlm control"}, ["x", "y"], chance=0.2, floor=0.9)
+    table.loc[table["model"] == "b", "chance"] = 0.4
+    figure = figures.plot_loyalty(table, ["y", "x"], "share of equal labels")
+    chance, floor = figure.axes[0].collections[-2:]
+    assert [line[0, 1] for line in chance.get_segments()] == pytest.approx([0.3, 0.3])  # the mean
+    assert [line[0, 1] for line in floor.get_segments()] == pytest.approx([0.9, 0.9])
+    assert floor.get_linestyle()[0][1] is None and chance.get_linestyle()[0][1] is not None
+    assert saved(figure, tmp_path)
+
+
+def test_one_seed_has_no_floor(tmp_path):
+    table = rows({"a": "student"}, ["x"], chance=0.2, floor=float("nan"))
+    assert saved(figures.plot_loyalty(table, ["x"], "share"), tmp_path)
+
+
+def test_scores_have_a_panel_a_measure_and_a_line_a_model(tmp_path):
+    models = {"t": "teacher", "s": "student", "c": "mlm control", "u": "teacher"}
+    table = rows(models, ["upos", "ner", "sar", "di", "sts"])
+    table.loc[(table["model"] == "s") & (table["task"] == "ner"), "value"] = 0.6
+    figure = figures.plot_scores(table, ["sts", "ner", "di", "upos", "sar"])
+    assert [axes.get_title() for axes in figure.axes] == ["STS", "NER", "DI", "UPOS", "SAR"]
+    assert ticks(figure.axes[0].get_yticklabels()) == list(models)
+    bottom, top = figure.axes[0].get_ylim()
+    assert bottom > top  # the first model on top
+    points = {tuple(xy) for line in figure.axes[1].get_lines() for xy in line.get_xydata()}
+    assert points == {(0.5, 0), (0.6, 1), (0.5, 2), (0.5, 3)}
+    assert ticks(figure.legends[0].get_texts()) == ["teacher", "student", "mlm control"]
+    colours = [handle[0].get_color() for handle in figure.axes[0].containers]
+    assert colours == [figures.ROLES[role] for role in ("teacher", "student", "mlm control")]
+    # a panel without one below it names its unit, and only the left column names the models
+    shown = [axes.xaxis.label.get_visible() for axes in figure.axes]
+    assert shown == [False, True, True, True, True]
+    assert [axes.yaxis.label.get_visible() for axes in figure.axes] == [True] + [False] * 3 + [True]
+    assert saved(figure, tmp_path)
+
+
+def test_reliability_pools_seeds_and_leaves_small_bins_out(tmp_path):
+    bins = pd.DataFrame(
+        [(1, 0.5, 0.6, 0.5, 10), (2, 0.5, 0.5, 1.0, 30), (1, 0.9, 0.95, 1, 3), (2, 0.9, 0, 0, 0)],
+        columns=["seed", "low", "confidence", "accuracy", "count"],
+    ).assign(model="a", role="teacher", task="upos")
+    figure = figures.plot_reliability(bins, least=4)
+    diagonal, line = figure.axes[0].get_lines()
+    assert line.get_xydata().tolist() == [pytest.approx([0.525, 0.875])]
+    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+    line = figures.plot_reliability(bins, least=3).axes[0].get_lines()[1]
+    assert line.get_xydata()[1] == pytest.approx([0.95, 1])
+    assert saved(figure, tmp_path)
+
+
+def test_a_model_has_one_marker_in_every_panel_and_its_place_in_the_legend():
+    columns = ["model", "role", "task", "low", "confidence", "accuracy", "count"]
+    bins = pd.DataFrame(
+        [("a", "teacher", "upos", 0.5, 0.6, 0.5, 10)]
+        + [(name, "student", "ner", 0.5, 0.6, 0.5, 10) for name in "bcdefghi"]
+        + [("a", "teacher", "ner", 0.5, 0.6, 0.5, 10)],
+        columns=columns,
+    )
+    figure = figures.plot_reliability(bins, least=1)
+    upos, ner = ([line.get_marker() for line in axes.get_lines()[1:]] for axes in figure.axes)
+    assert upos == ["o"] and len(ner) == 9 and ner[-1] == "o"
+    assert ticks(figure.legends[0].get_texts()) == list("abcdefghi")
+
+
+def test_heat_maps_share_one_scale(tmp_path):
+    table = pd.DataFrame([[0.0, 5.0]], pd.Index(["a"], name="model"), ["upos", "ner"])
+    tables = {name: table.rename_axis(columns="measure") for name in ("lower", "upper")}
+    figure = figures.plot_heat_maps(tables, 1, (3, 1), "points", vmin=-9, vmax=9, annot=True)
+    *panels, bar = figure.axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["lower", "upper"]
+    assert {axes.collections[0].get_clim() for axes in panels} == {(-9, 9)}
+    assert bar.get_ylabel() == "points"
+    assert [axes.get_xlabel() for axes in panels] == ["measure"] * 2
+    assert [axes.xaxis.label.get_visible() for axes in panels] == [False, True]
+    assert saved(figure, tmp_path)
+
+
+def test_variants_show_every_seed_and_their_mean(tmp_path):
+    table = pd.DataFrame({"variant": ["b", "a", "b", "a"], "upos": [1.0, 2, 3, 6]})
+    figure = figures.plot_variants(table, ["upos"])
+    seeds, means = figure.axes[0].get_lines()
+    assert seeds.get_xdata().tolist() == [1, 2, 3, 6] and means.get_xdata().tolist() == [2, 4]
+    figure.canvas.draw()
+    assert ticks(figure.axes[0].get_yticklabels()) == ["b", "a"]
+    assert saved(figure, tmp_path)
+
+
+def test_contact_sheet_shows_every_picture_but_itself(tmp_path):
+    for name in "abcde":
+        figures.save_figure(drawing(), tmp_path, name, "Loss.")
+    before = plt.get_fignums()
+    for _ in range(2):  # the second time there is a sheet, which does not show itself
+        assert figures.contact_sheet(tmp_path) == tmp_path / "contact-sheet.png"
+        assert plt.imread(tmp_path / "contact-sheet.png").shape[:2] == (2 * 240, 1200)
+    assert not list(tmp_path.glob(".*")) and plt.get_fignums() == before
