@@ -10,7 +10,6 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rolib.config import ConfigError
 from rolib.data import corpus
 from rolib.data.words import split_words
 from rolib.runs import sha256
@@ -425,13 +424,6 @@ def test_the_identity_of_a_hub_corpus(hub, teacher_config, tmp_path):
     fixed = teacher_config(corpus="hub:set", corpus_revision="a" * 40)
     assert corpus.corpus_identity(fixed, tmp_path) == f"set@{'a' * 40}"
     assert len(hub.calls) == 1  # a commit needs no question
-
-
-@pytest.mark.parametrize("read", [corpus.load_corpus, corpus.corpus_identity])
-def test_a_hub_corpus_without_a_revision_is_refused(hub, teacher_config, tmp_path, read):
-    with pytest.raises(ConfigError, match=r"corpus_revision: .*hub:set: set it to a commit"):
-        read(teacher_config(corpus="hub:set"), tmp_path)
-    assert hub.calls == []
 
 
 def test_a_hub_corpus_without_text_is_an_error(hub, teacher_config, tmp_path):

@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from rolib.config import ConfigError, TrainingConfig
+from rolib.config import TrainingConfig
 from rolib.data.words import split_words, word_pieces
 from rolib.runs import sha256
 
@@ -63,9 +63,7 @@ def source_folder(corpus: str, data_root: Path) -> Path:
 
 
 def _hub_name(config: TrainingConfig) -> tuple[str, str]:
-    """The id and the configuration of a hub corpus; ConfigError if the revision is missing."""
-    if not config.corpus_revision:
-        raise ConfigError(f"corpus_revision: empty for {config.corpus}: set it to a commit")
+    """The id and the configuration of a hub corpus."""
     hub_id, _, subset = config.corpus.removeprefix("hub:").partition(":")
     return hub_id, subset
 
