@@ -26,9 +26,9 @@ def block(sizes, first_id=100):
 def draw(sizes, seed, share=0.3, plain=range(500, 520)):
     ids, words = block(sizes)
     rng = np.random.default_rng(seed)
-    fate = choose_words(len(sizes), rng, share)
+    decisions = choose_words(len(sizes), rng, share)
     masked, labels = mask_pieces(
-        ids, words, fate, MASK, lambda count: rng.choice(np.array(plain), size=count)
+        ids, words, decisions, MASK, lambda count: rng.choice(np.array(plain), size=count)
     )
     return ids, words, masked, labels
 
@@ -53,7 +53,7 @@ def test_whole_words_are_labelled_and_nothing_else_changes(sizes, seed, share):
     for word in range(len(sizes)):
         here = words == word
         assert chosen[here].all() or not chosen[here].any()
-        if chosen[here].any():  # one fate for the whole word
+        if chosen[here].any():  # one decision for the whole word
             fates = {
                 (masked[here] == MASK).all(),
                 (masked[here] == ids[here]).all(),

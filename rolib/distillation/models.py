@@ -169,7 +169,7 @@ def build_teacher(config: TeacherConfig, tokenizer: BertTokenizer) -> BertForMas
 def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]:
     """A BERT teacher and its tokenizer from a hub id or a folder.
 
-    Raises ConfigError if they are not what the parameters say.
+    Raises ConfigError if they differ from the parameters.
     """
     source, name = config.source, f"source {config.source!r}"
     hub = {"revision": config.revision} if config.revision else {}
