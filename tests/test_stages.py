@@ -11,6 +11,7 @@ from rolib.config import ConfigError
 from rolib.distillation import loop, models
 from rolib.distillation.losses import IGNORE
 from rolib.distillation.masking import MaskingCollator
+from rolib.runs import read_json
 
 
 def test_frequency_baseline_against_a_plain_loop(toy_blocks, toy_tokenizer):
@@ -67,3 +68,19 @@ def test_the_frequency_baseline_needs_no_matrix(toy_blocks, toy_tokenizer, monke
     monkeypatch.setattr(torch.Tensor, "expand", lambda *_: pytest.fail("a (rows, V) matrix"))
     collator = MaskingCollator([toy_tokenizer], 0.3, seed=1)
     assert stages.frequency_baseline(toy_blocks, toy_tokenizer, collator) > 0
+
+
+def test_the_commit_of_a_hub_teacher_stands_in_its_manifest(
+    teacher_config, toy_bert, toy_tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    model = toy_bert()
+    model.config._commit_hash = "0123456789abcdef"
+    monkeypatch.setattr(models, "load_teacher", lambda config: (model, toy_tokenizer))
+    config = teacher_config(source="some/model", revision="main")
+    folder = stages.prepare_teacher(config)
+    manifest = read_json(folder / "manifest.json", "")
+    assert manifest["source_commit"] == "0123456789abcdef"
+    assert manifest["inputs"]["revision"] == "main" and len(manifest["inputs"]["corpus"]) == 64
+    assert stages.prepare_teacher(config) == folder  # finished
+    assert (folder / "gate.json").exists() and not (folder / "metrics.jsonl").exists()
