@@ -178,10 +178,8 @@ def finite_pair(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     """
     x, y = (np.asarray(side, dtype=np.float64) for side in (first, second))
     check_lengths(x, y)
-    if x.ndim != 1 or y.ndim != 1:
-        raise ValueError(f"scores must have shape (N,), but have {x.shape} and {y.shape}")
-    if not np.isfinite([x, y]).all():
-        raise ValueError("scores must be finite numbers, but there is a NaN or an infinite one")
+    if x.ndim != 1 or y.ndim != 1 or not np.isfinite([x, y]).all():
+        raise ValueError("scores must be finite numbers in arrays of shape (N,)")
     return np.stack([x, y])
 
 
