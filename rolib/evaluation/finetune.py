@@ -4,7 +4,6 @@ The protocol of the measure (rolib.measures.PROTOCOLS) fixes what a model reads 
 the headline.
 """
 
-import copy
 from collections.abc import Callable
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -16,8 +15,6 @@ import torch
 import transformers
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -130,7 +127,7 @@ class BiEncoder(nn.Module):
     Unlike max(0, cos) it has a gradient everywhere.
     """
 
-    def __init__(self, encoder: PreTrainedModel) -> None:
+    def __init__(self, encoder: transformers.PreTrainedModel) -> None:
         super().__init__()
         self.encoder = encoder
         self.config = encoder.config
@@ -154,7 +151,7 @@ class BiEncoder(nn.Module):
 
 def load_for_task(
     folder: Path, task: Task, labels: list[str], random_weights: bool
-) -> PreTrainedModel | BiEncoder:
+) -> transformers.PreTrainedModel | BiEncoder:
     """The model of `folder` with a head for the task; with `random_weights` only its shape is used.
 
     The head is new if the folder has none.
@@ -172,7 +169,7 @@ def load_for_task(
     return BiEncoder(model) if task.protocol == "bi-encoder" else model
 
 
-def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> BatchEncoding:
+def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> transformers.BatchEncoding:
     """Rows of `encode` as one padded batch with `labels`: (B, T) for taggers, else (B,)."""
     readings = zip(*(row["inputs"] for row in rows), strict=True)  # all first texts come first
     batch = tokenizer.pad(list(chain(*readings)), return_tensors="pt")
@@ -259,7 +256,7 @@ def finetune(
     transformers.set_seed(seed)
     task = with_protocol(task_name, config.protocols[task_name])
     labels = label_names(task, splits["train"])
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     model = load_for_task(model_folder, task, labels, random_weights)
     max_length = min(config.max_length, model.config.max_position_embeddings)
     train = sample_examples(splits["train"], config.max_train_examples, config.seed)
@@ -290,7 +287,7 @@ def finetune(
         model.train()
         losses = []
         batches = length_batches(lengths, config.batch_size, seed, epoch)
-        for rows in DataLoader(train_rows, batch_sampler=batches, collate_fn=list):
+        for rows in torch.utils.data.DataLoader(train_rows, batch_sampler=batches, collate_fn=list):
             loss = model(**collate(rows, task, tokenizer).to(accelerator.device)).loss
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -303,7 +300,7 @@ def finetune(
         score = score_predictions(task, predictions("validation"))[task.headline]
         if score > best_score:
             best_score, best_epoch = score, epoch
-            best = copy.deepcopy(plain.state_dict())
+            best = {key: value.clone() for key, value in plain.state_dict().items()}
         record = {"epoch": epoch, "loss": torch.stack(losses).mean().item()}
         record[f"validation_{task.headline}"] = score
         append_metrics(folder / "metrics.jsonl", record)

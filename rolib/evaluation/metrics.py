@@ -165,10 +165,9 @@ def pearson_scorer(examples: np.ndarray, gold: ArrayLike, predicted: ArrayLike) 
 
 def check_lengths(first: Sized, second: Sized) -> None:
     """Raise ValueError for empty inputs and for inputs of unequal length."""
-    if len(first) != len(second):
-        raise ValueError(f"the two sides have different lengths: {len(first)} and {len(second)}")
-    if len(first) == 0:
-        raise ValueError("both sides are empty, so there is nothing to score")
+    if len(first) != len(second) or len(first) == 0:
+        lengths = f"{len(first)} and {len(second)}"
+        raise ValueError(f"the two sides are empty or have different lengths: {lengths}")
 
 
 def finite_pair(first: ArrayLike, second: ArrayLike) -> np.ndarray:

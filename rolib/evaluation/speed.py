@@ -48,7 +48,8 @@ def measure(folders: dict[str, Path], config: SpeedConfig) -> list[dict]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [AutoModel.from_pretrained(folder).to(device).eval() for folder in folders.values()]
     generator = torch.Generator().manual_seed(config.seed)
-    rows, turns = [], range(config.warmup_runs + config.timed_runs)
+    turns = range(config.warmup_runs + config.timed_runs)
+    rows = []
     for batch_size in config.batch_sizes:
         size = (batch_size, config.sequence_length)
         ends = [model.config.vocab_size for model in models]  # from 5: without special pieces
