@@ -1,5 +1,8 @@
 """Speed measurements of a tiny model, and figures with labels and captions."""
 
+import subprocess
+import sys
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -99,6 +102,16 @@ def test_measure_really_runs(tmp_path, toy_bert, toy_tokenizer):
     for row in speed.measure({"toy": tmp_path}, config()):
         assert 0 < row["latency_q1_ms"] <= row["latency_ms"] <= row["latency_q3_ms"] < 5000
         assert (row["peak_memory_mb"] is None) != torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("name", ["speed", "finetune"])
+def test_no_load_report_is_printed(name, tmp_path, toy_bert, toy_tokenizer):
+    """The MLM head is not read, and transformers would report that and draw a progress bar."""
+    save_model(toy_bert(layers=2), toy_tokenizer, tmp_path, "")
+    load = f"import transformers; transformers.AutoModel.from_pretrained({str(tmp_path)!r})"
+    command = [sys.executable, "-c", f"from rolib.evaluation import {name}; {load}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ The protocol of the measure (rolib.measures.PROTOCOLS) fixes what a model reads 
 the headline.
 """
 
-import copy
 from collections.abc import Callable
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -16,9 +15,6 @@ import torch
 import transformers
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -35,17 +31,17 @@ from rolib.training import length_batches, make_accelerator, parameter_groups
 STS_MAX = 5.0  # RO-STS scores lie between 0 and 5; the model learns them divided by this
 READINGS = {"bi-encoder": [["text"], ["text_pair"]], "content": [["text_pair"]]}  # by protocol
 PAIR_READING = [["text", "text_pair"]]  # of every other protocol: both texts in one input
+transformers.logging.set_verbosity_error()  # a new head is normal: no report of it
+transformers.logging.disable_progress_bar()
 Clean = Callable[[str], str]  # applied to every text or word before the tokenizer reads it
 Rows = list[dict[str, Any]]  # model inputs, see `encode`
 
 
 def label_names(task: Task, split: Dataset) -> list[str]:
     """The label order of the task, the same for every model; empty for a regression."""
-    if task.kind == "regression":
-        return []
-    if task.kind == "tagging":
-        return split.features["labels"].feature.names
-    return split.features["label"].names
+    tagging = task.kind == "tagging"
+    feature = split.features["labels"].feature if tagging else split.features["label"]
+    return [] if task.kind == "regression" else feature.names
 
 
 def encode(
@@ -131,20 +127,18 @@ class BiEncoder(nn.Module):
     Unlike max(0, cos) it has a gradient everywhere.
     """
 
-    def __init__(self, encoder: PreTrainedModel) -> None:
+    def __init__(self, encoder: transformers.PreTrainedModel) -> None:
         super().__init__()
         self.encoder = encoder
         self.config = encoder.config
 
-    def forward(
-        self, attention_mask: Tensor, labels: Tensor | None = None, **inputs: Tensor
-    ) -> SequenceClassifierOutput:
+    def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> SequenceClassifierOutput:
         """Scores as logits (B, 1), and the mean squared error as loss if there are labels (B,).
 
-        attention_mask and inputs (2B, T): the B first texts, then the B second texts.
+        inputs (2B, T), with attention_mask: the B first texts, then the B second texts.
         """
-        states = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state.float()
-        weights = attention_mask.unsqueeze(-1).float()
+        states = self.encoder(**inputs).last_hidden_state.float()
+        weights = inputs["attention_mask"].unsqueeze(-1).float()
         first, second = ((states * weights).sum(1) / weights.sum(1)).chunk(2)
         scores = (1 + nn.functional.cosine_similarity(first, second)) / 2
         loss = None if labels is None else nn.functional.mse_loss(scores, labels)
@@ -157,34 +151,30 @@ class BiEncoder(nn.Module):
 
 def load_for_task(
     folder: Path, task: Task, labels: list[str], random_weights: bool
-) -> PreTrainedModel | BiEncoder:
+) -> transformers.PreTrainedModel | BiEncoder:
     """The model of `folder` with a head for the task; with `random_weights` only its shape is used.
 
     The head is new if the folder has none.
     """
-    kind = transformers.AutoModelForSequenceClassification
+    kinds = {"tagging": transformers.AutoModelForTokenClassification}
+    kind = kinds.get(task.kind, transformers.AutoModelForSequenceClassification)
     options: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
-    if task.kind == "tagging":
-        kind = transformers.AutoModelForTokenClassification
     if labels:
         names = dict(enumerate(labels))
         options = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
     elif task.protocol == "bi-encoder":
         kind, options = transformers.AutoModel, {}
-    shape = transformers.AutoConfig.from_pretrained(folder, **options)
-    if random_weights:
-        model = kind.from_config(shape)
-    else:
-        model = kind.from_pretrained(folder, config=shape)
+    plan = transformers.AutoConfig.from_pretrained(folder, **options)
+    model = kind.from_config(plan) if random_weights else kind.from_pretrained(folder, config=plan)
     return BiEncoder(model) if task.protocol == "bi-encoder" else model
 
 
-def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> BatchEncoding:
+def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> transformers.BatchEncoding:
     """Rows of `encode` as one padded batch with `labels`: (B, T) for taggers, else (B,)."""
     readings = zip(*(row["inputs"] for row in rows), strict=True)  # all first texts come first
     batch = tokenizer.pad(list(chain(*readings)), return_tensors="pt")
     labels = [torch.tensor(row["labels"]) for row in rows]
-    padded = pad_sequence(labels, batch_first=True, padding_value=IGNORE)
+    padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)
     batch["labels"] = padded if task.kind == "tagging" else padded[:, 0]
     return batch
 
@@ -222,19 +212,16 @@ def prediction_table(
     (example, position) at fault.
     """
     ids = split["id"][:]
-    records: list[tuple[Any, ...]] = []
+    records: list[tuple] = []
     for row, output in zip(rows, outputs, strict=True):
         pairs = zip(row["words"], row["labels"], strict=True)
         units = [(word, label) for word, label in pairs if word >= 0]
         for (position, label), value in zip(units, output, strict=True):
-            unit = (ids[row["example"]], position)
-            if task.kind == "regression":
-                records.append((*unit, label * STS_MAX, float(value[0]), []))
-            else:
-                records.append((*unit, labels[label], labels[int(value.argmax())], value))
-    sizes = [1] * len(split)
-    if task.kind == "tagging":
-        sizes = [len(tokens) for tokens in split["tokens"]]
+            answer: tuple = (label * STS_MAX, float(value[0]), [])
+            if labels:
+                answer = (labels[label], labels[int(value.argmax())], value)
+            records.append((ids[row["example"]], position, *answer))
+    sizes = list(map(len, split["tokens"])) if task.kind == "tagging" else [1] * len(split)
     expected = [(name, i) for name, size in zip(ids, sizes, strict=True) for i in range(size)]
     for wanted, record in zip_longest(expected, records, fillvalue=()):
         if wanted != record[:2]:
@@ -269,24 +256,23 @@ def finetune(
     transformers.set_seed(seed)
     task = with_protocol(task_name, config.protocols[task_name])
     labels = label_names(task, splits["train"])
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     model = load_for_task(model_folder, task, labels, random_weights)
     max_length = min(config.max_length, model.config.max_position_embeddings)
     train = sample_examples(splits["train"], config.max_train_examples, config.seed)
     splits = DatasetDict(splits, train=train)
-    encoded: dict[str, Any] = {}
-    counts = {}
-    for name, split in splits.items():
-        encoded[name], counts[name] = encode(split, task, tokenizer, max_length)
+    encoded = {name: encode(split, task, tokenizer, max_length) for name, split in splits.items()}
 
     def predictions(name: str) -> pd.DataFrame:
-        outputs = predict(model, encoded[name], task, tokenizer, 4 * config.batch_size)
-        return prediction_table(encoded[name], outputs, task, splits[name], labels)
+        rows = encoded[name][0]
+        outputs = predict(model, rows, task, tokenizer, 4 * config.batch_size)
+        return prediction_table(rows, outputs, task, splits[name], labels)
 
     # Step 2: optimizer and schedule.
     accelerator = make_accelerator()
     epochs, rate = config.epochs[task_name], config.learning_rates[task_name]
-    lengths = [len(row["inputs"][0]["input_ids"]) for row in encoded["train"]]
+    train_rows: Any = encoded["train"][0]  # a list, which a DataLoader takes as a data set
+    lengths = [len(row["inputs"][0]["input_ids"]) for row in train_rows]
     steps = epochs * int(np.ceil(len(lengths) / config.batch_size))
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=rate, fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -301,7 +287,7 @@ def finetune(
         model.train()
         losses = []
         batches = length_batches(lengths, config.batch_size, seed, epoch)
-        for rows in DataLoader(encoded["train"], batch_sampler=batches, collate_fn=list):
+        for rows in torch.utils.data.DataLoader(train_rows, batch_sampler=batches, collate_fn=list):
             loss = model(**collate(rows, task, tokenizer).to(accelerator.device)).loss
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -314,7 +300,7 @@ def finetune(
         score = score_predictions(task, predictions("validation"))[task.headline]
         if score > best_score:
             best_score, best_epoch = score, epoch
-            best = copy.deepcopy(plain.state_dict())
+            best = {key: value.clone() for key, value in plain.state_dict().items()}
         record = {"epoch": epoch, "loss": torch.stack(losses).mean().item()}
         record[f"validation_{task.headline}"] = score
         append_metrics(folder / "metrics.jsonl", record)
@@ -327,14 +313,10 @@ def finetune(
         plain.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     write_table(folder / "predictions.parquet", table)
-    result: dict[str, Any] = {
-        "task": task_name,
-        "seed": seed,
-        "protocol": task.protocol,
-        "headline": task.headline,
-    }
-    result |= {"test": score_predictions(task, table), "validation": {task.headline: best_score}}
-    result |= {"best_epoch": best_epoch, "labels": labels, "counts": counts}
+    result: dict[str, Any] = {"task": task_name, "seed": seed, "protocol": task.protocol}
+    result |= {"headline": task.headline, "test": score_predictions(task, table)}
+    result |= {"validation": {task.headline: best_score}, "best_epoch": best_epoch}
+    result |= {"labels": labels, "counts": {name: found for name, (_, found) in encoded.items()}}
     write_json(folder / "scores.json", result)
     accelerator.free_memory()
     return result

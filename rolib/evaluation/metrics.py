@@ -165,10 +165,9 @@ def pearson_scorer(examples: np.ndarray, gold: ArrayLike, predicted: ArrayLike) 
 
 def check_lengths(first: Sized, second: Sized) -> None:
     """Raise ValueError for empty inputs and for inputs of unequal length."""
-    if len(first) != len(second):
-        raise ValueError(f"the two sides have different lengths: {len(first)} and {len(second)}")
-    if len(first) == 0:
-        raise ValueError("both sides are empty, so there is nothing to score")
+    if len(first) != len(second) or len(first) == 0:
+        lengths = f"{len(first)} and {len(second)}"
+        raise ValueError(f"the two sides are empty or have different lengths: {lengths}")
 
 
 def finite_pair(first: ArrayLike, second: ArrayLike) -> np.ndarray:
@@ -178,10 +177,8 @@ def finite_pair(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     """
     x, y = (np.asarray(side, dtype=np.float64) for side in (first, second))
     check_lengths(x, y)
-    if x.ndim != 1 or y.ndim != 1:
-        raise ValueError(f"scores must have shape (N,), but have {x.shape} and {y.shape}")
-    if not np.isfinite([x, y]).all():
-        raise ValueError("scores must be finite numbers, but there is a NaN or an infinite one")
+    if x.ndim != 1 or y.ndim != 1 or not np.isfinite([x, y]).all():
+        raise ValueError("scores must be finite numbers in arrays of shape (N,)")
     return np.stack([x, y])
 
 

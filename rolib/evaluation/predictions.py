@@ -54,8 +54,7 @@ class Predictions:
         }
         for fault, bad in faults.items():
             if bad.any():
-                unit = unit_name(table.loc[bad, UNIT].iloc[0])
-                raise ValueError(f"{name}: {fault} for {unit}")
+                raise ValueError(f"{name}: {fault} for {unit_name(table.loc[bad, UNIT].iloc[0])}")
         rows = np.array(table["probabilities"].tolist())  # much faster than np.stack
         return cls(table[UNIT], table["gold"].to_numpy(), table["predicted"].to_numpy(), rows)
 
@@ -74,8 +73,9 @@ class Predictions:
             return cls.of(table, "table")
         except ValueError as error:  # Arrow's errors are ValueErrors too
             problem = str(error).splitlines()[0]
-            remedy = "delete the folder of this run and evaluate the model again"
-            raise ValueError(f"{path} is damaged ({problem}): {remedy}") from None
+            raise ValueError(
+                f"{path} is damaged ({problem}): delete the folder of this run"
+            ) from None
 
     @cached_property
     def examples(self) -> np.ndarray:
@@ -116,9 +116,8 @@ def check_paired(runs: Mapping[str, Predictions]) -> None:
     (first_name, first), *others = runs.items()
     for name, run in others:
         if not first.units.equals(run.units):
-            ours, theirs = (pd.MultiIndex.from_frame(side.units) for side in (first, run))
-            alone = {first_name: ours.difference(theirs, False)}
-            alone[name] = theirs.difference(ours, False)
+            one, two = (pd.MultiIndex.from_frame(side.units) for side in (first, run))
+            alone = {first_name: one.difference(two, False), name: two.difference(one, False)}
             for owner, units in alone.items():
                 if len(units):
                     only = f"in the {owner} only ({len(units)} such units)"
@@ -157,10 +156,9 @@ def distributions(side: str, probabilities: ArrayLike) -> np.ndarray:
         raise ValueError(f"{side} probabilities must have shape (N, C), but have {rows.shape}")
     good = (rows >= 0).all(axis=1) & (np.abs(rows.sum(axis=1) - 1) <= 1e-3)  # False for NaN
     if not good.all():
-        number = int(np.argmin(good))
-        least, total = rows[number].min(initial=1), rows[number].sum()
-        values = f"its least value is {least:g} and their sum {total:g}"
-        raise ValueError(f"{side} row {number} is no distribution: {values}")
+        row = rows[np.argmin(good)]
+        values = f"its least value is {row.min(initial=1):g} and their sum {row.sum():g}"
+        raise ValueError(f"{side} row {np.argmin(good)} is no distribution: {values}")
     return rows
 
 

@@ -29,6 +29,7 @@ from rolib.measures import Task, with_protocol
 from rolib.training import autocast, make_accelerator
 
 Change = Callable[[str], str]  # a perturbation of a text
+Tables = dict[str, pd.DataFrame]  # prediction tables by perturbation
 PLAIN = str.maketrans("ăâîșțşţĂÂÎȘȚŞŢ", "aaiststAAISTST")
 COMMA_TO_CEDILLA = str.maketrans("șțȘȚ", "şţŞŢ")
 PLACEHOLDER = "$NE$"  # stands for the named entities of MOROCO; no writer typed it
@@ -68,9 +69,7 @@ def task_of(run: Path) -> Task:
     return with_protocol(result["task"], result["protocol"])
 
 
-def predict_perturbed(
-    run: Path, split: Dataset, functions: dict[str, Change]
-) -> dict[str, pd.DataFrame]:
+def predict_perturbed(run: Path, split: Dataset, functions: dict[str, Change]) -> Tables:
     """The prediction table of a run's kept model under each perturbation of the texts of a split.
 
     For the columns see rolib.evaluation.predictions. With `str` as the function, which changes
@@ -102,13 +101,11 @@ def kept_runs(config: Config, tasks: Sequence[str], models: Sequence[str] = ()) 
     found: dict[tuple[str, str], Path] = {}
     for task in tasks:
         for path in sorted(place.glob(f"*/{task}/seed-*/model/model.safetensors")):
-            run = path.parents[1]
-            model = run.parts[-3]
+            model, run = path.parts[-5], path.parents[1]
             if not models or model in models:
                 found.setdefault((task, model), run)
     if not found:
-        remedy = "set keep_models to true in evaluate.yaml and evaluate again"
-        raise FileNotFoundError(f"{place} holds no fine-tuned model: {remedy}")
+        raise FileNotFoundError(f"{place}: no fine-tuned model: set keep_models in evaluate.yaml")
     return list(found.values())
 
 
@@ -126,8 +123,7 @@ def measure_robustness(config: RobustnessConfig) -> list[dict]:
         return finetune.sample_examples(split, config.max_test_examples, config.seed)
 
     results = []
-    kept = kept_runs(config, config.tasks, config.models)
-    for run in runs.progress(kept, desc="perturbed test splits"):
+    for run in runs.progress(kept_runs(config, config.tasks, config.models), desc="robustness"):
         model, task = run.parts[-3:-1]
         one = config.model_copy(update={"tasks": [task], "models": [model]})
         folder = config.folder / "robustness" / model / task
@@ -137,8 +133,7 @@ def measure_robustness(config: RobustnessConfig) -> list[dict]:
         if not runs.is_finished(folder, one, inputs):
             with runs.new_run(folder, one, inputs) as working:
                 perturb_run(run, test_split(task), working)
-        scores = runs.read_json(folder / "scores.json", runs.made_by(config))
-        results.append({"model": model} | scores)
+        results.append({"model": model} | runs.read_json(folder / "scores.json", "notebook 07"))
     return results
 
 
@@ -164,25 +159,18 @@ def predict_text(run: Path, text: str, other: str = "") -> pd.DataFrame:
     `score`. A LaRoSeDa model reads the text as a review without a title. ValueError for an empty
     text.
     """
-    task = task_of(run)
-    text, other = normalise(text), normalise(other)
-    if task.kind == "regression" and not (text and other):
-        raise ValueError(f"{task.name}: no text to read in one of the two boxes")
-    if not text:
+    task, text, other = task_of(run), normalise(text), normalise(other)
+    regression = task.kind == "regression"
+    if not text or (regression and not other):
         raise ValueError(f"{task.name}: no text to read")
-    units, words = [text], split_words(text)
+    words = split_words(text)
     row = {"id": "typed", "tokens": words, "labels": [0] * len(words), "label": 0}
-    row |= {"text": text, "text_pair": ""}
+    row |= {"text": text, "text_pair": other if regression else ""}
     if task.dataset == "LaRoSeDa":
         row |= {"text": "", "text_pair": text}
-    if task.kind == "tagging":
-        units = words
-    elif task.kind == "regression":
-        units = [f"{text} ‖ {other}"]
-        row["text_pair"] = other
+    units = {"tagging": words, "regression": [f"{text} ‖ {other}"]}.get(task.kind, [text])
     table = predict_perturbed(run, Dataset.from_list([row]), {"typed": str})["typed"]
     index = pd.MultiIndex.from_arrays([range(len(units)), units], names=["position", "text"])
-    if task.kind == "regression":
-        return pd.DataFrame({"score": table["predicted"].to_numpy()}, index=index)
-    probabilities = np.stack(table["probabilities"])
-    return pd.DataFrame(probabilities, index=index, columns=run_result(run)["labels"])
+    if regression:
+        return pd.DataFrame({"score": table["predicted"].to_numpy()}, index)
+    return pd.DataFrame(np.stack(table["probabilities"]), index, run_result(run)["labels"])

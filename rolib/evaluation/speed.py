@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, logging
 
 from rolib.config import SpeedConfig
-from rolib.distillation.models import count_parameters
+
+logging.set_verbosity_error()  # unused MLM weights are normal here: no report of them
+logging.disable_progress_bar()
 
 
 def time_forward(model: nn.Module, input_ids: Tensor) -> float:
@@ -46,23 +48,20 @@ def measure(folders: dict[str, Path], config: SpeedConfig) -> list[dict]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [AutoModel.from_pretrained(folder).to(device).eval() for folder in folders.values()]
     generator = torch.Generator().manual_seed(config.seed)
+    turns = range(config.warmup_runs + config.timed_runs)
     rows = []
     for batch_size in config.batch_sizes:
         size = (batch_size, config.sequence_length)
         ends = [model.config.vocab_size for model in models]  # from 5: without special pieces
         pieces = [torch.randint(5, end, size, generator=generator).to(device) for end in ends]
-        seconds = []
-        for _ in range(config.warmup_runs + config.timed_runs):
-            seconds.append(list(map(time_forward, models, pieces)))
-        timed = 1000 * np.array(seconds[config.warmup_runs :])
-        quartiles = np.percentile(timed, [25, 50, 75], axis=0).T
-        for name, model, batch, times in zip(folders, models, pieces, quartiles, strict=True):
-            q1, median, q3 = times
+        seconds = [list(map(time_forward, models, pieces)) for _ in turns]
+        milliseconds = 1000 * np.array(seconds[config.warmup_runs :])
+        times = np.percentile(milliseconds, [25, 50, 75], axis=0).T
+        for name, model, batch, (q1, q2, q3) in zip(folders, models, pieces, times, strict=True):
             row = {"model": name, "batch_size": batch_size, "sequence_length": size[1]}
-            row["parameters"] = count_parameters(model)  # with BERT's pooler, without a task head
+            row["parameters"] = model.num_parameters()  # with BERT's pooler, without a task head
             row["megabytes"] = (folders[name] / "model.safetensors").stat().st_size / 1e6
-            row |= {"latency_ms": median, "latency_q1_ms": q1, "latency_q3_ms": q3}
-            row["tokens_per_second"] = batch.numel() / (median / 1000)
-            row["peak_memory_mb"] = peak_memory(model, batch)
-            rows.append(row)
+            row |= {"latency_ms": q2, "latency_q1_ms": q1, "latency_q3_ms": q3}
+            row["tokens_per_second"] = batch.numel() / (q2 / 1000)
+            rows.append(row | {"peak_memory_mb": peak_memory(model, batch)})
     return rows
