@@ -11,7 +11,6 @@ import torch
 from datasets import DatasetDict
 from transformers import AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
 from transformers import PreTrainedTokenizerFast as Tokenizer
-from transformers.utils import logging as transformers_logging
 
 from rolib import runs
 from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig
@@ -27,9 +26,6 @@ from rolib.evaluation.finetune import finetune
 from rolib.profiles import check_depth, check_positions
 from rolib.training import make_accelerator
 
-# A fresh task head and unused MLM weights are normal here; a report of them hides the progress.
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
 PLATEAU_MARGIN = 1.0  # nats below the frequency baseline at which a model has left the plateau
 OnRecord = Callable[[dict], None]
 
