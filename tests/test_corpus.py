@@ -1,6 +1,7 @@
 """Text -> documents -> words -> blocks."""
 
 import itertools
+import os
 import sys
 import unicodedata
 from types import SimpleNamespace
@@ -369,6 +370,8 @@ COMMIT = "b04c8d1ceb2f5cd4588862100d08de323dccfbaa"
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A stand-in for the hub: `rows` is what load_dataset gives, `calls` what was asked."""
+    # `map` with several processes leaves a copy of os.environ in its place; this puts it back.
+    monkeypatch.setattr(os, "environ", os.environ)
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path / "runs"))
     state = SimpleNamespace(calls=[], rows={"text": [f"Un text {n}." for n in range(20)]})
 
