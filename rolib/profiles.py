@@ -9,7 +9,7 @@ import yaml
 from rolib import config
 from rolib.config import C, ConfigError
 
-NOTEBOOK = "notebook parameters"  # where a value comes from that no file holds
+NOTEBOOK = "notebook parameters"  # the source of a value, when it is not a file
 
 
 def load(kind: type[C], *files: Path | str, **overrides: Any) -> C:
@@ -30,9 +30,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """The keys and values of a parameter file. ConfigError if it cannot be read."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such parameter file: correct its path") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{file}: not readable as YAML in UTF-8 ({reason}): correct it") from None
     if not isinstance(content, dict):
@@ -77,8 +75,9 @@ def load_models(kind: type[C], base: Path, role: str, recipe: str) -> dict[str, 
         configs[file.stem] = load(kind, *shared, file)
         name = getattr(configs[file.stem], role)
         if name != file.stem:
-            problem = f"is {name!r}, must be the file's name {file.stem!r}"
-            raise ConfigError(f"{role} ({file}): {problem}")
+            raise ConfigError(
+                f"{role} ({file}): is {name!r}, must be the file's name {file.stem!r}"
+            )
     return configs
 
 

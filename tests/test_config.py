@@ -298,7 +298,7 @@ def test_a_name_that_is_not_its_files(params):
 
 def test_a_missing_file(params):
     (params / "tiny" / "speed.yaml").unlink()
-    refused(params, params / "tiny" / "speed.yaml", "no such parameter file")
+    refused(params, params / "tiny" / "speed.yaml", "No such file")
 
 
 def test_a_missing_profile(params):

@@ -429,7 +429,7 @@ ENTRY = {"id": 1, "tokens": ["Ana"], "ner_tags": ["B-PERSON"]}
             "line 3: expected an XPOS tag (such as Ncfsrn), found '_'",
         ),
         ("xpos", RRT, "", "the validation split of task xpos is empty"),
-        ("xpos", RRT, GOOD + GOOD, "id 'a' is repeated in the validation split"),
+        ("xpos", RRT, GOOD + GOOD, "the validation split of task xpos repeats id 'a'"),
         (
             "ner",
             RONEC,
