@@ -75,9 +75,7 @@ def load_models(kind: type[C], base: Path, role: str, recipe: str) -> dict[str, 
         configs[file.stem] = load(kind, *shared, file)
         name = getattr(configs[file.stem], role)
         if name != file.stem:
-            raise ConfigError(
-                f"{role} ({file}): is {name!r}, must be the file's name {file.stem!r}"
-            )
+            raise ConfigError(f"{role} ({file}): is {name!r}, must be {file.stem!r} as its file is")
     return configs
 
 

@@ -97,10 +97,9 @@ def _read_files(config: TrainingConfig, data_root: Path) -> Dataset:
 
 def _read_hub(config: TrainingConfig) -> Dataset:
     """The raw documents of the train split of a hub corpus: text, source."""
-    name, _, subset = config.corpus.removeprefix("hub:").partition(":")
-    revision = config.corpus_revision
-    rows = datasets.load_dataset(name, subset or None, split="train", revision=revision)
-    return rows.select_columns("text").add_column("source", [0] * len(rows))
+    hub, _, subset = config.corpus.removeprefix("hub:").partition(":")
+    raw = datasets.load_dataset(hub, subset or None, split="train", revision=config.corpus_revision)
+    return raw.select_columns("text").add_column("source", [0] * len(raw))
 
 
 def _clean(batch: dict[str, list]) -> dict[str, list]:

@@ -59,7 +59,7 @@ def download(root: Path | str, base_url: str = "https://raw.githubusercontent.co
     """
     fetch = pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)
     for file in FILES:
-        target, url = Path(root) / file.path, f"{base_url}/{file.url}"
+        target = Path(root) / file.path
         if target.exists():
             verify(target, file)
             continue
@@ -67,12 +67,11 @@ def download(root: Path | str, base_url: str = "https://raw.githubusercontent.co
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.part")
         try:
-            fetch(url, str(part), None)
+            fetch(f"{base_url}/{file.url}", str(part), None)
             verify(part, file)
             part.replace(target)
         except OSError as error:  # the errors of requests are OSErrors
-            fault = f"{target}: the transfer of {url} failed ({error})"
-            raise OSError(f"{fault}; run `{COMMAND}` again") from error
+            raise OSError(f"{file.path}: the transfer failed ({error}); run `{COMMAND}`") from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -88,8 +87,7 @@ def data_root(setting: Path | str) -> Path:
     folder = os.environ.get("ROLIB_DATA") if setting == "real" else setting
     if folder:
         if not Path(folder).is_dir():
-            problem = f"the data root {str(folder)!r} is no folder"
-            raise FileNotFoundError(f"{problem}: set `data` or ROLIB_DATA")
+            raise FileNotFoundError(f"data root '{folder}' is no folder: set `data` or ROLIB_DATA")
         return Path(folder)
     cache = Path(pooch.os_cache("rolib"))
     missing = [file.path for file in FILES if not (cache / file.path).is_file()]

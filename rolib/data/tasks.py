@@ -82,8 +82,7 @@ def task_source(name: str, data_root: Path | str) -> Source:
     source = Source(tuple(folder / file for file in layout["files"]), layout["note"])
     for file in source.files:
         if not file.is_file():
-            hint = f"set ROLIB_DATA to a mirror, or run `{COMMAND}`"
-            raise FileNotFoundError(f"{file} is missing: {hint}")
+            raise FileNotFoundError(f"{file} is missing: set ROLIB_DATA, or run `{COMMAND}`")
     return source
 
 
@@ -119,9 +118,8 @@ def _features(kind: str, rows: list[Row]) -> Features:
         tags = {tag for row in rows for tag in row["labels"]}
         label = ClassLabel(names=sorted(tags, key=lambda tag: (tag != "O", tag)))
         return Features({"id": text, "tokens": List(text), "labels": List(label)})
-    label = Value("float32")
-    if kind == "classification":
-        label = ClassLabel(names=sorted({row["label"] for row in rows}))
+    labels = sorted({row["label"] for row in rows})
+    label = Value("float32") if kind == "regression" else ClassLabel(names=labels)
     return Features({"id": text, "text": text, "text_pair": text, "label": label})
 
 
@@ -138,9 +136,7 @@ def _tagging(name: str, files: tuple[Path, ...]) -> Parts:
 def _laroseda(name: str, files: tuple[Path, ...]) -> Parts:
     """LaRoSeDa, with stars as labels, or with the polarity for SAPN."""
     *others, test = [_json(file, Reviews)["reviews"] for file in files]
-    reviews = list(chain(*others))
-    if len(others) == 2:  # the two files of all reviews, not the official train file
-        reviews = _without(reviews, test)
+    reviews = _without(list(chain(*others)), test)  # the files of all reviews hold test too
     train, validation, _ = _deal(reviews, [1] + [0] * 9)
     if name == "sapn":
         for row in reviews + test:
@@ -288,12 +284,11 @@ def _text(path: Path) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file, cut at newlines only.
+    """The lines of a file, cut at newlines only; an empty file has one empty line.
 
     str.splitlines would also cut inside texts, at U+2028 and similar characters.
     """
-    lines = _text(path).split("\n")
-    return lines if lines[-1] else lines[:-1]
+    return _text(path).removesuffix("\n").split("\n")
 
 
 def _json(path: Path, kind: Any) -> Any:
