@@ -31,18 +31,16 @@ PROTOCOLS = {
     "sts": {"pair": "pearson", "bi-encoder": "pearson"},
 }
 
-TASKS = {
-    name: Task(name, kind, dataset, title, *next(iter(PROTOCOLS[name].items())))
-    for name, kind, dataset, title in (
-        ("upos", "tagging", "UD_Romanian-RRT", "Universal part of speech (UPOS)"),
-        ("xpos", "tagging", "UD_Romanian-RRT", "Romanian part of speech and morphology (XPOS)"),
-        ("ner", "tagging", "ronec", "Named entities (NER)"),
-        ("sapn", "classification", "LaRoSeDa", "Sentiment, positive or negative (SAPN)"),
-        ("sar", "classification", "LaRoSeDa", "Sentiment, star rating (SAR)"),
-        ("di", "classification", "MOROCO", "Dialect, Moldavian or Romanian (DI)"),
-        ("sts", "regression", "RO-STS", "Semantic textual similarity (STS)"),
-    )
-}
+_TABLE = [
+    ("upos", "tagging", "UD_Romanian-RRT", "Universal part of speech (UPOS)"),
+    ("xpos", "tagging", "UD_Romanian-RRT", "Romanian part of speech and morphology (XPOS)"),
+    ("ner", "tagging", "ronec", "Named entities (NER)"),
+    ("sapn", "classification", "LaRoSeDa", "Sentiment, positive or negative (SAPN)"),
+    ("sar", "classification", "LaRoSeDa", "Sentiment, star rating (SAR)"),
+    ("di", "classification", "MOROCO", "Dialect, Moldavian or Romanian (DI)"),
+    ("sts", "regression", "RO-STS", "Semantic textual similarity (STS)"),
+]
+TASKS = {row[0]: Task(*row, *next(iter(PROTOCOLS[row[0]].items()))) for row in _TABLE}
 
 
 def with_protocol(name: str, protocol: str) -> Task:

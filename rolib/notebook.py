@@ -9,7 +9,6 @@ hang.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +33,6 @@ KINDS: dict[str, type[config.Config]] = {
     "08-explore-predictions": config.Config,
     "09-ablate-ensemble": config.AblationConfig,
 }
-HOURS_PER_CELL = 72  # a cell that takes longer hangs
 
 
 def run(notebook: Path, output: Path, files: list[str], overrides: dict[str, Any]) -> None:
@@ -43,17 +41,17 @@ def run(notebook: Path, output: Path, files: list[str], overrides: dict[str, Any
     Raises ConfigError for bad parameters and papermill's error for a cell that fails.
     """
     if notebook.stem not in KINDS:
-        hint = f"the notebooks that do are {', '.join(KINDS)}"
-        raise config.ConfigError(f"{notebook}: takes no parameters; {hint}")
+        raise config.ConfigError(f"{notebook}: takes no parameters; these do: {', '.join(KINDS)}")
     values = profiles.load(KINDS[notebook.stem], *files, **overrides)
     # nbclient waits without end for the state of an output widget that nobody shows (issue 197).
     nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial.ipynb")
-    settings = {"cwd": config.ROOT, "execution_timeout": HOURS_PER_CELL * 3600}
+    # A cell that takes longer than 72 hours hangs.
+    settings = {"cwd": config.ROOT, "execution_timeout": 72 * 3600}
     streams = {"progress_bar": False, "stderr_file": sys.stderr, "stdout_file": sys.stdout}
     papermill.execute_notebook(notebook, partial, config.to_dict(values), **settings, **streams)
-    os.replace(partial, output)
+    partial.replace(output)
 
 
 def main() -> None:
@@ -61,11 +59,8 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m rolib.notebook", description=__doc__.split("\n")[0])
     parser.add_argument("notebook", type=Path)
     parser.add_argument("output", type=Path)
-    file, key = "parameter file; a later one wins", "one parameter"
-    parser.add_argument("-f", action="append", default=[], metavar="FILE", help=file)
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help=key
-    )
+    parser.add_argument("-f", action="append", default=[], metavar="FILE", help="a later one wins")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
     options = parser.parse_args()
     overrides = {name: yaml.safe_load(value) for name, value in options.p}
     try:
@@ -75,8 +70,7 @@ def main() -> None:
     except papermill.PapermillExecutionError as error:
         first = str(error.evalue).strip().partition("\n")[0]
         partial = options.output.with_suffix(".partial.ipynb")
-        place = f"in {options.notebook}; the cells that ran are in {partial}"
-        sys.exit(f"error: {error.ename}: {first} ({place})")
+        sys.exit(f"error: {error.ename}: {first} (the cells that ran are in {partial})")
 
 
 if __name__ == "__main__":

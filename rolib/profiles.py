@@ -9,12 +9,7 @@ import yaml
 from rolib import config
 from rolib.config import C, ConfigError
 
-KINDS: dict[str, type[config.Config]] = {
-    "speed": config.SpeedConfig,
-    "ablation": config.AblationConfig,
-    "analyse": config.AnalyseConfig,
-    "robustness": config.RobustnessConfig,
-}
+NOTEBOOK = "notebook parameters"  # the source of a value, when it is not a file
 
 
 def load(kind: type[C], *files: Path | str, **overrides: Any) -> C:
@@ -24,12 +19,10 @@ def load(kind: type[C], *files: Path | str, **overrides: Any) -> C:
     """
     values: dict[str, Any] = {}
     where: dict[str, str] = {}
-    for file in files:
-        content = read_yaml(Path(file))
+    contents = [(str(file), read_yaml(Path(file))) for file in files]
+    for source, content in [*contents, ("override", overrides)]:
         values |= content
-        where |= dict.fromkeys(content, str(file))
-    values |= overrides
-    where |= dict.fromkeys(overrides, "override")
+        where |= dict.fromkeys(content, source)
     return config.validate(kind, values, " + ".join(map(str, files)) or "override", where)
 
 
@@ -37,10 +30,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """The keys and values of a parameter file. ConfigError if it cannot be read."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        hint = f"the profiles are in {config.ROOT / 'params'}"
-        raise ConfigError(f"{file}: no such parameter file; {hint}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{file}: not readable as YAML in UTF-8 ({reason}): correct it") from None
     if not isinstance(content, dict):
@@ -54,23 +44,26 @@ def load_profile(profile: str, root: Path = config.ROOT / "params") -> dict[str,
     teachers and students map names to configs, the others are configs. Raises ConfigError, also for
     values of several files that do not fit together.
     """
-    base = Path(root) / profile
+    base = root / profile
     if not base.is_dir():
-        known = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
+        known = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise ConfigError(f"profile {profile!r}: no folder {base}; use one of {', '.join(known)}")
     common = base / "common.yaml"
-    study: dict[str, Any] = {}
-    for name, kind in KINDS.items():
-        study[name] = load(kind, common, base / f"{name}.yaml")
-    study["evaluate"] = load(config.EvaluateConfig, common, base / "evaluate.yaml", model="any")
-    study["teachers"] = load_models(config.TeacherConfig, base, "teacher", "pretrain.yaml")
-    study["students"] = load_models(config.StudentConfig, base, "student", "distill.yaml")
+    robustness = load(config.RobustnessConfig, common, base / "robustness.yaml")
+    study: dict[str, Any] = {
+        "speed": load(config.SpeedConfig, common, base / "speed.yaml"),
+        "ablation": load(config.AblationConfig, common, base / "ablation.yaml"),
+        "analyse": load(config.AnalyseConfig, common, base / "analyse.yaml"),
+        "robustness": robustness,
+        "evaluate": load(config.EvaluateConfig, common, base / "evaluate.yaml", model="any"),
+        "teachers": load_models(config.TeacherConfig, base, "teacher", "pretrain.yaml"),
+        "students": load_models(config.StudentConfig, base, "student", "distill.yaml"),
+    }
     check_students(study, base / "students")
     file = base / "robustness.yaml"
-    models = [name.removesuffix("-random") for name in study["robustness"].models]
-    models = [name.removesuffix("-mlm") for name in models]
+    models = [name.removesuffix("-random").removesuffix("-mlm") for name in robustness.models]
     check_known(models, study["teachers"] | study["students"], f"models ({file})")
-    check_known(study["robustness"].tasks, study["evaluate"].tasks, f"tasks ({file})")
+    check_known(robustness.tasks, study["evaluate"].tasks, f"tasks ({file})")
     return study
 
 
@@ -82,8 +75,7 @@ def load_models(kind: type[C], base: Path, role: str, recipe: str) -> dict[str, 
         configs[file.stem] = load(kind, *shared, file)
         name = getattr(configs[file.stem], role)
         if name != file.stem:
-            problem = f"is {name!r}, must be the file's name {file.stem!r}"
-            raise ConfigError(f"{role} ({file}): {problem}")
+            raise ConfigError(f"{role} ({file}): is {name!r}, must be {file.stem!r} as its file is")
     return configs
 
 
@@ -99,8 +91,7 @@ def check_students(study: dict[str, Any], folder: Path) -> None:
                 check_positions(student.block_length, config.MAX_POSITIONS, teacher, file)
             if teachers[teacher].data_seed != student.data_seed:
                 seeds = f"{student.data_seed}, but {teachers[teacher].data_seed} for {teacher}"
-                problem = f"data_seed ({file}): {seeds}: held-out documents would be trained on"
-                raise ConfigError(f"{problem}: set it once, in training.yaml")
+                raise ConfigError(f"data_seed ({file}): {seeds}: set it once, in training.yaml")
 
 
 def check_known(names: Collection[str], known: Collection[str], where: str) -> None:
@@ -111,18 +102,14 @@ def check_known(names: Collection[str], known: Collection[str], where: str) -> N
             raise ConfigError(f"{where}: {problem}: correct it, or add it to the profile")
 
 
-def check_depth(
-    student_layers: int, teacher_layers: int, where: str = "notebook parameters"
-) -> None:
+def check_depth(student_layers: int, teacher_layers: int, where: str = NOTEBOOK) -> None:
     """Raise ConfigError when the student is deeper than its teacher."""
     if student_layers > teacher_layers:
         layers = f"{student_layers} > {teacher_layers} layers"
         raise ConfigError(f"num_layers ({where}): student deeper than teacher ({layers}): lower it")
 
 
-def check_positions(
-    block_length: int, positions: int, teacher: str, where: str = "notebook parameters"
-) -> None:
+def check_positions(block_length: int, positions: int, teacher: str, where: str = NOTEBOOK) -> None:
     """Raise ConfigError for blocks longer than the texts that a teacher can read."""
     if block_length > positions:
         problem = f"{block_length} is more than the {positions} positions of {teacher}"

@@ -293,12 +293,12 @@ def test_robustness_of_a_measure_that_nobody_learned(params):
 def test_a_name_that_is_not_its_files(params):
     file = params / "tiny" / "teachers" / "bert-cased.yaml"
     change(file, teacher="bert")
-    refused(params, "teacher", file, "is 'bert', must be the file's name 'bert-cased'")
+    refused(params, "teacher", file, "is 'bert', must be 'bert-cased' as its file is")
 
 
 def test_a_missing_file(params):
     (params / "tiny" / "speed.yaml").unlink()
-    refused(params, params / "tiny" / "speed.yaml", "no such parameter file")
+    refused(params, params / "tiny" / "speed.yaml", "No such file")
 
 
 def test_a_missing_profile(params):

@@ -381,7 +381,7 @@ def test_unknown_task(root):
 )
 def test_missing_file(root, name, path):
     (root / path).unlink()
-    hint = "is missing: set ROLIB_DATA to a mirror, or run `python -m rolib.data.download`"
+    hint = "is missing: set ROLIB_DATA, or run `python -m rolib.data.download`"
     for read in (load_task, task_source):
         with pytest.raises(FileNotFoundError, match=re.escape(f"{root / path} {hint}")):
             read(name, root)
@@ -429,7 +429,7 @@ ENTRY = {"id": 1, "tokens": ["Ana"], "ner_tags": ["B-PERSON"]}
             "line 3: expected an XPOS tag (such as Ncfsrn), found '_'",
         ),
         ("xpos", RRT, "", "the validation split of task xpos is empty"),
-        ("xpos", RRT, GOOD + GOOD, "id 'a' is repeated in the validation split"),
+        ("xpos", RRT, GOOD + GOOD, "the validation split of task xpos repeats id 'a'"),
         (
             "ner",
             RONEC,
@@ -515,7 +515,7 @@ ENTRY = {"id": 1, "tokens": ["Ana"], "ner_tags": ["B-PERSON"]}
         ("sts", STS, "nan\tA\tB\n", "line 1: expected a score from 0 to 5"),
         ("sts", STS, "score\tA\tB\n", "line 1: expected a score from 0 to 5"),
         ("sts", STS, "4.0\tA\t\n", "line 1: expected a score from 0 to 5 and two sentences"),
-        ("sts", STS, "", "the test split of task sts is empty"),
+        ("sts", STS, "", "line 1: expected a score from 0 to 5 and two sentences"),
     ],
 )
 def test_bad_content(root, name, path, text, message):

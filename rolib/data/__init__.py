@@ -2,4 +2,5 @@
 
 from pathlib import Path
 
+COMMAND = "python -m rolib.data.download"
 SAMPLE = Path(__file__).parent / "sample"  # a data root

@@ -19,12 +19,9 @@ from rolib.data.words import split_words, word_pieces
 from rolib.runs import sha256
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500  # documents kept for the held-out loss
-# The cedilla letters are an encoding error of the 1990s. BERT-base-ro maps them to [UNK].
-CEDILLA_TO_COMMA = {"ş": "ș", "ţ": "ț", "Ş": "Ș", "Ţ": "Ț"}
 # Letters, digits, white space and ASCII punctuation are never removed. White space includes some
 # control characters, such as the tab: to remove them would join two words.
 UNCERTAIN = re.compile(r"[^\w\s!-~]")
-BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 def _kept(match: re.Match[str]) -> str:
@@ -39,7 +36,8 @@ def normalise(text: str) -> str:
     character may stand between a letter and its accent; white space comes last for the same reason.
     """
     text = unicodedata.normalize("NFC", UNCERTAIN.sub(_kept, text))
-    for cedilla, comma in CEDILLA_TO_COMMA.items():
+    # The cedilla letters are an encoding error of the 1990s. BERT-base-ro maps them to [UNK].
+    for cedilla, comma in zip("şţŞŢ", "șțȘȚ", strict=True):
         text = text.replace(cedilla, comma)
     return " ".join(text.split())
 
@@ -47,7 +45,7 @@ def normalise(text: str) -> str:
 def _raw_documents(path: Path) -> list[str]:
     """The parts of a UTF-8 file between blank lines, as they are; a part can be empty."""
     try:
-        return BLANK_LINES.split(path.read_text(encoding="utf-8"))
+        return re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}: convert the file") from None
 
@@ -62,25 +60,18 @@ def source_folder(corpus: str, data_root: Path) -> Path:
     return data_root / "corpus" if corpus == "data" else Path(corpus)
 
 
-def _hub_name(config: TrainingConfig) -> tuple[str, str]:
-    """The id and the configuration of a hub corpus."""
-    hub_id, _, subset = config.corpus.removeprefix("hub:").partition(":")
-    return hub_id, subset
-
-
 def corpus_identity(config: TrainingConfig, data_root: Path) -> str:
     """The identity of the corpus, for a manifest.
 
     Files: the SHA-256 of their folder. Hub: `<id>:<config>@<commit>`; the hub is asked for the
-    commit of a tag or branch. Raises ConfigError for a hub corpus without a revision.
+    commit of a tag or branch.
     """
     if not config.corpus.startswith("hub:"):
         return sha256(source_folder(config.corpus, data_root))
-    hub_id, _ = _hub_name(config)
-    revision: str | None = config.corpus_revision
-    if not re.fullmatch("[0-9a-f]{40}", config.corpus_revision):
-        revision = HfApi().dataset_info(hub_id, revision=revision).sha
-    return f"{config.corpus.removeprefix('hub:')}@{revision}"
+    name, revision = config.corpus.removeprefix("hub:"), config.corpus_revision
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return f"{name}@{revision}"
+    return f"{name}@{HfApi().dataset_info(name.split(':')[0], revision=revision).sha}"
 
 
 def _rows(files: dict[str, str]) -> Iterator[dict]:
@@ -96,8 +87,7 @@ def _read_files(config: TrainingConfig, data_root: Path) -> Dataset:
     # The hashes are in the arguments, which identify the cached data: a changed file is read again.
     files = {str(file): sha256(file) for file in sorted(folder.glob("*.txt"))}
     if not files:
-        hint = "set `corpus` to a folder of texts or hub:<id>:<config>, or ROLIB_DATA to a mirror"
-        raise FileNotFoundError(f"corpus {folder}: no .txt file; {hint}")
+        raise FileNotFoundError(f"corpus {folder}: no .txt file; set `corpus` or ROLIB_DATA")
     cache = str(config.folder / "corpus")
     try:
         return Dataset.from_generator(_rows, cache_dir=cache, gen_kwargs={"files": files})
@@ -107,10 +97,9 @@ def _read_files(config: TrainingConfig, data_root: Path) -> Dataset:
 
 def _read_hub(config: TrainingConfig) -> Dataset:
     """The raw documents of the train split of a hub corpus: text, source."""
-    hub_id, subset = _hub_name(config)
-    revision = config.corpus_revision
-    rows = datasets.load_dataset(hub_id, subset or None, split="train", revision=revision)
-    return rows.select_columns("text").add_column("source", [0] * len(rows))
+    hub, _, subset = config.corpus.removeprefix("hub:").partition(":")
+    raw = datasets.load_dataset(hub, subset or None, split="train", revision=config.corpus_revision)
+    return raw.select_columns("text").add_column("source", [0] * len(raw))
 
 
 def _clean(batch: dict[str, list]) -> dict[str, list]:
@@ -132,10 +121,8 @@ def _choose(texts: Dataset, words_per_source: int, seed: int) -> list[int]:
     for _, words in table.groupby("source")["words"]:
         order = list(words.index)
         random.Random(seed).shuffle(order)
-        if words_per_source:
-            before = words.loc[order].cumsum().shift(fill_value=0)
-            order = list(before.index[before < words_per_source])
-        chosen += order
+        before = words.loc[order].cumsum().shift(fill_value=0)
+        chosen += list(before.index[before < (words_per_source or float("inf"))])
     return chosen
 
 
@@ -148,16 +135,15 @@ def load_corpus(config: TrainingConfig, data_root: Path) -> DatasetDict:
     """The different documents of the corpus, split into `train` and `held_out` by document.
 
     `config.data_seed` chooses the documents and the split. Column: text (normalised).
-    Raises FileNotFoundError for a folder without text, ConfigError for a hub corpus without a
-    revision, and ValueError for a corpus too small to split.
+    Raises FileNotFoundError for a folder without text, and ValueError for a corpus too small to
+    split.
     """
     hub = config.corpus.startswith("hub:")
     texts = _read_hub(config) if hub else _read_files(config, data_root)
     texts = texts.map(_clean, batched=True, num_proc=_workers(texts), desc="documents")
     chosen = _choose(texts, config.words_per_source, config.data_seed)
     if len(chosen) < 2:
-        fault = f"{len(chosen)} documents, at least 2 are needed, blank lines between them"
-        raise ValueError(f"corpus {config.corpus}: {fault}")
+        raise ValueError(f"corpus {config.corpus}: {len(chosen)} documents, at least 2 are needed")
     texts = texts.select(chosen).select_columns("text")
     held_out = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(texts))))
     split = texts.train_test_split(test_size=held_out, seed=config.data_seed)
@@ -183,9 +169,8 @@ def windows(sizes: list[tuple[int, ...]], room: int) -> list[list[int]]:
 
 def _view(words: list[list[int]], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The pieces of a block in one vocabulary, and for each piece the number of its word."""
-    ids = [tokenizer.cls_token_id, *chain(*words), tokenizer.sep_token_id]
-    word_ids = [-1, *(number for number, word in enumerate(words) for _ in word), -1]
-    return ids, word_ids
+    word_ids = [number for number, word in enumerate(words) for _ in word]
+    return [tokenizer.cls_token_id, *chain(*words), tokenizer.sep_token_id], [-1, *word_ids, -1]
 
 
 def build_blocks(texts: Dataset, tokenizers: list[Tokenizer], block_length: int) -> Dataset:
@@ -205,13 +190,11 @@ def build_blocks(texts: Dataset, tokenizers: list[Tokenizer], block_length: int)
             views = [word_pieces(split_words(text), tokenizer) for tokenizer in tokenizers]
             sizes = [tuple(map(len, pieces)) for pieces in zip(*views, strict=True)]
             for run in windows(sizes, room) if sizes else []:
-                block = [
-                    _view([words[index][:room] for index in run], tokenizer)
-                    for words, tokenizer in zip(views, tokenizers, strict=True)
-                ]
-                rows["input_ids"].append([ids for ids, _ in block])
-                rows["word_ids"].append([word_ids for _, word_ids in block])
-                rows["length"].append(len(block[0][0]))
+                cut = [[words[index][:room] for index in run] for words in views]
+                ids, word_ids = zip(*map(_view, cut, tokenizers), strict=True)
+                rows["input_ids"].append(ids)
+                rows["word_ids"].append(word_ids)
+                rows["length"].append(len(ids[0]))
         return rows
 
     settings = {"batched": True, "batch_size": 64, "num_proc": _workers(texts), "desc": "blocks"}

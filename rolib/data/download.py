@@ -5,7 +5,6 @@ files. Where only the git blob id of a file is known, that is its checksum; else
 """
 
 import argparse
-import csv
 import hashlib
 import os
 import sys
@@ -14,10 +13,8 @@ from typing import NamedTuple
 
 import pooch
 
-from rolib.data import SAMPLE
+from rolib.data import COMMAND, SAMPLE
 
-BASE_URL = "https://raw.githubusercontent.com"
-COMMAND = "python -m rolib.data.download"
 LICENCES = "Each data set has its own licence. LaRoSeDa and MOROCO are non-commercial."
 
 
@@ -30,8 +27,8 @@ class UpstreamFile(NamedTuple):
     checksum: str
 
 
-with open(Path(__file__).with_name("upstream.csv"), encoding="utf-8", newline="") as _table:
-    FILES = tuple(UpstreamFile(**row) for row in csv.DictReader(_table))
+_ROWS = Path(__file__).with_name("upstream.csv").read_text(encoding="utf-8").splitlines()[1:]
+FILES = tuple(UpstreamFile(*row.split(",")) for row in _ROWS)
 
 
 def checksum(path: Path | str, algorithm: str) -> str:
@@ -50,11 +47,10 @@ def verify(path: Path | str, file: UpstreamFile) -> None:
     found = checksum(path, file.algorithm)
     if found != file.checksum:
         fault = f"its {file.algorithm} checksum is {found}, expected {file.checksum}"
-        hint = f"delete it if it is still there, and run `{COMMAND}` again"
-        raise ValueError(f"{path} is damaged: {fault}: {hint}")
+        raise ValueError(f"{path} is damaged: {fault}: delete it and run `{COMMAND}` again")
 
 
-def download(root: Path | str, base_url: str = BASE_URL) -> None:
+def download(root: Path | str, base_url: str = "https://raw.githubusercontent.com") -> None:
     """Fetch the upstream files of all data sets into the folder `root`.
 
     A file that is already there is verified, not fetched again. Each file is fetched under a
@@ -63,7 +59,7 @@ def download(root: Path | str, base_url: str = BASE_URL) -> None:
     """
     fetch = pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)
     for file in FILES:
-        target, url = Path(root) / file.path, f"{base_url}/{file.url}"
+        target = Path(root) / file.path
         if target.exists():
             verify(target, file)
             continue
@@ -71,12 +67,11 @@ def download(root: Path | str, base_url: str = BASE_URL) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.part")
         try:
-            fetch(url, str(part), None)
+            fetch(f"{base_url}/{file.url}", str(part), None)
             verify(part, file)
-            os.replace(part, target)
+            part.replace(target)
         except OSError as error:  # the errors of requests are OSErrors
-            fault = f"the transfer of {url} failed ({error}); run `{COMMAND}` again"
-            raise OSError(f"{target}: {fault}") from error
+            raise OSError(f"{file.path}: the transfer failed ({error}); run `{COMMAND}`") from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -92,23 +87,22 @@ def data_root(setting: Path | str) -> Path:
     folder = os.environ.get("ROLIB_DATA") if setting == "real" else setting
     if folder:
         if not Path(folder).is_dir():
-            hint = "set `data` or ROLIB_DATA to one that exists"
-            raise FileNotFoundError(f"the data root {str(folder)!r} is no folder: {hint}")
+            raise FileNotFoundError(f"data root '{folder}' is no folder: set `data` or ROLIB_DATA")
         return Path(folder)
     cache = Path(pooch.os_cache("rolib"))
     missing = [file.path for file in FILES if not (cache / file.path).is_file()]
     if missing:
-        found = f"{len(missing)} of {len(FILES)} data files are not in {cache}"
-        hint = f"run `{COMMAND}`, or set ROLIB_DATA to a mirror"
-        raise FileNotFoundError(f"{found} (the first is {missing[0]}): {hint}")
+        found = (
+            f"{len(missing)} of {len(FILES)} data files, such as {missing[0]}, are not in {cache}"
+        )
+        raise FileNotFoundError(f"{found}: run `{COMMAND}`, or set ROLIB_DATA to a mirror")
     return cache
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line: fetch and verify. An error is one line."""
     parser = argparse.ArgumentParser(COMMAND, description=__doc__, epilog=LICENCES)
-    cache = pooch.os_cache("rolib")
-    parser.add_argument("--root", type=Path, default=cache, help="folder (default: %(default)s)")
+    parser.add_argument("--root", type=Path, default=pooch.os_cache("rolib"), help="%(default)s")
     root = parser.parse_args(arguments).root
     print(LICENCES)
     try:

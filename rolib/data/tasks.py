@@ -18,6 +18,7 @@ import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from rolib.data import COMMAND
 from rolib.data import SAMPLE as SAMPLE
 from rolib.measures import TASKS
 
@@ -35,7 +36,7 @@ TAGS = {
 LAYOUTS = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_text(encoding="utf-8"))
 
 Row = dict[str, Any]
-Splits = dict[str, list[Row]]
+Parts = list[list[Row]]  # of train, validation and test
 
 
 class Review(BaseModel):
@@ -77,13 +78,11 @@ def task_source(name: str, data_root: Path | str) -> Source:
         raise ValueError(f"unknown task {name!r}: the tasks are {', '.join(TASKS)}")
     folder = Path(data_root) / TASKS[name].dataset
     layouts = LAYOUTS[TASKS[name].dataset]
-    present = [layout for layout in layouts if (folder / layout["files"][0]).is_file()]
-    layout = (present or layouts)[0]
+    layout = next((one for one in layouts if (folder / one["files"][0]).is_file()), layouts[0])
     source = Source(tuple(folder / file for file in layout["files"]), layout["note"])
     for file in source.files:
         if not file.is_file():
-            hint = "set ROLIB_DATA to a mirror, or run `python -m rolib.data.download`"
-            raise FileNotFoundError(f"{file} is missing: {hint}")
+            raise FileNotFoundError(f"{file} is missing: set ROLIB_DATA, or run `{COMMAND}`")
     return source
 
 
@@ -100,16 +99,16 @@ def load_task(name: str, data_root: Path | str) -> DatasetDict:
     """
     files = task_source(name, data_root).files
     task = TASKS[name]
-    splits = _READERS.get(task.dataset, _tagging)(name, files)
-    for split, rows in splits.items():
+    parts = dict(zip(SPLITS, _READERS.get(task.dataset, _tagging)(name, files), strict=True))
+    for split, rows in parts.items():
+        place = f"{task.dataset}: the {split} split of task {name}"
         if not rows:
-            fault = f"the {split} split of task {name} is empty, check the data root"
-            raise ValueError(f"{task.dataset}: {fault}")
+            raise ValueError(f"{place} is empty, check the data root")
         [(commonest, count)] = Counter(row["id"] for row in rows).most_common(1)
         if count > 1:
-            raise ValueError(f"{task.dataset}: id {commonest!r} is repeated in the {split} split")
-    features = _features(task.kind, list(chain(*splits.values())))
-    return DatasetDict({split: Dataset.from_list(rows, features) for split, rows in splits.items()})
+            raise ValueError(f"{place} repeats id {commonest!r}")
+    features = _features(task.kind, list(chain(*parts.values())))
+    return DatasetDict({split: Dataset.from_list(rows, features) for split, rows in parts.items()})
 
 
 def _features(kind: str, rows: list[Row]) -> Features:
@@ -119,47 +118,39 @@ def _features(kind: str, rows: list[Row]) -> Features:
         tags = {tag for row in rows for tag in row["labels"]}
         label = ClassLabel(names=sorted(tags, key=lambda tag: (tag != "O", tag)))
         return Features({"id": text, "tokens": List(text), "labels": List(label)})
-    label = Value("float32")
-    if kind == "classification":
-        label = ClassLabel(names=sorted({row["label"] for row in rows}))
+    labels = sorted({row["label"] for row in rows})
+    label = Value("float32") if kind == "regression" else ClassLabel(names=labels)
     return Features({"id": text, "text": text, "text_pair": text, "label": label})
 
 
-def _tagging(name: str, files: tuple[Path, ...]) -> Splits:
+def _tagging(name: str, files: tuple[Path, ...]) -> Parts:
     """RRT and RONEC."""
-    splits = {}
-    for split, file in zip(SPLITS, files, strict=True):
-        if file.suffix == ".json":
-            splits[split] = _json_sentences(file)
-        else:
-            splits[split] = _conllu_sentences(file, *TAGS[name])
+    if files[0].suffix == ".json":
+        return [_json_sentences(file) for file in files]
+    train, validation, test = [_conllu_sentences(file, *TAGS[name]) for file in files]
     if files[0].suffix == ".zip":  # the archive of RONEC v1 holds dev and test too
-        splits["train"] = _without(splits["train"], splits["validation"] + splits["test"])
-    return splits
+        train = _without(train, validation + test)
+    return [train, validation, test]
 
 
-def _laroseda(name: str, files: tuple[Path, ...]) -> Splits:
+def _laroseda(name: str, files: tuple[Path, ...]) -> Parts:
     """LaRoSeDa, with stars as labels, or with the polarity for SAPN."""
     *others, test = [_json(file, Reviews)["reviews"] for file in files]
-    train = list(chain(*others))
-    if len(others) == 2:  # the two files of all reviews, not the official train file
-        train = _without(train, test)
-    splits = _deal(train, ["validation"] + ["train"] * 9) | {"test": test}
+    reviews = _without(list(chain(*others)), test)  # the files of all reviews hold test too
+    train, validation, _ = _deal(reviews, [1] + [0] * 9)
     if name == "sapn":
-        for row in train + test:
+        for row in reviews + test:
             row["label"] = "negative" if row["label"] in "12" else "positive"
-    return splits
+    return [train, validation, test]
 
 
-def _moroco(name: str, files: tuple[Path, ...]) -> Splits:
+def _moroco(name: str, files: tuple[Path, ...]) -> Parts:
     """MOROCO: the official splits, or the VarDial fold dealt into three splits."""
     half = len(files) // 2
     official = half == len(SPLITS)
     pairs = zip(files[:half], files[half:], strict=True)
     parts = [_dialect_rows(texts, labels, official) for texts, labels in pairs]
-    if official:
-        return dict(zip(SPLITS, parts, strict=True))
-    return _deal(parts[0], ["test"] * 2 + ["validation"] + ["train"] * 7)
+    return parts if official else _deal(parts[0], [2, 2, 1, 0, 0, 0, 0, 0, 0, 0])
 
 
 def _dialect_rows(texts: Path, labels: Path, with_ids: bool) -> list[Row]:
@@ -175,16 +166,16 @@ def _dialect_rows(texts: Path, labels: Path, with_ids: bool) -> list[Row]:
     return [row | {"label": dialects[row["id"]]} for row in rows]
 
 
-def _ro_sts(name: str, files: tuple[Path, ...]) -> Splits:
+def _ro_sts(name: str, files: tuple[Path, ...]) -> Parts:
     """RO-STS. Quotation marks are text there, so no CSV reader can be used."""
     score, sentence = r"[0-4](\.\d+)?|5(\.0+)?", r"[^\t]*[^\t\s][^\t]*"
     pattern = rf"(?P<label>{score})\t(?P<text>{sentence})\t(?P<text_pair>{sentence})"
     expected = "a score from 0 to 5 and two sentences, separated by tabs"
-    splits = {}
+    parts = []
     for split, file in zip(SPLITS, files, strict=True):
         rows = _line_rows(file, pattern, expected, f"{split}-")
-        splits[split] = [row | {"label": float(row["label"])} for row in rows]
-    return splits
+        parts.append([row | {"label": float(row["label"])} for row in rows])
+    return parts
 
 
 _READERS = {"LaRoSeDa": _laroseda, "MOROCO": _moroco, "RO-STS": _ro_sts}  # others: _tagging
@@ -213,14 +204,13 @@ def _conllu_sentences(path: Path, column: int, pattern: str, expected: str) -> l
             # RONEC v1 has byte order marks in some words.
             token = fields[1].strip("\ufeff") if len(fields) == width else ""
             _expect(numbered and token, where, columns, line)
-            if not fields[0].isdigit():
-                continue  # a multi-word token or an empty node
+            label = fields[column]
             # The second half of a wrongly split word (goeswith in UD) can lack lemma and XPOS.
             second_half = column == 4 and fields[2] == fields[4] == "_" and row["tokens"]
-            label = fields[column]
-            _expect(second_half or re.fullmatch(pattern, label), where, expected, label)
-            row["tokens"].append(token)
-            row["labels"].append(label)
+            if fields[0].isdigit():  # else a multi-word token or an empty node
+                _expect(second_half or re.fullmatch(pattern, label), where, expected, label)
+                row["tokens"].append(token)
+                row["labels"].append(label)
     return [row for row in rows if row["tokens"]]
 
 
@@ -239,13 +229,13 @@ def _without(rows: list[Row], held_out: list[Row]) -> list[Row]:
     return [row for row in rows if row["id"] not in ids]
 
 
-def _deal(rows: list[Row], homes: list[str]) -> Splits:
-    """The rows dealt into splits; `homes` names the split of each of the ten tenths."""
+def _deal(rows: list[Row], homes: list[int]) -> Parts:
+    """The rows dealt into the splits; `homes` holds for each tenth the number of its split."""
     texts = [row["text"] + "\n" + row["text_pair"] for row in rows]
-    splits: Splits = {split: [] for split in SPLITS}
+    parts: Parts = [[], [], []]
     for row, tenth in zip(rows, _deal_tenths(texts, [row["label"] for row in rows]), strict=True):
-        splits[homes[tenth]].append(row)
-    return splits
+        parts[homes[tenth]].append(row)
+    return parts
 
 
 def _deal_tenths(texts: list[str], labels: list[str]) -> list[int]:
@@ -290,17 +280,15 @@ def _text(path: Path) -> str:
         file = zipfile.Path(path, "ronec_iob.conllup") if path.suffix == ".zip" else path
         return file.read_bytes().decode()
     except (UnicodeDecodeError, FileNotFoundError, zipfile.BadZipFile) as error:
-        hint = "delete it and run `python -m rolib.data.download`"
-        raise ValueError(f"{path} is damaged ({error}): {hint}") from error
+        raise ValueError(f"{path} is damaged ({error}): delete it and run `{COMMAND}`") from error
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file, cut at newlines only.
+    """The lines of a file, cut at newlines only; an empty file has one empty line.
 
     str.splitlines would also cut inside texts, at U+2028 and similar characters.
     """
-    lines = _text(path).split("\n")
-    return lines if lines[-1] else lines[:-1]
+    return _text(path).removesuffix("\n").split("\n")
 
 
 def _json(path: Path, kind: Any) -> Any:
