@@ -5,6 +5,7 @@ files. Where only the git blob id of a file is known, that is its checksum; else
 """
 
 import argparse
+import csv
 import hashlib
 import os
 import sys
@@ -27,8 +28,8 @@ class UpstreamFile(NamedTuple):
     checksum: str
 
 
-_ROWS = Path(__file__).with_name("upstream.csv").read_text(encoding="utf-8").splitlines()[1:]
-FILES = tuple(UpstreamFile(*row.split(",")) for row in _ROWS)
+with open(Path(__file__).with_name("upstream.csv"), encoding="utf-8", newline="") as _table:
+    FILES = tuple(UpstreamFile(**row) for row in csv.DictReader(_table))
 
 
 def checksum(path: Path | str, algorithm: str) -> str:
