@@ -93,9 +93,7 @@ def data_root(setting: Path | str) -> Path:
     cache = Path(pooch.os_cache("rolib"))
     missing = [file.path for file in FILES if not (cache / file.path).is_file()]
     if missing:
-        found = (
-            f"{len(missing)} of {len(FILES)} data files, such as {missing[0]}, are not in {cache}"
-        )
+        found = f"{len(missing)} of {len(FILES)} data files are missing ({cache / missing[0]}, ...)"
         raise FileNotFoundError(f"{found}: run `{COMMAND}`, or set ROLIB_DATA to a mirror")
     return cache
 
