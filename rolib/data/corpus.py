@@ -143,7 +143,8 @@ def load_corpus(config: TrainingConfig, data_root: Path) -> DatasetDict:
     texts = texts.map(_clean, batched=True, num_proc=_workers(texts), desc="documents")
     chosen = _choose(texts, config.words_per_source, config.data_seed)
     if len(chosen) < 2:
-        raise ValueError(f"corpus {config.corpus}: {len(chosen)} documents, at least 2 are needed")
+        problem = f"corpus {config.corpus}: {len(chosen)} documents, at least 2 are needed"
+        raise ValueError(f"{problem}: separate documents by blank lines")
     texts = texts.select(chosen).select_columns("text")
     held_out = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(texts))))
     split = texts.train_test_split(test_size=held_out, seed=config.data_seed)
