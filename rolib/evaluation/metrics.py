@@ -128,6 +128,7 @@ def correlation_scorer(examples: np.ndarray, gold: ArrayLike, predicted: ArrayLi
     members = [counts(group, examples, (group.max() + 1, examples.max() + 1)) for group in groups]
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
+        """At weights (examples, R)."""
         units, gaps = weights[examples], []
         for group, member in zip(groups, members, strict=True):
             sizes = member @ weights
@@ -150,6 +151,7 @@ def pearson_scorer(examples: np.ndarray, gold: ArrayLike, predicted: ArrayLike) 
     moments = np.stack([np.bincount(examples, weights=term) for term in terms])
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
+        """At weights (examples, R)."""
         totals = moments @ weights
         units, sums, squares, cross = totals[0], totals[1:3], totals[3:5], totals[5]
         spread = squares - sums**2 / units
