@@ -31,6 +31,7 @@ Variants = Annotated[dict[Name, dict], Field(min_length=1)]
 Weighting = Literal["fixed", "confidence"]
 Strategy = Literal["lift", "intersection", "uld", "none"]
 States = Literal["pieces", "words", "first"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class ConfigError(ValueError):
@@ -45,6 +46,7 @@ class Config(BaseModel):
     profile: Name = Field(description="results lie in runs/<profile>")
     seed: Size = Field(description="the source of all randomness but the choice of documents")
     data: str = Field(description='"sample", "real" ($ROLIB_DATA, or the download), or a folder')
+    precision: Precision = Field(description="of matrix products; auto: bf16 where it is faster")
 
     @property
     def folder(self) -> Path:
@@ -135,6 +137,7 @@ class StudentConfig(TrainingConfig):
     alpha_cos: Weight = Field(description="weight of the hidden states, 1 - cos")
     temperature: Positive = Field(description="T, softens both distributions")
     soft_targets: Literal["all", "masked"] = Field(description="tokens with soft targets")
+    cached_pieces: Size = Field(0, description="teachers' best pieces to store; 0: no cache")
     freeze_positions: bool = Field(description="keep the position embeddings of the start")
 
     @property

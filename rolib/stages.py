@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from datasets import DatasetDict
 from transformers import AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
 from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -24,7 +25,6 @@ from rolib.distillation.masking import MaskingCollator
 from rolib.distillation.objective import Objective, Teacher
 from rolib.evaluation.finetune import finetune
 from rolib.profiles import check_depth, check_positions
-from rolib.training import make_accelerator
 
 PLATEAU_MARGIN = 1.0  # nats below the frequency baseline at which a model has left the plateau
 OnRecord = Callable[[dict], None]
@@ -113,7 +113,7 @@ def leave_plateau(
     it beats random weights on the measures, is `evaluate_model` of both (notebook 01).
     """
     collator = MaskingCollator([tokenizer], config.mask_share, config.seed)
-    model = models.MaskedLM(teacher).to(make_accelerator().device)
+    model = models.MaskedLM(teacher).to(Accelerator().device)
     gate = loop.held_out_losses(model, Objective(config), blocks["held_out"], collator)
     teacher.cpu()
     gate["frequency_baseline"] = frequency_baseline(blocks, tokenizer, collator)

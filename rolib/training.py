@@ -4,29 +4,33 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
+CPU_BF16_WIDTH = 256  # narrower models gain nothing from bf16 on a CPU: see LOG.md
 BATCHES_A_POOL = 50  # examples are sorted by length within pools of so many batches
 
 
 def has_bf16() -> bool:
-    """True on a GPU with bf16 of its own.
+    """True where the hardware multiplies bf16 matrices itself.
 
-    Older GPUs emulate it, and most CPUs have it many times slower than float32.
+    Older GPUs emulate it, and older CPUs have it many times slower than float32.
     """
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def make_accelerator() -> Accelerator:
-    """An Accelerator that trains in bf16 where the GPU has it, in float32 elsewhere."""
-    return Accelerator(mixed_precision="bf16" if has_bf16() else "no")
+def choose_precision(precision: str, hidden_size: int) -> torch.dtype:
+    """The type in which matrices are multiplied: the parameter, or for "auto" the faster one."""
+    gains = has_bf16() and (torch.cuda.is_available() or hidden_size >= CPU_BF16_WIDTH)
+    if precision == "bfloat16" or (precision == "auto" and gains):
+        return torch.bfloat16
+    return torch.float32
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """The precision of `make_accelerator`, for a model that it did not prepare."""
-    enabled = device.type == "cuda" and has_bf16()
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """The context in which matrices are multiplied in a precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

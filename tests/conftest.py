@@ -118,6 +118,7 @@ RECIPE = {
     "profile": "toy",
     "seed": 1,
     "data": "sample",
+    "precision": "float32",
     "corpus": "data",
     "corpus_revision": "",
     "data_seed": 1,

@@ -1,5 +1,7 @@
 """The terms of a loss for one batch, as several test files need them."""
 
+import torch
+
 from rolib.distillation.masking import add_positions
 from rolib.distillation.objective import Objective
 
@@ -7,7 +9,7 @@ from rolib.distillation.objective import Objective
 def counts_of(batch, teachers, config):
     """The number of places of each term, by name."""
     objective = Objective(config, teachers)
-    add_positions(batch, objective.soft_targets)
+    add_positions(batch, objective.soft_targets, objective.states)
     names = [term.name for term in objective.terms]
     return dict(zip(names, objective.counts(batch), strict=True))
 
@@ -15,7 +17,8 @@ def counts_of(batch, teachers, config):
 def terms_of(student, teachers, batch, config):
     """The mean of each term over its places, by name."""
     counts = counts_of(batch, teachers, config)
-    sums = Objective(config, teachers).sums(student, batch)
+    weights = torch.zeros(len(counts), dtype=next(student.parameters()).dtype)
+    _, sums = Objective(config, teachers).loss(student, batch, weights)
     means = [total / max(1, count) for total, count in zip(sums, counts.values(), strict=True)]
     return dict(zip(counts, means, strict=True))
 

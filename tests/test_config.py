@@ -372,6 +372,7 @@ def test_from_notebook_reads_the_parameters_alone(notebook):
             "profile": "tiny",
             "seed": 1,
             "data": "sample",
+            "precision": "float32",
             "sequence_length": 32,
             "batch_sizes": [1, 2],
         },

@@ -49,6 +49,7 @@ def config(task, **changes):
         "profile": "toy",
         "seed": 1,
         "data": "sample",
+        "precision": "float32",
         "model": "bert",
         "tasks": [task],
         "seeds": [1],

@@ -65,9 +65,8 @@ def world(_toy_tokenizer, lower_tokenizer, toy_documents, toy_bert, student_conf
         texts = Dataset.from_dict({"text": toy_documents[:20]})
         blocks = build_blocks(texts, tokenizers, 24)
         collator = MaskingCollator(tokenizers, 0.4, 1, objective.soft_targets)
-        collator.epoch = 2
         parts = (range(6), range(6, 9))
-        return student, objective, [collator([blocks[i] for i in part]) for part in parts]
+        return student, objective, [collator([blocks[i] for i in part], 2) for part in parts]
 
     return make
 
@@ -83,9 +82,9 @@ def test_losses_and_gradients_are_those_of_the_older_step(case, world):
     counts = torch.tensor([objective.counts(batch) for batch in micro_batches]).sum(0).clamp(min=1)
     means = torch.zeros_like(alphas)
     for batch in micro_batches:
-        part = objective.sums(student, batch) / counts
-        (alphas * part).sum().backward()
-        means += part.detach()
+        loss, sums = objective.loss(student, batch, alphas / counts)
+        loss.backward()
+        means += sums / counts
 
     expected = REFERENCE[case]
     found = dict(zip([term.name for term in objective.terms], means.tolist(), strict=True))
@@ -103,17 +102,19 @@ def test_losses_and_gradients_are_those_of_the_older_step(case, world):
 
 
 def test_cross_entropy_sees_labelled_rows_only(world, monkeypatch):
-    from rolib.distillation import losses
+    from rolib.distillation import objective as module
 
-    student, objective, micro_batches = world("one teacher, all tokens")
-    rows = []
-    whole = losses.mlm_loss
-    monkeypatch.setattr(
-        losses, "mlm_loss", lambda logits, *rest: rows.append(len(logits)) or whole(logits, *rest)
-    )
-    objective.sums(student, micro_batches[0])
-    view = micro_batches[0][0]
-    assert rows == [len(view["masked"])] and rows[0] < len(view["tokens"]) / 2
+    student, objective, [batch, _] = world("one teacher, all tokens")
+    rows, whole = [], module.vocabulary_loss
+
+    def spy(head, decoder, labels, *rest):
+        rows.append((len(head), len(labels)))
+        return whole(head, decoder, labels, *rest)
+
+    monkeypatch.setattr(module, "vocabulary_loss", spy)
+    objective.loss(student, batch, torch.ones(len(objective.terms)))
+    view = batch[0]
+    assert rows == [(len(view["tokens"]), len(view["masked"]))] and 2 * rows[0][1] < rows[0][0]
 
 
 def test_terms_say_what_they_are_a_mean_over(world):
@@ -122,7 +123,7 @@ def test_terms_say_what_they_are_a_mean_over(world):
     assert terms == {
         "ce": (5.0, "soft", 0),
         "mlm": (2.0, "masked", 0),
-        "cos": (1.0 * 0.5 / 0.8, "tokens", 0),
+        "cos": (1.0 * 0.5 / 0.8, "compared", 0),
         "cos_lower": (1.0 * 0.3 / 0.8, "words", 0),
         "coverage_lower": (0.0, "masked_words", 0),
         "mass_lower": (0.0, "soft", 1),

@@ -38,15 +38,15 @@ def word_numbers(word_ids: Tensor) -> tuple[Tensor, Tensor]:
     return numbers, torch.bincount(numbers[numbers >= 0])
 
 
-def pool_words(hidden: Tensor, word_ids: Tensor) -> Tensor:
-    """Word states (W, H): the mean of the states of each word's pieces.
+def pool_words(states: Tensor, numbers: Tensor, words: int) -> Tensor:
+    """Word states (words, H): the mean of the states of each word's pieces.
 
-    hidden: (B, L, H); word_ids: (B, L), -1 at special and padding pieces.
+    states: (S, H) of pieces; numbers: (S,), the word of each piece, `words` for a piece of no word.
     """
-    numbers, counts = word_numbers(word_ids)
-    inside = numbers >= 0
-    sums = hidden.new_zeros(len(counts), hidden.shape[-1])
-    return sums.index_add(0, numbers[inside], hidden[inside]) / counts[:, None]
+    sums = states.new_zeros(words + 1, states.shape[-1]).index_add(0, numbers, states)
+    ones = states.new_ones(len(states))
+    counts = states.new_zeros(words + 1).index_add(0, numbers, ones)
+    return (sums / counts.clamp(min=1)[:, None])[:words]
 
 
 def shared_positions(word_ids: Tensor, other_word_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,14 +6,15 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from datasets import Dataset, DatasetDict
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers import get_linear_schedule_with_warmup as linear_schedule
@@ -23,10 +24,11 @@ from rolib.distillation.masking import MaskingCollator, View
 from rolib.distillation.models import MaskedLM
 from rolib.distillation.objective import Objective, Teacher
 from rolib.runs import append_metrics, progress, read_metrics, write_text
-from rolib.training import length_batches, make_accelerator, parameter_groups
+from rolib.training import choose_precision, length_batches, parameter_groups
 
 # DistilBERT's recipe.
 ADAM_BETAS, ADAM_EPSILON, CLIP_NORM = (0.9, 0.98), 1e-6, 5.0
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -34,26 +36,42 @@ def held_out_losses(
     student: MaskedLM, objective: Objective, blocks: Dataset, collator: MaskingCollator
 ) -> dict[str, float]:
     """The mean of each term over the held-out blocks, always under the masks of epoch 0."""
-    training, device, collator.epoch = student.training, student.model.device, 0
+    training, device = student.training, student.model.device
     student.eval()
     config = objective.config
     order = length_batches(blocks["length"][:], config.batch_size, config.seed, epoch=0)
-    sums = torch.zeros(len(objective.terms), dtype=torch.float64)
+    sums = torch.zeros(len(objective.terms), dtype=torch.float64, device=device)
+    weights = sums.float()  # of a loss that nobody reads
     counts = torch.zeros(len(objective.terms), dtype=torch.int64)
-    for batch in load(blocks, order, collator):
+    for batch in in_background(load(blocks, numbers, collator, 0) for numbers in order):
         counts += torch.tensor(objective.counts(batch))
-        sums += objective.sums(student, send_to_device(batch, device)).cpu()
+        batch = send_to_device(batch, device, non_blocking=True)
+        sums += objective.loss(student, batch, weights)[1]
     student.train(training)
-    means = (sums / counts.clamp(min=1)).tolist()
+    means = (sums.cpu() / counts.clamp(min=1)).tolist()
     names = [f"held_out_{term.name}" for term in objective.terms]
     return dict(zip(names, means, strict=True))
 
 
-def load(blocks: Dataset, batches: list[list[int]], collator: MaskingCollator) -> DataLoader:
-    """The collated batches, given as lists of block numbers."""
-    # A generator of its own: else each DataLoader would draw from the one that dropout uses.
-    generator = torch.Generator()
-    return DataLoader(blocks, batch_sampler=batches, collate_fn=collator, generator=generator)
+def load(
+    blocks: Dataset, numbers: list[int], collator: MaskingCollator, epoch: int
+) -> list[View]:
+    """The batch of the blocks of these numbers; in pinned memory where a GPU will read it."""
+    batch = collator(blocks.__getitems__(numbers), epoch)
+    if torch.cuda.is_available():
+        for view in batch:
+            tensors = {name: value for name, value in view.items() if torch.is_tensor(value)}
+            view |= {name: value.pin_memory() for name, value in tensors.items()}
+    return batch
+
+
+def in_background(items: Iterator[T]) -> Iterator[T]:
+    """Yield the items; the next one is made in a thread while the caller works on this one."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def step_batches(
@@ -82,8 +100,7 @@ def step_batches(
 
     for epoch, batches in islice(steps(), first, config.steps):
         mine = batches[accelerator.process_index :: accelerator.num_processes]
-        collator.epoch = epoch  # set for every step, since the held-out loss sets it to 0
-        yield list(load(blocks, mine, collator))
+        yield [load(blocks, numbers, collator, epoch) for numbers in mine]
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
@@ -132,12 +149,14 @@ def train(
     finite.
     """
     # Step 1: all randomness comes from the seed. Each process draws dropout masks of its own.
-    accelerator = make_accelerator()
+    accelerator = Accelerator()
     set_seed(config.seed, device_specific=True)
     device, is_main = accelerator.device, accelerator.is_main_process
-    objective = Objective(config, teachers)
+    precision = choose_precision(config.precision, student.config.hidden_size)
+    objective = Objective(config, teachers, precision)
     alphas = torch.tensor([term.alpha for term in objective.terms], device=device)
-    collator = MaskingCollator(tokenizers, config.mask_share, config.seed, objective.soft_targets)
+    kept = objective.soft_targets, objective.states
+    collator = MaskingCollator(tokenizers, config.mask_share, config.seed, *kept)
 
     # Step 2: optimizer and schedule. Accelerate would step a prepared schedule once per process.
     if isinstance(config, StudentConfig) and config.freeze_positions:
@@ -153,12 +172,12 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule)
     for teacher in teachers:
-        teacher.place(device)  # not prepared: Accelerate would put it into every checkpoint
+        teacher.place(device, precision)  # not prepared: Accelerate would put it into every checkpoint
 
     # Step 3: continue from a checkpoint.
     done = resume(accelerator, folder)
     model.train()
-    steps = step_batches(blocks["train"], collator, config, accelerator, first=done)
+    steps = in_background(step_batches(blocks["train"], collator, config, accelerator, done))
     name = folder.name.strip(".")
     bar = progress(steps, total=config.steps, initial=done, desc=name, disable=not is_main)
     totals, tokens, logged = torch.zeros_like(alphas), 0, done
@@ -170,15 +189,15 @@ def train(
         counts = accelerator.reduce(places.to(device)).clamp(min=1)
 
         # Step 5: forward and backward, L = sum of alpha_k * S_k / n_k.
+        # DDP averages gradients over processes; the counts already span all of them.
+        weights = alphas / counts * accelerator.num_processes
         for i, batch in enumerate(micro_batches):
             batch = send_to_device(batch, device, non_blocking=True)
             last = i == len(micro_batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                means = objective.sums(model, batch) / counts
-                loss = (alphas * means).sum()
-                # DDP averages gradients over processes; the counts already span all of them.
-                accelerator.backward(loss * accelerator.num_processes)
-            totals = totals + means.detach()
+                loss, sums = objective.loss(model, batch, weights)
+                accelerator.backward(loss)
+            totals = totals + sums / counts
 
         # Step 6: update.
         accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)

@@ -4,6 +4,7 @@ Devlin et al. 2019; whole words: the BERT repository, May 2019.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from rolib.distillation.losses import IGNORE
 
 Array = np.ndarray
 Draw = Callable[[int], Array]  # n -> n random pieces
-View = dict[str, Tensor]  # a batch in the pieces of one tokenizer; see MaskingCollator
+View = dict[str, Any]  # a batch in the pieces of one tokenizer; see MaskingCollator
 
 
 def choose_words(words: int, rng: np.random.Generator, mask_share: float) -> Array:
@@ -58,32 +59,44 @@ def positions(mask: Tensor) -> Tensor:
     return mask.flatten().nonzero()[:, 0]
 
 
-def soft_mask(view: View, soft_targets: str) -> Tensor:
-    """(B, L) bool: the pieces of a view whose teacher distributions are wanted."""
-    return view["attention_mask"] == 1 if soft_targets == "all" else view["labels"] != IGNORE
-
-
-def add_positions(views: list[View], soft_targets: str) -> None:
+def add_positions(views: list[View], soft_targets: str, states: str) -> None:
     """Add to the views the positions that the terms of a loss need, in the flattened batch.
 
-    Of each view: soft, the pieces whose soft targets are matched (of a further view only those that
-    are a whole word in both views).
-    Of the first view: tokens (all but padding), masked, words and masked_words (the first pieces of
-    words), and labelled: the rows of `soft` that have a label.
-    Of a further view: soft_rows, the rows of the first view's `soft` that `soft` belongs to, and
-    covered, the masked words that are one piece in both views.
+    soft_targets, states: the tokens that are compared with the teachers, "all" or "masked".
+    Of each view: compared, the pieces whose states are compared, and numbers, the word of each
+    (the number of words for a piece of no word).
+    Also words, the first pieces of the compared words; soft, the pieces whose soft targets are
+    matched (of the first view the masked ones come first, of a further view there are those that
+    are a whole word in both); soft_rows, their rows in the first view's `soft`, ascending; the same
+    as soft_rows_host, which stays on the CPU.
+    Of the first view: tokens (all but padding), masked, masked_words (first pieces of words).
+    Of a further view: covered, the masked words that are one piece in both views.
     """
     first = views[0]
-    soft, starts = soft_mask(first, soft_targets), word_starts(first["word_ids"])
-    masked = first["labels"] != IGNORE
-    first["soft"], first["labelled"] = positions(soft), positions(masked[soft])
-    first["tokens"], first["masked"] = positions(first["attention_mask"] == 1), positions(masked)
-    first["words"], first["masked_words"] = positions(starts), positions(masked & starts)
+    masked, tokens = first["labels"] != IGNORE, first["attention_mask"] == 1
+    first["tokens"], first["masked"] = positions(tokens), positions(masked)
+    first["masked_words"] = positions(masked & word_starts(first["word_ids"]))
+    first["soft"] = first["masked"]
+    if soft_targets == "all":
+        first["soft"] = torch.cat([first["masked"], positions(tokens & ~masked)])
+    first["soft_rows"] = torch.arange(len(first["soft"]))
+    for view in views:
+        compared = view["labels"] != IGNORE if states == "masked" else view["attention_mask"] == 1
+        starts = positions(compared & word_starts(view["word_ids"]))
+        view["compared"] = positions(compared)
+        numbers = torch.searchsorted(starts, view["compared"], right=True) - 1
+        inside = view["word_ids"].flatten()[view["compared"]] >= 0
+        view["words"], view["numbers"] = starts, torch.where(inside, numbers, len(starts))
+    row = torch.full_like(first["labels"].flatten(), -1)
+    row[first["soft"]] = first["soft_rows"]
     for view in views[1:]:
         in_first, in_own = shared_positions(first["word_ids"], view["word_ids"])
-        view["soft"] = positions(in_own & soft_mask(view, soft_targets))
-        view["soft_rows"] = positions(in_first[soft])
+        rows, order = row[positions(in_first)].sort()
+        order = order[rows >= 0]
+        view["soft"], view["soft_rows"] = positions(in_own)[order], rows[rows >= 0]
         view["covered"] = positions(in_first & masked)
+    for view in views:
+        view["soft_rows_host"] = view["soft_rows"].numpy()
 
 
 class MaskingCollator:
@@ -101,28 +114,29 @@ class MaskingCollator:
         mask_share: float,
         seed: int,
         soft_targets: str = "masked",
+        states: str = "all",
     ):
-        """soft_targets: the tokens whose teacher distribution is matched, "all" or "masked"."""
+        """soft_targets, states: the tokens that are compared with teachers, "all" or "masked"."""
         self.tokenizers, self.mask_share, self.seed = tokenizers, mask_share, seed
-        self.soft_targets, self.epoch = soft_targets, 0
+        self.soft_targets, self.states = soft_targets, states
         first = tokenizers[0]
         self.plain_ids = np.setdiff1d(np.arange(len(first)), first.all_special_ids)
 
-    def __call__(self, blocks: list[dict]) -> list[View]:
+    def __call__(self, blocks: list[dict], epoch: int = 0) -> list[View]:
         """The views of a batch, the student's first. blocks: index; input_ids, word_ids by view.
 
         Each view has input_ids, attention_mask, labels and word_ids (-1 at special and padding
         pieces), (B, L), and the positions of `add_positions`.
         """
-        views = [self.pad_and_mask(blocks, number) for number in range(len(self.tokenizers))]
-        add_positions(views, self.soft_targets)
+        views = [self.pad_and_mask(blocks, view, epoch) for view in range(len(self.tokenizers))]
+        add_positions(views, self.soft_targets, self.states)
         return views
 
     def pieces_from(self, rng: np.random.Generator) -> Draw:
         """A function that draws n random pieces."""
         return lambda count: rng.choice(self.plain_ids, count)
 
-    def pad_and_mask(self, blocks: list[dict], number: int) -> View:
+    def pad_and_mask(self, blocks: list[dict], number: int, epoch: int) -> View:
         """The tensors (B, L) of one view."""
         tokenizer = self.tokenizers[number]
         shape = len(blocks), max(len(block["input_ids"][number]) for block in blocks)
@@ -130,7 +144,7 @@ class MaskingCollator:
         fill |= {"labels": IGNORE, "word_ids": -1}
         batch = {name: np.full(shape, value) for name, value in fill.items()}
         for row, block in enumerate(blocks):
-            rng = np.random.default_rng([self.seed, self.epoch, block["index"]])
+            rng = np.random.default_rng([self.seed, epoch, block["index"]])
             ids = np.asarray(block["input_ids"][number])
             words = np.asarray(block["word_ids"][number])
             decisions = choose_words(words.max() + 1, rng, self.mask_share)

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -253,8 +254,17 @@ def init_student(teacher: BertForMaskedLM, num_layers: int) -> DistilBertForMask
     return student
 
 
+class Encoded(NamedTuple):
+    """What a `MaskedLM` computes. The logits of head states h are decoder(h)."""
+
+    head: Tensor  # (N, H) the states that the decoder reads, at the rows that want logits
+    decoder: nn.Linear  # H -> V
+    states: Tensor  # (S, H) the last hidden states that are compared
+    mapped: list[Tensor]  # these states through each map, (S, width)
+
+
 class MaskedLM(nn.Module):
-    """A BERT or DistilBERT that computes vocabulary logits only at the chosen positions.
+    """A BERT or DistilBERT that works on the vocabulary only at the chosen positions.
 
     The vocabulary is a third to a half of a step's work, and most positions need no logits.
     """
@@ -268,19 +278,21 @@ class MaskedLM(nn.Module):
             nn.init.eye_(parameter)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Logits (N, V) at `rows`, states (B, L, H), and the states through each map.
+        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, compared: Tensor
+    ) -> Encoded:
+        """input_ids, attention_mask: (B, L).
 
-        input_ids, attention_mask: (B, L); rows: (N,) positions in the flattened batch (B * L,).
+        rows (N,) that want logits and compared (S,): positions in the flattened batch (B * L,).
         """
         encoded = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask)
-        states = encoded.last_hidden_state
-        mapped, chosen = [linear(states) for linear in self.maps], states.flatten(0, 1)[rows]
+        every = encoded.last_hidden_state.flatten(0, 1)
+        head, states = every.index_select(0, rows), every.index_select(0, compared)
+        mapped = [linear(states) for linear in self.maps]
         if self.model.config.model_type == "bert":
-            return self.model.cls(chosen), states, mapped
-        chosen = self.model.activation(self.model.vocab_transform(chosen))
-        return self.model.vocab_projector(self.model.vocab_layer_norm(chosen)), states, mapped
+            predictions = self.model.cls.predictions
+            return Encoded(predictions.transform(head), predictions.decoder, states, mapped)
+        head = self.model.vocab_layer_norm(self.model.activation(self.model.vocab_transform(head)))
+        return Encoded(head, self.model.vocab_projector, states, mapped)
 
 
 def count_parameters(model: nn.Module) -> int:

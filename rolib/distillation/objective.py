@@ -7,10 +7,12 @@ number of these places in the whole optimizer step, over all micro-batches and p
 collator lists the places of a batch on the CPU, so n_k is known before any forward pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,10 +20,12 @@ from rolib.config import StudentConfig, TrainingConfig
 from rolib.distillation import losses
 from rolib.distillation.alignment import Projection, pool_words
 from rolib.distillation.masking import View
-from rolib.distillation.models import MaskedLM
+from rolib.distillation.models import Encoded, MaskedLM
+from rolib.distillation.vocabulary import Target, soften, vocabulary_loss
 from rolib.training import autocast
 
-Outputs = tuple[Tensor, Tensor]  # a teacher's logits and its last hidden states
+ABSENT = -1e4  # the logit of a piece that a cache did not keep; -inf would make 0 * -inf = NaN
+TINY = torch.finfo(torch.float32).tiny
 
 
 class Term(NamedTuple):
@@ -47,15 +51,27 @@ class Teacher:
     view: int = 0  # the number of the tokenizer it reads with; 0 is the student's
     projection: Projection | None = None  # for a teacher with another vocabulary
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: torch.device, precision: torch.dtype = torch.float32) -> None:
         """Freeze the model; move it and the projection to a device."""
-        self.model.eval().requires_grad_(False).to(device)
+        self.model.eval().requires_grad_(False).to(device, precision)
         if self.projection:
             self.projection.to(device)
 
 
+class Answer(NamedTuple):
+    """What a teacher says of a batch."""
+
+    logits: Callable[[slice], Tensor]  # rows of its soft pieces -> their float32 logits (m, U)
+    states: Tensor  # (S, H) of its compared pieces
+
+
+def spread(logits: Tensor, pieces: Tensor, size: int) -> Tensor:
+    """Logits (m, size) from those of some pieces (m, k); the other pieces have no probability."""
+    return logits.new_full((len(logits), size), ABSENT).scatter_(1, pieces, logits)
+
+
 class Objective:
-    """The terms of a run, and their sums over a batch.
+    """The terms of a run, and the loss of a batch.
 
     Terms: ce (soft targets of all teachers), mlm (masked words), cos (states of the first teacher)
     and cos_<name> (of a further one). Without a teacher mlm is the only one. Only logged, for each
@@ -64,22 +80,32 @@ class Objective:
     counterpart in the student's vocabulary.
     """
 
-    def __init__(self, config: TrainingConfig, teachers: Sequence[Teacher] = ()):
+    def __init__(
+        self,
+        config: TrainingConfig,
+        teachers: Sequence[Teacher] = (),
+        precision: torch.dtype = torch.float32,
+    ):
         self.config = cast(StudentConfig, config)  # read where there are teachers only
-        self.teachers, self.compared = list(teachers), list(teachers)
-        self.soft_targets, self.terms = "masked", [Term("mlm", 1.0, "masked")]
+        self.precision, self.teachers, self.compared = precision, list(teachers), list(teachers)
+        self.soft_targets, self.states = "masked", "masked"
+        self.terms = [Term("mlm", 1.0, "masked")]
         if teachers:
-            if self.config.alpha_ce:
-                self.soft_targets = self.config.soft_targets
             if self.config.hidden_states == "first":
                 self.compared = self.teachers[:1]
+            if not self.config.alpha_cos:
+                self.compared = []
+            if self.config.alpha_ce:
+                self.soft_targets = self.config.soft_targets
+            if not self.config.cached_pieces:
+                self.states = "all"
             self.terms = [term for term in self._losses() if term.alpha] + self._measures()
 
     def _losses(self) -> list[Term]:
         config, total = self.config, sum(teacher.weight for teacher in self.compared)
         terms = [Term("ce", config.alpha_ce, "soft"), Term("mlm", config.alpha_mlm, "masked")]
         for teacher in self.compared:
-            places = "tokens" if self.by_piece(teacher) else "words"
+            places = "compared" if self.by_piece(teacher) else "words"
             alpha = config.alpha_cos * teacher.weight / total
             terms.append(Term(self.cosine_name(teacher), alpha, places))
         return terms
@@ -103,89 +129,122 @@ class Objective:
     @property
     def mapped(self) -> list[Teacher]:
         """The teachers whose states are compared through a trainable map: all but the first."""
-        return self.compared[1:] if self.teachers and self.config.alpha_cos else []
+        return self.compared[1:]
 
     def counts(self, batch: Sequence[View]) -> list[int]:
         """The number of places of each term in a batch of `MaskingCollator`."""
         return [term.count(batch) for term in self.terms]
 
-    def sums(self, student: nn.Module, batch: Sequence[View]) -> Tensor:
-        """The sum of each term over its places in a batch, (terms,)."""
-        view, sums = batch[0], {}
-        logits, states, mapped = student(view["input_ids"], view["attention_mask"], view["soft"])
-        labels = view["labels"].flatten()[view["masked"]]
-        sums["mlm"] = losses.mlm_loss(logits[view["labelled"]], labels, "sum")
-        if self.teachers and (self.config.alpha_ce or self.config.alpha_cos):
-            outputs = [self.teacher_outputs(teacher, batch) for teacher in self.teachers]
-            if self.config.alpha_ce:
-                sums |= self.soft_target_sums(logits, outputs, batch)
-            if self.config.alpha_cos:
-                sums |= self.cosine_sums([states, *mapped], outputs, batch)
+    def loss(
+        self, student: nn.Module, batch: Sequence[View], weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss (scalar), and without gradient the sum of each term over its places, (terms,).
+
+        batch: of `MaskingCollator`; weights: (terms,), alpha_k / n_k.
+        """
+        view, names = batch[0], [term.name for term in self.terms]
+        weight = dict(zip(names, weights.unbind(), strict=True))
+        with autocast(weights.device, self.precision):
+            answers = [self.answer(teacher, batch) for teacher in self.teachers]
+            inputs = view["input_ids"], view["attention_mask"]
+            ours = student(*inputs, view["soft"], view["compared"])
+            loss, sums = self.vocabulary_terms(ours, answers, batch, weight)
+        for name, total in self.cosine_sums(ours, answers, batch).items():
+            loss, sums[name] = loss + weight[name] * total, total.detach()
         for teacher in self.teachers:
             if teacher.view:
                 covered = len(batch[teacher.view]["covered"])
-                sums[f"coverage_{teacher.name}"] = logits.new_tensor(covered)
-        zero = logits.new_zeros(())
-        return torch.stack([sums.get(term.name, zero) for term in self.terms])
+                sums[f"coverage_{teacher.name}"] = torch.full_like(weights[0], covered)
+        zero = torch.zeros_like(weights[0])
+        return loss, torch.stack([sums.get(name, zero) for name in names])
 
     @torch.no_grad()
-    def teacher_outputs(self, teacher: Teacher, batch: Sequence[View]) -> Outputs:
-        """A teacher's logits (M, U) where its soft targets are wanted, and its states (B, L, H)."""
-        view = batch[teacher.view]
-        rows = view["soft"]
-        if not self.config.alpha_ce or (
-            teacher.view and self.config.soft_target_strategy == "none"
-        ):
+    def answer(self, teacher: Teacher, batch: Sequence[View]) -> Answer:
+        """What a teacher says of its soft pieces and of its compared pieces."""
+        view, name = batch[teacher.view], teacher.name
+        if f"{name}.states" in view:  # of a cache
+            size = teacher.model.model.config.vocab_size
+            stored, pieces = view[f"{name}.logits"], view[f"{name}.pieces"]
+            return Answer(lambda rows: spread(stored[rows], pieces[rows], size), view[f"{name}.states"])
+        rows, compared = view["soft"], view["compared"]
+        unused = teacher.view and self.config.soft_target_strategy == "none"
+        if unused or not self.config.alpha_ce:
             rows = rows[:0]
-        with autocast(rows.device):
-            logits, states, _ = teacher.model(view["input_ids"], view["attention_mask"], rows)
-        return logits.float(), states.float()
+        if teacher not in self.compared:
+            compared = compared[:0]
+        theirs = teacher.model(view["input_ids"], view["attention_mask"], rows, compared)
+        return Answer(lambda rows: theirs.decoder(theirs.head[rows]).float(), theirs.states)
 
-    def soft_target_sums(
-        self, logits: Tensor, outputs: list[Outputs], batch: Sequence[View]
-    ) -> dict[str, Tensor]:
-        """The soft-target term, and the covered mass of each projected teacher.
+    def vocabulary_terms(
+        self, ours: Encoded, answers: list[Answer], batch: Sequence[View], weight: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The part ce + mlm of the loss, and the sums of these terms and of the covered masses.
 
-        logits: (N, V), the student's at the soft rows; outputs: of `teacher_outputs`. What is
-        projected onto the student's vocabulary joins the mixed target. ULD is a loss of its own.
+        ULD compares sorted probabilities, so it is a loss of its own beside the mixed targets.
+        """
+        labels = batch[0]["labels"].flatten()[batch[0]["masked"]]
+        zero = torch.zeros_like(next(iter(weight.values())))
+        factors = torch.stack([weight.get("ce", zero), weight.get("mlm", zero)])
+        if not (self.teachers and self.config.alpha_ce):
+            loss, parts = vocabulary_loss(ours.head, ours.decoder, labels, factors)
+            return loss, {"mlm": parts[1]}
+        temperature, masses = self.config.temperature, dict[str, Any]()
+        targets = partial(self.target, answers=answers, batch=batch, masses=masses)
+        loss, parts = vocabulary_loss(
+            ours.head, ours.decoder, labels, factors, temperature, targets
+        )
+        sums = masses | {"ce": parts[0], "mlm": parts[1]}
+        for teacher, answer in zip(self.teachers, answers, strict=True):
+            if teacher.view and self.config.soft_target_strategy == "uld":
+                probs, _ = soften(answer.logits(slice(None)), temperature)
+                head = ours.head.index_select(0, batch[teacher.view]["soft_rows"])
+                uld = losses.uld_loss(ours.decoder(head).float(), probs, temperature, "sum")
+                sums["ce"] = sums["ce"] + teacher.weight * uld.detach()
+                loss = loss + factors[0] * teacher.weight * uld
+        return loss, sums
+
+    def target(
+        self, rows: slice, answers: list[Answer], batch: Sequence[View], masses: dict[str, Any]
+    ) -> Target:
+        """The soft targets of some of the soft rows: the weighted mean of the teachers' (m, V).
+
+        What is projected onto the student's vocabulary joins it. Adds the covered mass of each
+        projected teacher to `masses`.
         """
         members: list[losses.Member] = []
-        temperature, strategy = self.config.temperature, self.config.soft_target_strategy
-        sums, uld = {}, logits.new_zeros(())
-        for teacher, (teacher_logits, _) in zip(self.teachers, outputs, strict=True):
-            probs = (teacher_logits / temperature).softmax(-1)
-            weights = torch.full_like(probs[:, 0], teacher.weight)
-            if self.config.weighting == "confidence":
-                weights = weights * losses.confidence(probs)
-            if teacher.view == 0:
-                rows = torch.arange(len(probs), device=probs.device)
-                members.append(losses.Member(rows, probs, weights))
+        strategy = self.config.soft_target_strategy
+        for teacher, answer in zip(self.teachers, answers, strict=True):
+            if teacher.view and strategy in ("uld", "none"):
                 continue
-            rows = batch[teacher.view]["soft_rows"]
-            if strategy == "uld":
-                uld = uld + teacher.weight * losses.uld_loss(
-                    logits[rows], probs, temperature, "sum"
-                )
-            elif strategy != "none":
+            view = batch[teacher.view]
+            inside = slice(*np.searchsorted(view["soft_rows_host"], [rows.start, rows.stop]))
+            places = view["soft_rows"][inside] - rows.start
+            probs, negative_entropy = soften(answer.logits(inside), self.config.temperature)
+            weights = torch.full_like(negative_entropy, teacher.weight)
+            if self.config.weighting == "confidence":  # exp(-entropy): 1 for a certain teacher
+                weights = weights * negative_entropy.exp()
+            if teacher.view:
                 assert teacher.projection
                 project = getattr(teacher.projection, strategy)
-                probs, covered = project(probs, members[0].probs[rows])
-                members.append(losses.Member(rows, probs, weights))
-                sums[f"mass_{teacher.name}"] = covered.sum()
-        target = losses.mix_targets(members)
-        return sums | {"ce": losses.distribution_loss(logits, target, temperature, "sum") + uld}
+                probs, covered = project(probs, members[0].probs[places])
+                name = f"mass_{teacher.name}"
+                masses[name] = masses.get(name, 0.0) + covered.sum()
+            members.append(losses.Member(places, probs, weights))
+        if len(members) == 1:
+            return probs, negative_entropy
+        mixed = losses.mix_targets(members)
+        return mixed, torch.linalg.vecdot(mixed, mixed.clamp(min=TINY).log())
 
     def cosine_sums(
-        self, states: list[Tensor], outputs: list[Outputs], batch: Sequence[View]
+        self, ours: Encoded, answers: list[Answer], batch: Sequence[View]
     ) -> dict[str, Tensor]:
-        """The term of each compared teacher. states: the student's (B, L, H), then their maps."""
-        sums = {}
-        for teacher, ours, (_, theirs) in zip(self.compared, states, outputs, strict=False):
-            if self.by_piece(teacher):
-                tokens = batch[0]["tokens"]
-                ours, theirs = ours.flatten(0, 1)[tokens], theirs.flatten(0, 1)[tokens]
-            else:
-                ours = pool_words(ours, batch[0]["word_ids"])
-                theirs = pool_words(theirs, batch[teacher.view]["word_ids"])
-            sums[self.cosine_name(teacher)] = losses.cosine_loss(ours, theirs, "sum")
+        """The sum of each compared teacher's term over its pieces or words."""
+        sums, states = {}, [ours.states, *ours.mapped]
+        for teacher, own, answer in zip(self.compared, states, answers, strict=False):
+            one, other = own.float(), answer.states.float()
+            if not self.by_piece(teacher):
+                view, theirs = batch[0], batch[teacher.view]
+                one = pool_words(one, view["numbers"], len(view["words"]))
+                other = pool_words(other, theirs["numbers"], len(theirs["words"]))
+            sums[self.cosine_name(teacher)] = losses.cosine_loss(one, other, "sum")
         return sums

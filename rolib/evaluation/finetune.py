@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -26,7 +27,7 @@ from rolib.evaluation.metrics import score_predictions
 from rolib.evaluation.predictions import COLUMNS, write_table
 from rolib.measures import Task, with_protocol
 from rolib.runs import append_metrics, progress, write_json
-from rolib.training import length_batches, make_accelerator, parameter_groups
+from rolib.training import autocast, choose_precision, length_batches, parameter_groups
 
 STS_MAX = 5.0  # RO-STS scores lie between 0 and 5; the model learns them divided by this
 READINGS = {"bi-encoder": [["text"], ["text_pair"]], "content": [["text_pair"]]}  # by protocol
@@ -265,11 +266,13 @@ def finetune(
 
     def predictions(name: str) -> pd.DataFrame:
         rows = encoded[name][0]
-        outputs = predict(model, rows, task, tokenizer, 4 * config.batch_size)
+        with autocast(accelerator.device, precision):
+            outputs = predict(model, rows, task, tokenizer, 4 * config.batch_size)
         return prediction_table(rows, outputs, task, splits[name], labels)
 
     # Step 2: optimizer and schedule.
-    accelerator = make_accelerator()
+    accelerator = Accelerator()
+    precision = choose_precision(config.precision, model.config.hidden_size)
     epochs, rate = config.epochs[task_name], config.learning_rates[task_name]
     train_rows: Any = encoded["train"][0]  # a list, which a DataLoader takes as a data set
     lengths = [len(row["inputs"][0]["input_ids"]) for row in train_rows]
@@ -288,7 +291,8 @@ def finetune(
         losses = []
         batches = length_batches(lengths, config.batch_size, seed, epoch)
         for rows in torch.utils.data.DataLoader(train_rows, batch_sampler=batches, collate_fn=list):
-            loss = model(**collate(rows, task, tokenizer).to(accelerator.device)).loss
+            with autocast(accelerator.device, precision):
+                loss = model(**collate(rows, task, tokenizer).to(accelerator.device)).loss
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import AutoTokenizer
 
@@ -26,7 +27,7 @@ from rolib.evaluation import finetune
 from rolib.evaluation.metrics import score_predictions
 from rolib.evaluation.predictions import write_table
 from rolib.measures import Task, with_protocol
-from rolib.training import autocast, make_accelerator
+from rolib.training import autocast, choose_precision
 
 Change = Callable[[str], str]  # a perturbation of a text
 Tables = dict[str, pd.DataFrame]  # prediction tables by perturbation
@@ -77,15 +78,16 @@ def predict_perturbed(run: Path, split: Dataset, functions: dict[str, Change]) -
     """
     task, labels = task_of(run), run_result(run)["labels"]
     recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    device = make_accelerator().device
+    device = Accelerator().device
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     model = finetune.load_for_task(run / "model", task, labels, random_weights=False).to(device)
     max_length = min(recipe["max_length"], model.config.max_position_embeddings)
+    precision = choose_precision(recipe["precision"], model.config.hidden_size)
     tables = {}
     for name, function in functions.items():
         change = partial(perturb, function=function)
         rows, _ = finetune.encode(split, task, tokenizer, max_length, clean=change)
-        with autocast(device):
+        with autocast(device, precision):
             outputs = finetune.predict(model, rows, task, tokenizer, 4 * recipe["batch_size"])
         tables[name] = finetune.prediction_table(rows, outputs, task, split, labels)
     return tables

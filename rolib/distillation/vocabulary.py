@@ -1,0 +1,131 @@
+"""The losses over the vocabulary in one function: linear map, soft targets, masked words.
+
+For the states h of N positions, their logits z = h W' + b, and their soft targets q:
+
+    loss = factor_ce * sum of T^2 KL(q || softmax(z / T)) + factor_mlm * sum of CE(label, z)
+
+The plain way holds the (N, V) logits of student and teachers several times and walks them about
+fifty times. Here they exist for a chunk of rows at a time. Their gradient is made in the forward
+pass, as in Liger's fused linear cross-entropy (Hsu et al. 2024, arXiv 2410.10989):
+
+    d loss / d z = factor_ce * T * (softmax(z / T) - q) + factor_mlm * (softmax(z) - one-hot)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+CHUNK = 2**25  # logits in a chunk: the matrix products want many rows, memory wants few
+BLOCK = 2**18  # logits in a block of a chunk on a CPU: it stays in the cache while it is reread
+
+Target = tuple[Tensor, Tensor]  # soft targets q (m, V), and sum of q log q of each row (m,)
+SoftTargets = Callable[[slice], Target]  # rows -> their soft targets
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """The rows in a chunk."""
+    return max(1, CHUNK // vocab_size)
+
+
+def vocabulary_loss(
+    states: Tensor,
+    decoder: nn.Linear,
+    labels: Tensor,
+    factors: Tensor,
+    temperature: float = 1.0,
+    soft_targets: SoftTargets | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loss (scalar), and without gradient its two sums (2,): T^2 KL and CE, in nats.
+
+    states: (N, H); decoder: H -> V; labels: (M,), M <= N, the pieces at the first M rows. factors:
+    (2,), of the two sums in the loss. Under autocast the products are in its precision, the sums in
+    float32.
+    """
+    weights = decoder.weight, decoder.bias
+    return _Fused.apply(states, *weights, labels, factors, temperature, soft_targets)
+
+
+def soften(logits: Tensor, temperature: float) -> Target:
+    """A teacher's softmax(logits / T) (m, V), and sum of q log q of each row (m,)."""
+    scaled = logits / temperature
+    probs = scaled.softmax(-1)
+    return probs, torch.linalg.vecdot(probs, scaled) - log_normaliser(scaled, probs)
+
+
+def log_normaliser(scaled: Tensor, probs: Tensor) -> Tensor:
+    """log sum exp of each row (m,) of `scaled` (m, V), read off its softmax `probs`."""
+    return scaled.amax(-1) - probs.amax(-1).log()
+
+
+def differentiate(
+    logits: Tensor, labels: Tensor, target: Target | None, factors: Tensor, temperature: float
+) -> Tensor:
+    """The two sums (2,) over rows of logits (m, V), which are overwritten by their gradient."""
+    scaled = logits.to(factors.dtype)
+    sums, gradient = torch.zeros_like(factors), torch.zeros_like(scaled)
+    if target is not None:
+        soft, negative_entropy = target
+        tempered = scaled / temperature
+        torch.softmax(tempered, -1, out=gradient)
+        cross = torch.linalg.vecdot(soft, tempered) - log_normaliser(tempered, gradient)
+        sums[0] = (negative_entropy - cross).sum() * temperature**2
+        gradient.sub_(soft).mul_(factors[0] * temperature)
+    if len(labels):
+        known, places = scaled[: len(labels)], labels[:, None]
+        probs = known.softmax(-1)
+        sums[1] = (log_normaliser(known, probs) - known.gather(1, places)[:, 0]).sum()
+        probs.scatter_add_(1, places, torch.full_like(probs[:, :1], -1.0))
+        gradient[: len(labels)] += probs.mul_(factors[1])
+    logits.copy_(gradient)
+    return sums
+
+
+class _Fused(torch.autograd.Function):
+    """`vocabulary_loss`, and its gradients of states, weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        factors: Tensor,
+        temperature: float,
+        soft_targets: SoftTargets | None,
+    ) -> tuple[Tensor, Tensor]:
+        device, size = weight.device.type, len(weight)
+        mixed = torch.is_autocast_enabled(device)
+        kind = torch.get_autocast_dtype(device) if mixed else weight.dtype
+        inputs, matrix, offset = states.to(kind), weight.to(kind), bias.to(kind)
+        gradients = torch.empty_like(inputs), torch.zeros_like(weight), torch.zeros_like(bias)
+        buffer = inputs.new_empty(min(len(inputs), chunk_rows(size)), size)
+        rows_at_once = max(1, BLOCK // size) if device == "cpu" else len(buffer)
+        sums = torch.zeros_like(factors)
+        for start in range(0, len(inputs), len(buffer)):
+            rows = slice(start, min(start + len(buffer), len(inputs)))
+            chunk, known = inputs[rows], labels[rows]
+            logits = torch.addmm(offset, chunk, matrix.T, out=buffer[: len(chunk)])
+            target = soft_targets(rows) if soft_targets else None
+            for first in range(0, len(chunk), rows_at_once):
+                block = slice(first, first + rows_at_once)
+                part = None if target is None else (target[0][block], target[1][block])
+                sums += differentiate(logits[block], known[block], part, factors, temperature)
+            if any(ctx.needs_input_grad):
+                torch.mm(logits, matrix, out=gradients[0][rows])
+                if kind == weight.dtype:
+                    gradients[1].addmm_(logits.T, chunk)
+                else:
+                    gradients[1].add_(logits.T @ chunk)
+                gradients[2].add_(logits.sum(0))
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(sums)
+        return (factors * sums).sum(), sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple:
+        return *(gradient * outer for gradient in ctx.saved_tensors), None, None, None, None
