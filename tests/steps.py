@@ -23,6 +23,13 @@ def terms_of(student, teachers, batch, config):
     return dict(zip(counts, means, strict=True))
 
 
+def loss_of(student, teachers, batch, config):
+    """The loss, with its gradient."""
+    counts = torch.tensor(list(counts_of(batch, teachers, config).values())).clamp(min=1)
+    alphas = torch.tensor(list(alphas_of(teachers, config).values()))
+    return Objective(config, teachers).loss(student, batch, alphas / counts)[0]
+
+
 def alphas_of(teachers, config):
     """The weight of each term in the loss, by name."""
     return {term.name: term.alpha for term in Objective(config, teachers).terms}

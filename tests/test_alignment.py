@@ -156,9 +156,8 @@ def test_one_view_of_two_is_read_as_alone_where_both_fit(views, toy_documents):
 def test_masks_agree_across_views(views, seed, share, epoch):
     tokenizers, blocks = views
     collator = MaskingCollator(tokenizers, share, seed)
-    collator.epoch = epoch
     chosen = [blocks[i] for i in np.random.default_rng(seed).choice(len(blocks), 5)]
-    batch = collator(chosen)
+    batch = collator(chosen, epoch)
     masked = []
     for view, tokenizer in zip(batch, tokenizers, strict=True):
         numbers, _ = alignment.word_numbers(view["word_ids"])
@@ -200,15 +199,17 @@ def test_views_of_different_texts_are_refused():
 def test_pooled_states_are_means_by_word(views):
     tokenizers, blocks = views
     view = MaskingCollator(tokenizers, 0.3, 1)([blocks[i] for i in range(5)])[0]
-    hidden = torch.randn(*view["input_ids"].shape, 6, dtype=torch.float64, requires_grad=True)
+    hidden = torch.randn(*view["input_ids"].shape, 6, dtype=torch.float64)
+    states = hidden.flatten(0, 1)[view["compared"]].requires_grad_()
+    numbers, words = view["numbers"], len(view["words"])
     by_hand = []
-    for row, numbers in enumerate(view["word_ids"].tolist()):
-        for word in range(max(numbers) + 1):
-            by_hand.append(hidden[row, [i for i, n in enumerate(numbers) if n == word]].mean(0))
-    torch.testing.assert_close(alignment.pool_words(hidden, view["word_ids"]), torch.stack(by_hand))
-    assert torch.autograd.gradcheck(
-        lambda x: alignment.pool_words(x, view["word_ids"][:2, :9]), hidden[:2, :9]
-    )
+    for row, ids in enumerate(view["word_ids"].tolist()):
+        for word in range(max(ids) + 1):
+            by_hand.append(hidden[row, [i for i, n in enumerate(ids) if n == word]].mean(0))
+    pooled = alignment.pool_words(states, numbers, words)
+    torch.testing.assert_close(pooled, torch.stack(by_hand))
+    few = numbers[:9].clamp(max=3)
+    assert torch.autograd.gradcheck(lambda x: alignment.pool_words(x, few, 3), states[:9])
 
 
 # --- the projection -------------------------------------------------------------------------------

@@ -103,7 +103,8 @@ def test_values_come_from_the_files(params):
 
 def test_a_later_file_wins_and_an_override_wins_over_all(tmp_path):
     (tmp_path / "a.yaml").write_text(
-        "{profile: x, seed: 1, data: sample, warmup_runs: 1, timed_runs: 3}", encoding="utf-8"
+        "{profile: x, seed: 1, data: sample, precision: auto, warmup_runs: 1, timed_runs: 3}",
+        encoding="utf-8",
     )
     (tmp_path / "b.yaml").write_text(
         "{seed: 2, sequence_length: 64, batch_sizes: [1, 2]}", encoding="utf-8"
@@ -342,6 +343,7 @@ def test_an_override_at_fault(tmp_path):
 CELL = """profile: str = "tiny"
 seed: int = 1
 data = "sample"  # a comment
+precision = "float32"
 sequence_length = 32
 batch_sizes = [1, 2]
 warmup_runs = 1

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cosine
 from scipy.special import log_softmax, rel_entr, softmax
-from steps import alphas_of, counts_of, terms_of
+from steps import alphas_of, counts_of, loss_of, terms_of
 from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from rolib import training
@@ -176,7 +176,7 @@ def test_a_term_of_weight_zero_is_not_computed(student_config, toy_bert, batch):
 
 def test_the_teacher_gets_no_gradient(student_config, toy_bert, batch):
     teacher, student = guide(toy_bert(seed=7)), MaskedLM(init_student(toy_bert(), 2))
-    sum(terms_of(student, [teacher], batch, student_config()).values()).backward()
+    loss_of(student, [teacher], batch, student_config()).backward()
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())
 
@@ -321,8 +321,31 @@ def test_emulated_bf16_is_not_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
     assert not training.has_bf16()
+    assert training.choose_precision("auto", 768) == torch.float32
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert training.has_bf16()
+    assert training.choose_precision("auto", 32) == torch.bfloat16
+    assert training.choose_precision("float32", 768) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("bf16", "amx", "width", "wanted"),
+    [
+        (False, False, 768, torch.float32),
+        (True, False, 768, torch.bfloat16),
+        (False, True, 768, torch.bfloat16),
+        (True, True, 128, torch.float32),  # too narrow to gain
+    ],
+)
+def test_bf16_on_a_cpu_wants_its_instructions_and_a_wide_model(
+    monkeypatch, bf16, amx, width, wanted
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert training.choose_precision("auto", width) == wanted
+    assert training.choose_precision("float32", width) == torch.float32
+    assert training.choose_precision("bfloat16", width) == torch.bfloat16
 
 
 def test_two_processes_train_like_one(
@@ -494,18 +517,16 @@ def test_the_held_out_loss_uses_fixed_masks(
     collator = MaskingCollator([toy_tokenizer], 0.3, seed=1)
     blocks, config = toy_blocks["held_out"], student_config(batch_size=4)
 
-    def measured(model, epoch, config=config):
-        collator.epoch = epoch
+    def measured(model):
         objective = Objective(config, [guide(teacher)])
         collator.soft_targets = objective.soft_targets
         return loop.held_out_losses(model, objective, blocks, collator)
 
     model = MaskedLM(student).train(training)
-    first = measured(model, 5)
-    assert first == measured(model, 9)
+    first = measured(model)
+    assert first == measured(model)
     assert {module.training for module in model.modules()} == {training}
     # All held-out blocks in one batch, by hand: means over tokens and not over batches.
-    collator.epoch = 0
     by_hand = terms_by_hand(
         student.eval(), teacher, collator(list(blocks)), config.temperature, "all"
     )[0]

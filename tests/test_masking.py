@@ -119,8 +119,7 @@ def rows(toy_blocks):
 
 def collator(tokenizer, seed=1, epoch=0):
     made = MaskingCollator([tokenizer], 0.3, seed)
-    made.epoch = epoch
-    return made
+    return lambda blocks: made(blocks, epoch)
 
 
 def test_a_batch_is_padded(toy_tokenizer, rows):
@@ -128,7 +127,8 @@ def test_a_batch_is_padded(toy_tokenizer, rows):
     width = max(len(row["input_ids"][0]) for row in rows)
     tensors = {"input_ids", "attention_mask", "labels", "word_ids"}
     assert {batch[name].shape for name in tensors} == {(5, width)}
-    places = {"tokens", "masked", "words", "masked_words", "soft", "labelled"}
+    places = {"tokens", "masked", "words", "masked_words", "soft", "soft_rows", "soft_rows_host"}
+    places |= {"compared", "numbers"}
     assert set(batch) == tensors | places
     assert all(batch[name].ndim == 1 for name in places)
     assert batch["attention_mask"].sum(1).tolist() == [len(row["input_ids"][0]) for row in rows]
@@ -149,9 +149,9 @@ def test_labels_are_the_true_pieces_and_special_tokens_have_none(toy_tokenizer, 
 
 
 def test_random_pieces_are_never_special_tokens(toy_tokenizer):
-    assert sorted([*collator(toy_tokenizer).plain_ids, *toy_tokenizer.all_special_ids]) == list(
-        range(len(toy_tokenizer))
-    )
+    assert sorted(
+        [*MaskingCollator([toy_tokenizer], 0.3, 1).plain_ids, *toy_tokenizer.all_special_ids]
+    ) == list(range(len(toy_tokenizer)))
 
 
 def test_masks_depend_on_seed_epoch_and_block_alone(toy_tokenizer, rows):
@@ -180,38 +180,63 @@ def test_another_epoch_seed_or_block_masks_other_words(toy_tokenizer, rows):
     assert all(one != other for one, other in itertools.combinations(variants, 2))
 
 
+@pytest.mark.parametrize("states", ["all", "masked"])
 @pytest.mark.parametrize("soft_targets", ["all", "masked"])
-def test_positions_are_those_of_plain_loops(toy_tokenizer, lower_tokenizer, soft_targets):
+def test_positions_are_those_of_plain_loops(toy_tokenizer, lower_tokenizer, soft_targets, states):
     texts = Dataset.from_dict(
         {"text": ["Copilul citește cartea. Știința găsește țara în grădina."]}
     )
     tokenizers = [toy_tokenizer, lower_tokenizer]
     blocks = build_blocks(texts, tokenizers, 24)
-    first, second = MaskingCollator(tokenizers, 0.5, 3, soft_targets)(list(blocks))
+    first, second = MaskingCollator(tokenizers, 0.5, 3, soft_targets, states)(list(blocks))
     width, other_width = first["word_ids"].shape[1], second["word_ids"].shape[1]
-    wanted = {
-        name: [] for name in ("tokens", "masked", "words", "masked_words", "soft", "labelled")
-    }
-    soft, soft_rows, covered = [], [], []
+    wanted = {name: [] for name in ("tokens", "masked", "words", "masked_words", "compared")}
+    others_soft, shared, covered = [], {}, []
     for row in range(len(blocks)):
         words, others = first["word_ids"][row].tolist(), second["word_ids"][row].tolist()
         for i, word in enumerate(words):
             place, token = row * width + i, first["attention_mask"][row, i] == 1
             masked, start = first["labels"][row, i] != IGNORE, word >= 0 and words.index(word) == i
-            single = word >= 0 and words.count(word) == others.count(word) == 1
-            matched = token if soft_targets == "all" else masked
-            if single and matched:
-                soft.append(row * other_width + others.index(word))
-                soft_rows.append(len(wanted["soft"]))
-            if single and masked:
-                covered.append(place)
-            if matched and masked:
-                wanted["labelled"].append(len(wanted["soft"]))
-            holds = {"tokens": token, "masked": masked, "words": start, "soft": matched}
-            holds["masked_words"] = masked and start
+            compared = token if states == "all" else masked
+            if word >= 0 and words.count(word) == others.count(word) == 1:
+                shared[place] = row * other_width + others.index(word)
+                if masked:
+                    covered.append(place)
+            if token and not masked and soft_targets == "all":
+                others_soft.append(place)
+            holds = {"tokens": token, "masked": masked, "words": start and compared}
+            holds |= {"masked_words": masked and start, "compared": compared}
             for name in holds:
                 if holds[name]:
                     wanted[name].append(place)
     assert {name: first[name].tolist() for name in wanted} == wanted
-    assert second["soft"].tolist() == soft and second["soft_rows"].tolist() == soft_rows
+    soft = wanted["masked"] + others_soft  # the masked ones come first
+    assert first["soft"].tolist() == soft
+    assert first["soft_rows"].tolist() == list(range(len(soft)))
+    rows = [row for row, place in enumerate(soft) if place in shared]
+    assert second["soft_rows"].tolist() == second["soft_rows_host"].tolist() == rows
+    assert second["soft"].tolist() == [shared[soft[row]] for row in rows]
     assert second["covered"].tolist() == covered and len(covered) > 1
+
+
+@pytest.mark.parametrize("states", ["all", "masked"])
+def test_compared_pieces_are_numbered_by_word(
+    toy_tokenizer, lower_tokenizer, toy_documents, states
+):
+    tokenizers = [toy_tokenizer, lower_tokenizer]
+    blocks = build_blocks(Dataset.from_dict({"text": toy_documents[:6]}), tokenizers, 24)
+    views = MaskingCollator(tokenizers, 0.4, 3, states=states)(list(blocks))
+    texts = []
+    for view in views:
+        ids = view["word_ids"].flatten().tolist()
+        width = view["word_ids"].shape[1]
+        words = {}
+        for place, number in zip(view["compared"].tolist(), view["numbers"].tolist(), strict=True):
+            if ids[place] < 0:
+                assert number == len(view["words"])
+            else:
+                words.setdefault(number, set()).add((place // width, ids[place]))
+        assert sorted(words) == list(range(len(view["words"])))
+        assert all(len(places) == 1 for places in words.values())
+        texts.append([words[number] for number in sorted(words)])
+    assert texts[0] == texts[1]  # the same words in the same order

@@ -155,13 +155,13 @@ def test_masked_lm_gives_the_models_own_logits_at_the_chosen_rows(kind, toy_bert
     chosen = rows.flatten().nonzero()[:, 0]
     whole = logits(model, batch, output_hidden_states=True)
     with torch.no_grad():
-        some, states, _ = models.MaskedLM(model)(
-            batch["input_ids"], batch["attention_mask"], chosen
-        )
-        none, _, _ = models.MaskedLM(model)(batch["input_ids"], batch["attention_mask"], chosen[:0])
-    torch.testing.assert_close(some, whole.logits[rows], atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(states, whole.hidden_states[-1], atol=1e-6, rtol=1e-5)
-    assert none.shape == (0, 200)
+        inputs = batch["input_ids"], batch["attention_mask"]
+        some = models.MaskedLM(model)(*inputs, chosen, chosen[:3])
+        none = models.MaskedLM(model)(*inputs, chosen[:0], chosen[:0])
+    torch.testing.assert_close(some.decoder(some.head), whole.logits[rows], atol=1e-6, rtol=1e-5)
+    states = whole.hidden_states[-1][rows][:3]
+    torch.testing.assert_close(some.states, states, atol=1e-6, rtol=1e-5)
+    assert none.decoder(none.head).shape == (0, 200) and none.states.shape == (0, 32)
 
 
 # --- tokenizers -----------------------------------------------------------------------------------

@@ -67,7 +67,14 @@ def evaluate_student(root, protocols, teacher, tokenizer):
     save_model(init_student(teacher, 2), copy.deepcopy(tokenizer), model, "")
     (model / "manifest.json").write_text("{}", encoding="utf-8")
     tasks = list(protocols)
-    recipe = {"profile": "toy", "seed": 1, "data": "sample", "precision": "float32", "model": "small", "seeds": [1]}
+    recipe = {
+        "profile": "toy",
+        "seed": 1,
+        "data": "sample",
+        "precision": "float32",
+        "model": "small",
+        "seeds": [1],
+    }
     recipe |= {"tasks": tasks, "protocols": protocols, "keep_models": True}
     recipe |= {"max_train_examples": 16, "max_length": 32, "batch_size": 8}
     recipe |= {"warmup_share": 0.1, "weight_decay": 0.01}

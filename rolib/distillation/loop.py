@@ -53,9 +53,7 @@ def held_out_losses(
     return dict(zip(names, means, strict=True))
 
 
-def load(
-    blocks: Dataset, numbers: list[int], collator: MaskingCollator, epoch: int
-) -> list[View]:
+def load(blocks: Dataset, numbers: list[int], collator: MaskingCollator, epoch: int) -> list[View]:
     """The batch of the blocks of these numbers; in pinned memory where a GPU will read it."""
     batch = collator(blocks.__getitems__(numbers), epoch)
     if torch.cuda.is_available():
@@ -172,7 +170,9 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule)
     for teacher in teachers:
-        teacher.place(device, precision)  # not prepared: Accelerate would put it into every checkpoint
+        teacher.place(
+            device, precision
+        )  # not prepared: Accelerate would put it into every checkpoint
 
     # Step 3: continue from a checkpoint.
     done = resume(accelerator, folder)

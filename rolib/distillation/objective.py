@@ -41,7 +41,7 @@ class Term(NamedTuple):
         return len(batch[self.view][self.places])
 
 
-@dataclass
+@dataclass(eq=False)
 class Teacher:
     """A teacher, its weight, and the projection of its vocabulary onto the student's."""
 
@@ -88,18 +88,20 @@ class Objective:
     ):
         self.config = cast(StudentConfig, config)  # read where there are teachers only
         self.precision, self.teachers, self.compared = precision, list(teachers), list(teachers)
-        self.soft_targets, self.states = "masked", "masked"
-        self.terms = [Term("mlm", 1.0, "masked")]
+        self.soft_targets, self.states = "masked", "masked"  # the tokens that are compared
+        self.terms, self.has_soft_targets = [Term("mlm", 1.0, "masked")], False
         if teachers:
             if self.config.hidden_states == "first":
                 self.compared = self.teachers[:1]
             if not self.config.alpha_cos:
                 self.compared = []
             if self.config.alpha_ce:
-                self.soft_targets = self.config.soft_targets
+                self.has_soft_targets, self.soft_targets = True, self.config.soft_targets
             if not self.config.cached_pieces:
                 self.states = "all"
             self.terms = [term for term in self._losses() if term.alpha] + self._measures()
+        # Teachers that nothing is learned from are not run.
+        self.asked = self.teachers if self.has_soft_targets or self.compared else []
 
     def _losses(self) -> list[Term]:
         config, total = self.config, sum(teacher.weight for teacher in self.compared)
@@ -145,12 +147,12 @@ class Objective:
         view, names = batch[0], [term.name for term in self.terms]
         weight = dict(zip(names, weights.unbind(), strict=True))
         with autocast(weights.device, self.precision):
-            answers = [self.answer(teacher, batch) for teacher in self.teachers]
+            answers = [self.answer(teacher, batch) for teacher in self.asked]
             inputs = view["input_ids"], view["attention_mask"]
             ours = student(*inputs, view["soft"], view["compared"])
             loss, sums = self.vocabulary_terms(ours, answers, batch, weight)
         for name, total in self.cosine_sums(ours, answers, batch).items():
-            loss, sums[name] = loss + weight[name] * total, total.detach()
+            loss, sums[name] = loss + weight.get(name, 0.0) * total, total.detach()
         for teacher in self.teachers:
             if teacher.view:
                 covered = len(batch[teacher.view]["covered"])
@@ -164,11 +166,12 @@ class Objective:
         view, name = batch[teacher.view], teacher.name
         if f"{name}.states" in view:  # of a cache
             size = teacher.model.model.config.vocab_size
-            stored, pieces = view[f"{name}.logits"], view[f"{name}.pieces"]
-            return Answer(lambda rows: spread(stored[rows], pieces[rows], size), view[f"{name}.states"])
+            kept, pieces = view[f"{name}.logits"], view[f"{name}.pieces"]
+            states = view[f"{name}.states"]
+            return Answer(lambda rows: spread(kept[rows], pieces[rows], size), states)
         rows, compared = view["soft"], view["compared"]
         unused = teacher.view and self.config.soft_target_strategy == "none"
-        if unused or not self.config.alpha_ce:
+        if unused or not self.has_soft_targets:
             rows = rows[:0]
         if teacher not in self.compared:
             compared = compared[:0]
@@ -185,7 +188,7 @@ class Objective:
         labels = batch[0]["labels"].flatten()[batch[0]["masked"]]
         zero = torch.zeros_like(next(iter(weight.values())))
         factors = torch.stack([weight.get("ce", zero), weight.get("mlm", zero)])
-        if not (self.teachers and self.config.alpha_ce):
+        if not self.has_soft_targets:
             loss, parts = vocabulary_loss(ours.head, ours.decoder, labels, factors)
             return loss, {"mlm": parts[1]}
         temperature, masses = self.config.temperature, dict[str, Any]()
@@ -194,7 +197,7 @@ class Objective:
             ours.head, ours.decoder, labels, factors, temperature, targets
         )
         sums = masses | {"ce": parts[0], "mlm": parts[1]}
-        for teacher, answer in zip(self.teachers, answers, strict=True):
+        for teacher, answer in zip(self.asked, answers, strict=True):
             if teacher.view and self.config.soft_target_strategy == "uld":
                 probs, _ = soften(answer.logits(slice(None)), temperature)
                 head = ours.head.index_select(0, batch[teacher.view]["soft_rows"])
@@ -213,7 +216,7 @@ class Objective:
         """
         members: list[losses.Member] = []
         strategy = self.config.soft_target_strategy
-        for teacher, answer in zip(self.teachers, answers, strict=True):
+        for teacher, answer in zip(self.asked, answers, strict=True):
             if teacher.view and strategy in ("uld", "none"):
                 continue
             view = batch[teacher.view]
