@@ -21,7 +21,7 @@ from rolib.distillation import losses
 from rolib.distillation.alignment import Projection, pool_words
 from rolib.distillation.masking import View
 from rolib.distillation.models import Encoded, MaskedLM
-from rolib.distillation.vocabulary import Target, soften, vocabulary_loss
+from rolib.distillation.vocabulary import Logits, Target, soften, vocabulary_loss
 from rolib.training import autocast
 
 ABSENT = -1e4  # the logit of a piece that a cache did not keep; -inf would make 0 * -inf = NaN
@@ -176,7 +176,7 @@ class Objective:
         if teacher not in self.compared:
             compared = compared[:0]
         theirs = teacher.model(view["input_ids"], view["attention_mask"], rows, compared)
-        return Answer(lambda rows: theirs.decoder(theirs.head[rows]).float(), theirs.states)
+        return Answer(Logits(theirs.head, theirs.decoder), theirs.states)
 
     def vocabulary_terms(
         self, ours: Encoded, answers: list[Answer], batch: Sequence[View], weight: dict[str, Tensor]
@@ -199,8 +199,9 @@ class Objective:
         sums = masses | {"ce": parts[0], "mlm": parts[1]}
         for teacher, answer in zip(self.asked, answers, strict=True):
             if teacher.view and self.config.soft_target_strategy == "uld":
-                probs, _ = soften(answer.logits(slice(None)), temperature)
-                head = ours.head.index_select(0, batch[teacher.view]["soft_rows"])
+                rows = batch[teacher.view]["soft_rows"]
+                probs, _ = soften(answer.logits(slice(0, len(rows))), temperature)
+                head = ours.head.index_select(0, rows)
                 uld = losses.uld_loss(ours.decoder(head).float(), probs, temperature, "sum")
                 sums["ce"] = sums["ce"] + teacher.weight * uld.detach()
                 loss = loss + factors[0] * teacher.weight * uld

@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-CHUNK = 2**25  # logits in a chunk: the matrix products want many rows, memory wants few
+CHUNK = 2**27  # bytes of a chunk of logits: matrix products want many rows, memory wants few
 BLOCK = 2**18  # logits in a block of a chunk on a CPU: it stays in the cache while it is reread
 
 Target = tuple[Tensor, Tensor]  # soft targets q (m, V), and sum of q log q of each row (m,)
 SoftTargets = Callable[[slice], Target]  # rows -> their soft targets
 
 
-def chunk_rows(vocab_size: int) -> int:
-    """The rows in a chunk."""
-    return max(1, CHUNK // vocab_size)
+def chunk_rows(weight: Tensor) -> int:
+    """The rows in a chunk of logits, from a decoder's weight (V, H)."""
+    return max(1, CHUNK // (len(weight) * weight.element_size()))
 
 
 def vocabulary_loss(
@@ -49,7 +49,7 @@ def vocabulary_loss(
 
 
 def soften(logits: Tensor, temperature: float) -> Target:
-    """A teacher's softmax(logits / T) (m, V), and sum of q log q of each row (m,)."""
+    """A teacher's softmax(logits / T) (m, V), and sum of q log q of each row (m,), in nats."""
     scaled = logits / temperature
     probs = scaled.softmax(-1)
     return probs, torch.linalg.vecdot(probs, scaled) - log_normaliser(scaled, probs)
@@ -64,23 +64,43 @@ def differentiate(
     logits: Tensor, labels: Tensor, target: Target | None, factors: Tensor, temperature: float
 ) -> Tensor:
     """The two sums (2,) over rows of logits (m, V), which are overwritten by their gradient."""
-    scaled = logits.to(factors.dtype)
-    sums, gradient = torch.zeros_like(factors), torch.zeros_like(scaled)
+    exact, sums = logits.to(factors.dtype), torch.zeros_like(factors)
+    gradient = None
     if target is not None:
         soft, negative_entropy = target
-        tempered = scaled / temperature
-        torch.softmax(tempered, -1, out=gradient)
-        cross = torch.linalg.vecdot(soft, tempered) - log_normaliser(tempered, gradient)
+        scaled = exact / temperature
+        gradient = scaled.softmax(-1)
+        cross = torch.linalg.vecdot(soft, scaled) - log_normaliser(scaled, gradient)
         sums[0] = (negative_entropy - cross).sum() * temperature**2
         gradient.sub_(soft).mul_(factors[0] * temperature)
     if len(labels):
-        known, places = scaled[: len(labels)], labels[:, None]
+        known, places = exact[: len(labels)], labels[:, None]
         probs = known.softmax(-1)
         sums[1] = (log_normaliser(known, probs) - known.gather(1, places)[:, 0]).sum()
-        probs.scatter_add_(1, places, torch.full_like(probs[:, :1], -1.0))
-        gradient[: len(labels)] += probs.mul_(factors[1])
-    logits.copy_(gradient)
+        probs.scatter_add_(1, places, torch.full_like(probs[:, :1], -1.0)).mul_(factors[1])
+        if gradient is None:
+            gradient = probs
+        else:
+            gradient[: len(labels)] += probs
+    if gradient is not None:
+        logits.copy_(gradient)
     return sums
+
+
+class Logits:
+    """The float32 logits of some positions, handed out in blocks of rows, computed in chunks."""
+
+    def __init__(self, head: Tensor, decoder: nn.Linear):
+        """head: (N, H), the states that the decoder (H -> V) reads."""
+        self.head, self.decoder, self.first = head, decoder, 0
+        self.chunk = head.new_empty(0, len(decoder.weight))  # from row `first` on
+
+    def __call__(self, rows: slice) -> Tensor:
+        """The logits (m, V) of rows. Blocks come in order."""
+        if rows.start < self.first or rows.stop > self.first + len(self.chunk):
+            last = max(rows.stop, rows.start + chunk_rows(self.decoder.weight))
+            self.first, self.chunk = rows.start, self.decoder(self.head[rows.start : last])
+        return self.chunk[rows.start - self.first : rows.stop - self.first].float()
 
 
 class _Fused(torch.autograd.Function):
@@ -101,31 +121,36 @@ class _Fused(torch.autograd.Function):
         mixed = torch.is_autocast_enabled(device)
         kind = torch.get_autocast_dtype(device) if mixed else weight.dtype
         inputs, matrix, offset = states.to(kind), weight.to(kind), bias.to(kind)
-        gradients = torch.empty_like(inputs), torch.zeros_like(weight), torch.zeros_like(bias)
-        buffer = inputs.new_empty(min(len(inputs), chunk_rows(size)), size)
+        make = torch.empty_like if len(inputs) else torch.zeros_like
+        gradients = [make(inputs), make(weight), torch.zeros_like(bias)]
+        buffer = inputs.new_empty(min(len(inputs), chunk_rows(matrix)), size)
         rows_at_once = max(1, BLOCK // size) if device == "cpu" else len(buffer)
         sums = torch.zeros_like(factors)
-        for start in range(0, len(inputs), len(buffer)):
-            rows = slice(start, min(start + len(buffer), len(inputs)))
-            chunk, known = inputs[rows], labels[rows]
+        for start in range(0, len(inputs), max(1, len(buffer))):
+            chunk = inputs[start : start + len(buffer)]
             logits = torch.addmm(offset, chunk, matrix.T, out=buffer[: len(chunk)])
-            target = soft_targets(rows) if soft_targets else None
-            for first in range(0, len(chunk), rows_at_once):
-                block = slice(first, first + rows_at_once)
-                part = None if target is None else (target[0][block], target[1][block])
-                sums += differentiate(logits[block], known[block], part, factors, temperature)
+            for block in logits.split(rows_at_once):
+                rows = slice(start, start + len(block))
+                target = soft_targets(rows) if soft_targets else None
+                sums += differentiate(block, labels[rows], target, factors, temperature)
+                start += len(block)
             if any(ctx.needs_input_grad):
-                torch.mm(logits, matrix, out=gradients[0][rows])
+                first = start == len(chunk)
+                torch.mm(logits, matrix, out=gradients[0][start - len(chunk) : start])
                 if kind == weight.dtype:
-                    gradients[1].addmm_(logits.T, chunk)
+                    gradients[1].addmm_(logits.T, chunk, beta=0 if first else 1)
+                elif first:
+                    gradients[1].copy_(logits.T @ chunk)
                 else:
                     gradients[1].add_(logits.T @ chunk)
                 gradients[2].add_(logits.sum(0))
-        ctx.save_for_backward(*gradients)
+        ctx.gradients = gradients
         ctx.mark_non_differentiable(sums)
         return (factors * sums).sum(), sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple:
-        return *(gradient * outer for gradient in ctx.saved_tensors), None, None, None, None
+        # In place, and let go of: copies of the weight's gradient would cost time and memory.
+        gradients, ctx.gradients = ctx.gradients, None
+        return *(gradient.mul_(outer) for gradient in gradients), None, None, None, None
