@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
+from benchmarks.shapes import Job, World
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup as linear_schedule
 
-from benchmarks.shapes import Job, World
 from rolib.distillation.alignment import Projection
 from rolib.distillation.loop import ADAM_BETAS, ADAM_EPSILON, CLIP_NORM, load
 from rolib.distillation.masking import MaskingCollator

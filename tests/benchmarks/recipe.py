@@ -11,10 +11,9 @@ losses can be compared.
 import copy
 
 import torch
+from benchmarks.shapes import Job, World
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
-
-from benchmarks.shapes import Job, World
 
 
 class Recipe(Job):

@@ -18,11 +18,10 @@ import os
 import tempfile
 
 import torch
-from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
-from torch import Tensor
-
 from benchmarks.recipe import optimizer_of
 from benchmarks.shapes import Job, World
+from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+from torch import Tensor
 
 
 class Distiller(GeneralDistiller):

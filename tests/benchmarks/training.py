@@ -22,11 +22,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-
 from benchmarks import flops, machine, memory
 from benchmarks.ours import VARIANTS, Ours, SecondForward, Variant
 from benchmarks.recipe import Recipe
 from benchmarks.shapes import SHAPES, Job, World, make_world
+
 from rolib import figures
 from rolib.config import ROOT
 from rolib.runs import write_json, write_text
