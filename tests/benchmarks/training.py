@@ -11,6 +11,7 @@ Writes training.csv (a row a peer and shape), machine.json, and the figure train
 """
 
 import argparse
+import gc
 import importlib.util
 import math
 import time
@@ -181,13 +182,14 @@ def peak_memories(name: str) -> dict[str, dict]:
 def compare(name: str, rounds: int, rates: dict[str, float], with_memory: bool) -> list[dict]:
     """The rows of one shape."""
     shape = SHAPES[name]
+    peaks = peak_memories(name) if with_memory else {}  # first, while the memory is free
     world = make_world(shape, (rounds + 2) * shape.batch)
     assert len(world.blocks) >= (rounds + 1) * shape.batch
     jobs = make_jobs(world)
     errors = check_losses(jobs, list(range(shape.batch)))
     rows = summarise(pd.DataFrame(turns(world, jobs, rounds)), list(jobs), rates, errors)
-    del jobs, world  # before the memory of others is measured
-    peaks = peak_memories(name) if with_memory else {}
+    del jobs, world
+    gc.collect()  # Accelerate's wrappers refer to each other
     empty = dict.fromkeys(["memory_batch", "peak_memory_mb", "memory_of_recipe"])
     first = {"shape": name, "batch": f"{shape.batch} x {shape.length}"}
     threads = {"threads": torch.get_num_threads()}
