@@ -16,6 +16,11 @@ FLAGS = ["avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile"
 PACKAGES = ["torch", "transformers", "accelerate", "numpy", "textbrewer"]
 
 
+def use_threads() -> None:
+    """Use the threads that OMP_NUM_THREADS says, or one: more would depend on other work."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
 def matrix_rate(dtype: torch.dtype, sizes: tuple[int, ...] = (1024, 2048, 4096)) -> float:
     """Operations per CPU-second of the best of several square products; median of three each."""
     rates = []

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks import machine
 from benchmarks.shapes import SHAPES, make_world
 
 GIGABYTE = 1e9
@@ -26,12 +27,12 @@ def status(key: str, file: str = "/proc/self/status") -> float:
 
 
 def fitting_batch(vocab: int, length: int, largest: int = 16) -> int:
-    """The largest batch for which the plain recipe fits into two thirds of the free memory.
+    """The largest batch for which the plain recipe and TextBrewer fit into the free memory.
 
-    It holds about twelve copies of all logits at once.
+    Measured at 4 x 512: they hold eleven and twelve copies of all logits at once.
     """
-    room, batch = 0.67 * status("MemAvailable", "/proc/meminfo"), largest
-    while batch > 1 and 12 * 4 * batch * length * vocab + 3 * GIGABYTE > room:
+    room, batch = 0.9 * status("MemAvailable", "/proc/meminfo"), largest
+    while batch > 1 and 12.5 * 4 * batch * length * vocab + 2 * GIGABYTE > room:
         batch //= 2
     return batch
 
@@ -40,6 +41,7 @@ def measure(shape_name: str, batch: int, length: int, peer: str) -> float:
     """Megabytes of one step of a peer, in this process."""
     from benchmarks.training import make_peer
 
+    machine.use_threads()
     world = make_world(SHAPES[shape_name]._replace(batch=batch, length=length), 2 * batch)
     job = make_peer(peer, world)
     job.step([0])
