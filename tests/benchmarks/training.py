@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python tests/benchmarks/training.py [--shapes ...]
 
-Every peer trains on the same blocks. They take turns, block of steps by block of steps, and the
+Every peer trains on the same blocks. They take turns, step by step, and the
 first turn does not count, so a machine whose speed drifts favours nobody. A speed-up is the median
 over the turns of the recipe's time divided by the peer's time in the same turn. Before that the
 losses are compared: rolib must equal the recipe to 1e-5 in float32, or the run stops.
