@@ -32,7 +32,7 @@ from rolib import figures
 from rolib.config import ROOT
 from rolib.runs import write_json, write_text
 
-ROUNDS = {"12x768/50k": 3, "8x256/8k": 7, "4x128/8k": 9}
+ROUNDS = {"12x768/50k": 3, "8x256/8k": 5, "4x128/8k": 9}
 MEMORY_LENGTH = {"12x768/50k": 512}  # the other shapes: as in their steps
 TOLERANCE = 1e-5
 KEYS = ["what", *Variant._fields]
@@ -193,7 +193,7 @@ def compare(name: str, rounds: int, rates: dict[str, float], peaks: dict[str, di
     rows = summarise(pd.DataFrame(turns(world, jobs, rounds)), list(jobs), rates, errors)
     del jobs, world
     gc.collect()  # Accelerate's wrappers refer to each other
-    empty = dict.fromkeys(["memory_batch", "peak_memory_mb", "memory_of_recipe"])
+    empty = dict.fromkeys(["memory_batch", "peak_memory_mb", "memory_of_recipe"], math.nan)
     first = {"shape": name, "batch": f"{shape.batch} x {shape.length}"}
     threads = {"threads": torch.get_num_threads()}
     return [first | row | peaks.get(row["name"], empty) | threads for row in rows]
