@@ -6,13 +6,14 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RUNS = $(or $(ROLIB_RUNS),runs)/$(PROFILE)
 
-.PHONY: help demo mini study ablation publish lab test lint clean
+.PHONY: help demo mini study ablation publish bench lab test lint clean
 help:
 	@echo "make demo                    the whole study on the built-in sample (minutes)"
 	@echo "make mini                    the study on real data, in hours (ROLIB_DATA, or download)"
 	@echo "make study PROFILE=NAME      the study of params/NAME, on CORES=$(CORES) cores"
 	@echo "make ablation PROFILE=NAME   strategies and weights of the two-teacher student"
 	@echo "make publish PROFILE=NAME    copy a finished study's figures and tables to figures/NAME"
+	@echo "make bench                   speed and memory beside other tools, to figures/bench"
 	@echo "make lab                     JupyterLab on notebooks/00-start-here.ipynb"
 	@echo "make test                    every check of the project"
 
@@ -42,6 +43,14 @@ ablation: $(STAMP)
 publish:
 	mkdir -p figures/$(PROFILE)
 	cp $(RUNS)/figures/*.png $(RUNS)/figures/*.txt $(RUNS)/*.csv figures/$(PROFILE)/
+
+# TextBrewer asks for tensorboard and imports tensorboardX in its place, so no dependencies.
+bench: $(STAMP)
+	$(BIN)/pip install --quiet --no-deps textbrewer==0.2.1.post1 tensorboardX==2.6.5
+	for part in training export grid; do \
+	    test ! -e tests/benchmarks/$$part.py || OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+	    PYTHONPATH=tests $(BIN)/python tests/benchmarks/$$part.py || exit 1; \
+	done
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks/00-start-here.ipynb

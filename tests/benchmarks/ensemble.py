@@ -1,7 +1,7 @@
 """What a second teacher costs: the two-teacher step against the one-teacher step plus the second
 teacher's forward pass.
 
-    OMP_NUM_THREADS=1 python tests/benchmark_ensemble.py [repetitions]
+    OMP_NUM_THREADS=1 python tests/benchmarks/ensemble.py [repetitions]
 
 Models of the mini profile's shape with random weights, vocabularies learned from the sample. The
 three things are timed in turn.

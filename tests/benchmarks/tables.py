@@ -1,6 +1,6 @@
 """The seconds that the tables of a finished study take from stored predictions (not a test).
 
-Usage: python tests/benchmark_tables.py PROFILE
+Usage: python tests/benchmarks/tables.py PROFILE
 """
 
 import sys

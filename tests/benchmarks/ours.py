@@ -1,0 +1,104 @@
+"""Ours, behind one adapter: whole optimizer steps of rolib as `rolib.distillation.loop` runs them.
+
+Only this file knows rolib's loss step. `VARIANTS` names what is measured.
+"""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from accelerate.utils import send_to_device
+from benchmarks.shapes import Job, World
+from torch import Tensor
+from transformers import get_linear_schedule_with_warmup as linear_schedule
+
+from rolib.distillation.alignment import Projection
+from rolib.distillation.loop import ADAM_BETAS, ADAM_EPSILON, CLIP_NORM, load
+from rolib.distillation.masking import MaskingCollator
+from rolib.distillation.models import MaskedLM
+from rolib.distillation.objective import Objective, Teacher
+from rolib.training import make_accelerator, parameter_groups
+
+
+class Variant(NamedTuple):
+    """A way to run a step."""
+
+    soft_targets: str = "all"  # or masked
+    teachers: int = 1
+    precision: str = "float32"  # or bfloat16
+    cached: bool = False  # the first teacher's answers are read, not computed
+
+
+# What today's rolib can do on a CPU; still to come: bfloat16 and a cached teacher.
+VARIANTS = [Variant("all"), Variant("masked"), Variant("all", 2), Variant("masked", 2)]
+
+
+class Ours(Job):
+    """Steps 1 to 6 of `rolib.distillation.loop.train` on a world's models."""
+
+    def __init__(self, world: World, variant: Variant):
+        self.world, self.variant = world, variant
+        assert variant.precision == "float32" and not variant.cached
+        number = variant.teachers
+        config = world.config.model_copy(update={"soft_targets": variant.soft_targets})
+        self.teachers = [Teacher("first", MaskedLM(world.teachers[0]), 1 / number)]
+        if number == 2:
+            projection = Projection(*world.tokenizers)
+            second = Teacher("second", MaskedLM(world.teachers[1]), 1 / 2, 1, projection)
+            self.teachers.append(second)
+        self.accelerator = make_accelerator()
+        self.objective = Objective(config, self.teachers)
+        self.alphas = torch.tensor([term.alpha for term in self.objective.terms])
+        soft_targets = self.objective.soft_targets
+        tokenizers = world.tokenizers[:number]
+        self.collator = MaskingCollator(tokenizers, config.mask_share, config.seed, soft_targets)
+        widths = [teacher.model.model.config.hidden_size for teacher in self.objective.mapped]
+        self.model = MaskedLM(copy.deepcopy(world.start), widths)
+        groups = parameter_groups(self.model, config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
+        )
+        warmup = round(config.warmup_share * config.steps)
+        self.schedule = linear_schedule(self.optimizer, warmup, config.steps)
+        self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        for teacher in self.teachers:
+            teacher.place(self.accelerator.device)
+        self.model.train()
+
+    @property
+    def student(self) -> torch.nn.Module:
+        """The student, without the maps."""
+        return self.accelerator.unwrap_model(self.model).model
+
+    def loss(self, indices: list[int]) -> Tensor:
+        """The loss over these blocks, with its graph: steps 4 and 5 of the loop."""
+        [batch] = load(self.world.blocks, [indices], self.collator)
+        counts = torch.tensor(self.objective.counts(batch)).clamp(min=1)
+        batch = send_to_device(batch, self.accelerator.device)
+        return (self.alphas * self.objective.sums(self.model, batch) / counts).sum()
+
+    def step(self, indices: list[int]) -> float:
+        """One optimizer step; returns the loss."""
+        loss = self.loss(indices)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+class SecondForward(Job):
+    """The forward pass of the second teacher alone: a part of the two-teacher step."""
+
+    def __init__(self, ours: Ours):
+        self.ours = ours
+
+    def prepare(self, indices: list[int]) -> None:
+        """Read and mask the batch: this belongs to the one-teacher step."""
+        self.batch = self.ours.collator([self.ours.world.blocks[i] for i in indices])
+
+    def step(self, indices: list[int]) -> float:
+        """The second teacher's logits and states; there is no loss."""
+        self.ours.objective.teacher_outputs(self.ours.teachers[1], self.batch)
+        return float("nan")
