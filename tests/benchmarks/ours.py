@@ -7,6 +7,7 @@ import copy
 from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from benchmarks.shapes import Job, World
 from torch import Tensor
@@ -17,7 +18,7 @@ from rolib.distillation.loop import ADAM_BETAS, ADAM_EPSILON, CLIP_NORM, load
 from rolib.distillation.masking import MaskingCollator
 from rolib.distillation.models import MaskedLM
 from rolib.distillation.objective import Objective, Teacher
-from rolib.training import make_accelerator, parameter_groups
+from rolib.training import autocast, has_bf16, parameter_groups
 
 
 class Variant(NamedTuple):
@@ -29,8 +30,9 @@ class Variant(NamedTuple):
     cached: bool = False  # the first teacher's answers are read, not computed
 
 
-# What today's rolib can do on a CPU; still to come: bfloat16 and a cached teacher.
 VARIANTS = [Variant("all"), Variant("masked"), Variant("all", 2), Variant("masked", 2)]
+if has_bf16():
+    VARIANTS += [Variant("all", precision="bfloat16"), Variant("masked", precision="bfloat16")]
 
 
 class Ours(Job):
@@ -38,7 +40,7 @@ class Ours(Job):
 
     def __init__(self, world: World, variant: Variant):
         self.world, self.variant = world, variant
-        assert variant.precision == "float32" and not variant.cached
+        assert not variant.cached
         number = variant.teachers
         config = world.config.model_copy(update={"soft_targets": variant.soft_targets})
         self.teachers = [Teacher("first", MaskedLM(world.teachers[0]), 1 / number)]
@@ -46,12 +48,13 @@ class Ours(Job):
             projection = Projection(*world.tokenizers)
             second = Teacher("second", MaskedLM(world.teachers[1]), 1 / 2, 1, projection)
             self.teachers.append(second)
-        self.accelerator = make_accelerator()
-        self.objective = Objective(config, self.teachers)
+        self.accelerator = Accelerator()
+        precision = getattr(torch, variant.precision)
+        self.objective = Objective(config, self.teachers, precision)
         self.alphas = torch.tensor([term.alpha for term in self.objective.terms])
-        soft_targets = self.objective.soft_targets
+        compared = self.objective.soft_targets, self.objective.states
         tokenizers = world.tokenizers[:number]
-        self.collator = MaskingCollator(tokenizers, config.mask_share, config.seed, soft_targets)
+        self.collator = MaskingCollator(tokenizers, config.mask_share, config.seed, *compared)
         widths = [teacher.model.model.config.hidden_size for teacher in self.objective.mapped]
         self.model = MaskedLM(copy.deepcopy(world.start), widths)
         groups = parameter_groups(self.model, config.weight_decay)
@@ -62,7 +65,7 @@ class Ours(Job):
         self.schedule = linear_schedule(self.optimizer, warmup, config.steps)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         for teacher in self.teachers:
-            teacher.place(self.accelerator.device)
+            teacher.place(self.accelerator.device, precision)
         self.model.train()
 
     @property
@@ -72,10 +75,10 @@ class Ours(Job):
 
     def loss(self, indices: list[int]) -> Tensor:
         """The loss over these blocks, with its graph: steps 4 and 5 of the loop."""
-        [batch] = load(self.world.blocks, [indices], self.collator)
+        batch = load(self.world.blocks, indices, self.collator, epoch=0)
         counts = torch.tensor(self.objective.counts(batch)).clamp(min=1)
         batch = send_to_device(batch, self.accelerator.device)
-        return (self.alphas * self.objective.sums(self.model, batch) / counts).sum()
+        return self.objective.loss(self.model, batch, self.alphas / counts)[0]
 
     def step(self, indices: list[int]) -> float:
         """One optimizer step; returns the loss."""
@@ -100,5 +103,8 @@ class SecondForward(Job):
 
     def step(self, indices: list[int]) -> float:
         """The second teacher's logits and states; there is no loss."""
-        self.ours.objective.teacher_outputs(self.ours.teachers[1], self.batch)
+        objective = self.ours.objective
+        with autocast(self.ours.accelerator.device, objective.precision):
+            answer = objective.answer(self.ours.teachers[1], self.batch)
+            answer.logits(slice(0, len(self.batch[1]["soft"])))
         return float("nan")

@@ -131,6 +131,7 @@ RECIPE = {
     "profile": "bench",
     "seed": 1,
     "data": "sample",
+    "precision": "float32",
     "corpus": "data",
     "corpus_revision": "",
     "data_seed": 1,
