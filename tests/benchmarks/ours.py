@@ -43,10 +43,13 @@ class Ours(Job):
         assert not variant.cached
         number = variant.teachers
         config = world.config.model_copy(update={"soft_targets": variant.soft_targets})
-        self.teachers = [Teacher("first", MaskedLM(world.teachers[0]), 1 / number)]
+        models = world.teachers
+        if variant.precision != "float32":  # placed in another precision, not shared
+            models = copy.deepcopy(models)
+        self.teachers = [Teacher("first", MaskedLM(models[0]), 1 / number)]
         if number == 2:
             projection = Projection(*world.tokenizers)
-            second = Teacher("second", MaskedLM(world.teachers[1]), 1 / 2, 1, projection)
+            second = Teacher("second", MaskedLM(models[1]), 1 / 2, 1, projection)
             self.teachers.append(second)
         self.accelerator = Accelerator()
         precision = getattr(torch, variant.precision)
