@@ -85,6 +85,11 @@ class TrainingConfig(Config):
     log_every: Count = Field(description="steps between two records")
     checkpoint_every: Count = Field(description="steps between checkpoints and held-out losses")
 
+    @property
+    def mask_seed(self) -> int:
+        """The seed of the masks."""
+        return self.seed
+
     @model_validator(mode="after")
     def _pinned(self) -> "TrainingConfig":
         if self.corpus.startswith("hub:") and not self.corpus_revision:
@@ -141,6 +146,11 @@ class StudentConfig(TrainingConfig):
     freeze_positions: bool = Field(description="keep the position embeddings of the start")
 
     @property
+    def mask_seed(self) -> int:
+        """The seed of the masks: with stored answers one for all seeds, which share them."""
+        return self.data_seed if self.cached_pieces else self.seed
+
+    @property
     def shares(self) -> dict[str, float]:
         """The teachers of positive weight and their weights, scaled to the sum 1."""
         total = sum(self.teachers.values())
@@ -155,6 +165,9 @@ class StudentConfig(TrainingConfig):
         if self.objective == "distill" and self.alpha_ce + self.alpha_mlm + self.alpha_cos == 0:
             problem = "0, as alpha_mlm and alpha_cos are: nothing would be learned"
             raise ValueError(f"alpha_ce: {problem}, raise one")
+        if self.cached_pieces and self.soft_targets == "all":
+            problem = "answers are stored at masked tokens only"
+            raise ValueError(f"cached_pieces: {problem}: set soft_targets to masked")
         return self
 
 

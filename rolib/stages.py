@@ -4,27 +4,37 @@ Each reads finished inputs and leaves run folders. A stage that already ran with
 configuration and the same inputs returns its folder at once.
 """
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from datasets import DatasetDict
-from transformers import AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertForMaskedLM,
+    DistilBertForMaskedLM,
+    PretrainedConfig,
+)
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from rolib import runs
-from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig
+from rolib.config import Config, EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig
 from rolib.data import corpus
 from rolib.data.download import data_root
 from rolib.data.tasks import load_task, task_source
 from rolib.distillation import loop, models
 from rolib.distillation.alignment import Projection, check_wordpiece, same_vocabulary
+from rolib.distillation.cache import TeacherCache, write_cache
 from rolib.distillation.losses import IGNORE
 from rolib.distillation.masking import MaskingCollator
 from rolib.distillation.objective import Objective, Teacher
 from rolib.evaluation.finetune import finetune
 from rolib.profiles import check_depth, check_positions
+from rolib.training import choose_precision
 
 PLATEAU_MARGIN = 1.0  # nats below the frequency baseline at which a model has left the plateau
 OnRecord = Callable[[dict], None]
@@ -32,6 +42,11 @@ OnRecord = Callable[[dict], None]
 
 def ignore(record: dict) -> None:
     """Do nothing with a record."""
+
+
+def precision_of(config: Config, shape: PretrainedConfig) -> str:
+    """The precision of a model's run, for its manifest: "float32" or "bfloat16"."""
+    return str(choose_precision(config.precision, shape.hidden_size)).removeprefix("torch.")
 
 
 def prepare_blocks(
@@ -90,10 +105,12 @@ def prepare_teacher(config: TeacherConfig, on_log: OnRecord = ignore) -> Path:
         check_positions(config.block_length, teacher.config.max_position_embeddings, config.source)
         facts["source_commit"] = getattr(teacher.config, "_commit_hash", None)
     blocks = prepare_blocks(config, texts, [tokenizer])
+    if pretrain:
+        torch.manual_seed(config.seed)
+        teacher = models.build_teacher(config, tokenizer)
+        facts["precision"] = precision_of(config, teacher.config)
     with runs.new_run(folder, config, inputs, notes=[], **facts) as working:
         if pretrain:
-            torch.manual_seed(config.seed)
-            teacher = models.build_teacher(config, tokenizer)
             teacher = loop.train(config, teacher, [tokenizer], blocks, working, on_log=on_log)
         origin = "pre-trained from random weights" if pretrain else f"a copy of {config.source}"
         case = "lower-cased" if config.lowercase else "cased"
@@ -146,6 +163,36 @@ def load_teachers(config: StudentConfig) -> tuple[list[Teacher], list[Tokenizer]
     return teachers, tokenizers
 
 
+def open_cache(
+    config: StudentConfig,
+    teachers: list[Teacher],
+    tokenizers: list[Tokenizer],
+    blocks: DatasetDict,
+    inputs: dict[str, str],
+) -> TeacherCache | None:
+    """The teachers' stored answers, which are made if there are none; None if no cache is wanted.
+
+    It lies in runs/<profile>/teacher-cache/<teachers>. inputs: as in the run's manifest.
+    """
+    if not (config.cached_pieces and teachers):
+        return None
+    accelerator, identity = Accelerator(), dict[str, Any](inputs)
+    for view, tokenizer in enumerate(tokenizers):
+        text = tokenizer.backend_tokenizer.to_str()
+        identity[f"tokenizer of view {view}"] = hashlib.sha256(text.encode()).hexdigest()
+    for key in ("cached_pieces", "data_seed", "words_per_source", "block_length", "mask_share"):
+        identity[key] = getattr(config, key)
+    identity["precision"] = precision_of(config, teachers[0].model.model.config)
+    number = len(blocks["train"])
+    identity["epochs"] = loop.epochs_of(config, number, accelerator.num_processes)
+    folder = config.folder / "teacher-cache" / "+".join(config.shares)
+    with accelerator.main_process_first():
+        if not folder.exists():
+            objective = Objective(config, teachers, getattr(torch, identity["precision"]))
+            write_cache(folder, identity, objective, blocks, tokenizers, accelerator.device)
+    return TeacherCache(folder, identity)
+
+
 def distil_student(
     config: StudentConfig, on_log: OnRecord = ignore, folder: Path | None = None
 ) -> Path:
@@ -174,8 +221,11 @@ def distil_student(
         shape = models.student_shape(first.config, config.num_layers)
         student = models.init_local_attention(DistilBertForMaskedLM(shape))
         how = "pre-trained by masked words alone (control)"
-    with runs.new_run(folder, config, inputs) as working:
-        student = loop.train(config, student, tokenizers, blocks, working, teachers, on_log)
+    with runs.new_run(
+        folder, config, inputs, precision=precision_of(config, first.config)
+    ) as working:
+        cache = open_cache(config, teachers, tokenizers, blocks, inputs)
+        student = loop.train(config, student, tokenizers, blocks, working, teachers, cache, on_log)
         what = f"DistilBERT with {config.num_layers} layers, {how}"
         card = model_card(config, config.student, what)
         models.save_model(student, tokenizers[0], working, card)
@@ -206,7 +256,9 @@ def evaluate_model(
             if not runs.is_finished(run, one, inputs):
                 splits = splits or load_task(name, root)
                 notes = [files.note] if files.note else []
-                with runs.new_run(run, one, inputs, notes=notes) as working:
+                precision = precision_of(config, AutoConfig.from_pretrained(source))
+                more = {"notes": notes, "precision": precision}
+                with runs.new_run(run, one, inputs, **more) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     finetune(one, name, seed, source, random_weights, splits, working)
             results.append(runs.read_json(run / "scores.json", "`make demo`"))

@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers import get_linear_schedule_with_warmup as linear_schedule
 
 from rolib.config import StudentConfig, TrainingConfig
-from rolib.distillation.masking import MaskingCollator, View
+from rolib.distillation.cache import SPLITS, TeacherCache
+from rolib.distillation.masking import Collate, MaskingCollator, View
 from rolib.distillation.models import MaskedLM
 from rolib.distillation.objective import Objective, Teacher
 from rolib.runs import append_metrics, progress, read_metrics, write_text
@@ -31,9 +32,21 @@ ADAM_BETAS, ADAM_EPSILON, CLIP_NORM = (0.9, 0.98), 1e-6, 5.0
 T = TypeVar("T")
 
 
+def make_collator(objective: Objective, tokenizers: list[Tokenizer]) -> MaskingCollator:
+    """The collator of a run."""
+    config, compared = objective.config, (objective.soft_targets, objective.states)
+    return MaskingCollator(tokenizers, config.mask_share, config.mask_seed, *compared)
+
+
+def epochs_of(config: TrainingConfig, blocks: int, processes: int) -> int:
+    """How many epochs a run begins over so many train blocks."""
+    steps_an_epoch = math.ceil(blocks / config.batch_size) // (config.accumulation * processes)
+    return math.ceil(config.steps / max(1, steps_an_epoch))
+
+
 @torch.no_grad()
 def held_out_losses(
-    student: MaskedLM, objective: Objective, blocks: Dataset, collator: MaskingCollator
+    student: MaskedLM, objective: Objective, blocks: Dataset, collate: Collate
 ) -> dict[str, float]:
     """The mean of each term over the held-out blocks, always under the masks of epoch 0."""
     training, device = student.training, student.model.device
@@ -43,7 +56,7 @@ def held_out_losses(
     sums = torch.zeros(len(objective.terms), dtype=torch.float64, device=device)
     weights = sums.float()  # of a loss that nobody reads
     counts = torch.zeros(len(objective.terms), dtype=torch.int64)
-    for batch in in_background(load(blocks, numbers, collator, 0) for numbers in order):
+    for batch in in_background(load(blocks, numbers, collate, 0) for numbers in order):
         counts += torch.tensor(objective.counts(batch))
         batch = send_to_device(batch, device, non_blocking=True)
         sums += objective.loss(student, batch, weights)[1]
@@ -53,9 +66,9 @@ def held_out_losses(
     return dict(zip(names, means, strict=True))
 
 
-def load(blocks: Dataset, numbers: list[int], collator: MaskingCollator, epoch: int) -> list[View]:
+def load(blocks: Dataset, numbers: list[int], collate: Collate, epoch: int) -> list[View]:
     """The batch of the blocks of these numbers; in pinned memory where a GPU will read it."""
-    batch = collator(blocks.__getitems__(numbers), epoch)
+    batch = collate(blocks.__getitems__(numbers), epoch)
     if torch.cuda.is_available():
         for view in batch:
             tensors = {name: value for name, value in view.items() if torch.is_tensor(value)}
@@ -73,11 +86,7 @@ def in_background(items: Iterator[T]) -> Iterator[T]:
 
 
 def step_batches(
-    blocks: Dataset,
-    collator: MaskingCollator,
-    config: TrainingConfig,
-    accelerator: Accelerator,
-    first: int,
+    blocks: Dataset, collate: Collate, config: TrainingConfig, accelerator: Accelerator, first: int
 ) -> Iterator[list[list[View]]]:
     """Yield this process's micro-batches of each optimizer step from `first` on.
 
@@ -98,7 +107,7 @@ def step_batches(
 
     for epoch, batches in islice(steps(), first, config.steps):
         mine = batches[accelerator.process_index :: accelerator.num_processes]
-        yield [load(blocks, numbers, collator, epoch) for numbers in mine]
+        yield [load(blocks, numbers, collate, epoch) for numbers in mine]
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
@@ -136,6 +145,7 @@ def train(
     blocks: DatasetDict,
     folder: Path,
     teachers: Sequence[Teacher] = (),
+    cache: TeacherCache | None = None,
     on_log: Callable[[dict], None] = lambda record: None,
 ) -> PreTrainedModel:
     """The trained student, on the CPU. Logs to `folder`/metrics.jsonl, continues a checkpoint.
@@ -143,6 +153,7 @@ def train(
     tokenizers: of the views of the blocks, the student's first. teachers: the first one gives the
     student its vocabulary and its start. The states of each further one are compared through a
     trainable map, which is not saved. Without teachers the student is pre-trained by masked words.
+    cache: the teachers' stored answers, which are read in place of running them.
     on_log is called with each metrics record. Raises FloatingPointError for a loss that is not
     finite.
     """
@@ -153,8 +164,10 @@ def train(
     precision = choose_precision(config.precision, student.config.hidden_size)
     objective = Objective(config, teachers, precision)
     alphas = torch.tensor([term.alpha for term in objective.terms], device=device)
-    kept = objective.soft_targets, objective.states
-    collator = MaskingCollator(tokenizers, config.mask_share, config.seed, *kept)
+    collator = make_collator(objective, tokenizers)
+    reading: dict[str, Collate] = dict.fromkeys(SPLITS, collator)
+    if cache:
+        reading = {split: cache.reading(collator, split, objective) for split in SPLITS}
 
     # Step 2: optimizer and schedule. Accelerate would step a prepared schedule once per process.
     if isinstance(config, StudentConfig) and config.freeze_positions:
@@ -169,17 +182,18 @@ def train(
     schedule = linear_schedule(optimizer, warmup, config.steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule)
-    for teacher in teachers:
-        teacher.place(
-            device, precision
-        )  # not prepared: Accelerate would put it into every checkpoint
+    for teacher in () if cache else teachers:
+        # Not prepared: Accelerate would put it into every checkpoint.
+        teacher.place(device, precision)
 
     # Step 3: continue from a checkpoint.
     done = resume(accelerator, folder)
     model.train()
-    steps = in_background(step_batches(blocks["train"], collator, config, accelerator, done))
+    steps = step_batches(blocks["train"], reading["train"], config, accelerator, done)
     name = folder.name.strip(".")
-    bar = progress(steps, total=config.steps, initial=done, desc=name, disable=not is_main)
+    bar = progress(
+        in_background(steps), total=config.steps, initial=done, desc=name, disable=not is_main
+    )
     totals, tokens, logged = torch.zeros_like(alphas), 0, done
     clock = time.perf_counter()
 
@@ -225,7 +239,7 @@ def train(
         if at_checkpoint or step == config.steps:
             paused = time.perf_counter()
             bare = accelerator.unwrap_model(model)
-            record |= held_out_losses(bare, objective, blocks["held_out"], collator)
+            record |= held_out_losses(bare, objective, blocks["held_out"], reading["held_out"])
             clock += time.perf_counter() - paused
         if record and is_main:
             append_metrics(folder / "metrics.jsonl", {"step": step, **record})

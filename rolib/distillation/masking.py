@@ -17,6 +17,7 @@ from rolib.distillation.losses import IGNORE
 Array = np.ndarray
 Draw = Callable[[int], Array]  # n -> n random pieces
 View = dict[str, Any]  # a batch in the pieces of one tokenizer; see MaskingCollator
+Collate = Callable[[list[dict], int], list[View]]  # blocks, epoch -> the views of a batch
 
 
 def choose_words(words: int, rng: np.random.Generator, mask_share: float) -> Array:

@@ -65,25 +65,21 @@ def differentiate(
 ) -> Tensor:
     """The two sums (2,) over rows of logits (m, V), which are overwritten by their gradient."""
     exact, sums = logits.to(factors.dtype), torch.zeros_like(factors)
-    gradient = None
-    if target is not None:
-        soft, negative_entropy = target
-        scaled = exact / temperature
-        gradient = scaled.softmax(-1)
-        cross = torch.linalg.vecdot(soft, scaled) - log_normaliser(scaled, gradient)
-        sums[0] = (negative_entropy - cross).sum() * temperature**2
-        gradient.sub_(soft).mul_(factors[0] * temperature)
-    if len(labels):
-        known, places = exact[: len(labels)], labels[:, None]
-        probs = known.softmax(-1)
-        sums[1] = (log_normaliser(known, probs) - known.gather(1, places)[:, 0]).sum()
-        probs.scatter_add_(1, places, torch.full_like(probs[:, :1], -1.0)).mul_(factors[1])
-        if gradient is None:
-            gradient = probs
-        else:
-            gradient[: len(labels)] += probs
-    if gradient is not None:
-        logits.copy_(gradient)
+    known, places = exact[: len(labels)], labels[:, None]
+    surprise = known.softmax(-1)
+    sums[1] = (log_normaliser(known, surprise) - known.gather(1, places)[:, 0]).sum()
+    surprise.scatter_add_(1, places, torch.full_like(surprise[:, :1], -1.0)).mul_(factors[1])
+    if target is None:
+        logits[: len(labels)] = surprise
+        return sums
+    soft, negative_entropy = target
+    scaled = exact / temperature
+    gradient = torch.softmax(scaled, -1, out=logits if logits.dtype == exact.dtype else exact)
+    cross = torch.linalg.vecdot(soft, scaled) - log_normaliser(scaled, gradient)
+    sums[0] = (negative_entropy - cross).sum() * temperature**2
+    gradient.sub_(soft).mul_(factors[0] * temperature)
+    gradient[: len(labels)] += surprise
+    logits.copy_(gradient)  # itself, or in the precision of the products
     return sums
 
 
@@ -144,13 +140,11 @@ class _Fused(torch.autograd.Function):
                 else:
                     gradients[1].add_(logits.T @ chunk)
                 gradients[2].add_(logits.sum(0))
-        ctx.gradients = gradients
+        ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(sums)
         return (factors * sums).sum(), sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple:
-        # In place, and let go of: copies of the weight's gradient would cost time and memory.
-        gradients, ctx.gradients = ctx.gradients, None
-        return *(gradient.mul_(outer) for gradient in gradients), None, None, None, None
+        return *(gradient * outer for gradient in ctx.saved_tensors), None, None, None, None
