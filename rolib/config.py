@@ -215,6 +215,7 @@ class AblationConfig(Config):
     variants: Variants = Field(description="name: the parameters of the student that it changes")
     seeds: Seeds = Field(description="seeds of the distillation and of the fine-tuning")
     steps: Count = Field(description="optimizer steps of each distillation")
+    cached_pieces: Size = Field(description="teachers' best pieces to store; 0: no cache")
     tasks: Tasks = Field(description="measures")
 
 

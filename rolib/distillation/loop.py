@@ -25,7 +25,7 @@ from rolib.distillation.masking import Collate, MaskingCollator, View
 from rolib.distillation.models import MaskedLM
 from rolib.distillation.objective import Objective, Teacher
 from rolib.runs import append_metrics, progress, read_metrics, write_text
-from rolib.training import choose_precision, length_batches, parameter_groups
+from rolib.training import choose_precision, keep_freed_memory, length_batches, parameter_groups
 
 # DistilBERT's recipe.
 ADAM_BETAS, ADAM_EPSILON, CLIP_NORM = (0.9, 0.98), 1e-6, 5.0
@@ -158,6 +158,7 @@ def train(
     finite.
     """
     # Step 1: all randomness comes from the seed. Each process draws dropout masks of its own.
+    keep_freed_memory()
     accelerator = Accelerator()
     set_seed(config.seed, device_specific=True)
     device, is_main = accelerator.device, accelerator.is_main_process

@@ -4,21 +4,28 @@ Only this file knows rolib's loss step. `VARIANTS` names what is measured.
 """
 
 import copy
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from benchmarks.shapes import Job, World
+from datasets import DatasetDict
 from torch import Tensor
+from transformers import BertTokenizer
 from transformers import get_linear_schedule_with_warmup as linear_schedule
 
 from rolib.distillation.alignment import Projection
+from rolib.distillation.cache import TeacherCache, write_cache
 from rolib.distillation.loop import ADAM_BETAS, ADAM_EPSILON, CLIP_NORM, load
-from rolib.distillation.masking import MaskingCollator
+from rolib.distillation.masking import Collate, MaskingCollator
 from rolib.distillation.models import MaskedLM
 from rolib.distillation.objective import Objective, Teacher
 from rolib.training import autocast, has_bf16, parameter_groups
+
+CACHED_PIECES = 256  # of each masked position
 
 
 class Variant(NamedTuple):
@@ -33,6 +40,7 @@ class Variant(NamedTuple):
 VARIANTS = [Variant("all"), Variant("masked"), Variant("all", 2), Variant("masked", 2)]
 if has_bf16():
     VARIANTS += [Variant("all", precision="bfloat16"), Variant("masked", precision="bfloat16")]
+VARIANTS.append(Variant("masked", cached=True))
 
 
 class Ours(Job):
@@ -40,9 +48,10 @@ class Ours(Job):
 
     def __init__(self, world: World, variant: Variant):
         self.world, self.variant = world, variant
-        assert not variant.cached
         number = variant.teachers
         config = world.config.model_copy(update={"soft_targets": variant.soft_targets})
+        if variant.cached:
+            config = config.model_copy(update={"cached_pieces": CACHED_PIECES})
         models = world.teachers
         if variant.precision != "float32":  # placed in another precision, not shared
             models = copy.deepcopy(models)
@@ -67,9 +76,23 @@ class Ours(Job):
         warmup = round(config.warmup_share * config.steps)
         self.schedule = linear_schedule(self.optimizer, warmup, config.steps)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.collate: Collate = self.collator
+        if variant.cached:
+            cache = self.make_cache(tokenizers)
+            self.collate = cache.reading(self.collator, "train", self.objective)
         for teacher in self.teachers:
             teacher.place(self.accelerator.device, precision)
         self.model.train()
+
+    def make_cache(self, tokenizers: list[BertTokenizer]) -> TeacherCache:
+        """The teachers' answers to all blocks of the world, below a temporary folder."""
+        blocks = self.world.blocks
+        identity = {"epochs": 1, "precision": "float32"}
+        self.folder = tempfile.TemporaryDirectory()
+        folder = Path(self.folder.name) / "cache"
+        splits = DatasetDict(train=blocks, held_out=blocks.select([0]))
+        write_cache(folder, identity, self.objective, splits, tokenizers, torch.device("cpu"))
+        return TeacherCache(folder, identity)
 
     @property
     def student(self) -> torch.nn.Module:
@@ -78,7 +101,7 @@ class Ours(Job):
 
     def loss(self, indices: list[int]) -> Tensor:
         """The loss over these blocks, with its graph: steps 4 and 5 of the loop."""
-        batch = load(self.world.blocks, indices, self.collator, epoch=0)
+        batch = load(self.world.blocks, indices, self.collate, epoch=0)
         counts = torch.tensor(self.objective.counts(batch)).clamp(min=1)
         batch = send_to_device(batch, self.accelerator.device)
         return self.objective.loss(self.model, batch, self.alphas / counts)[0]
