@@ -225,7 +225,7 @@ def distil_student(
         folder, config, inputs, precision=precision_of(config, first.config)
     ) as working:
         cache = open_cache(config, teachers, tokenizers, blocks, inputs)
-        student = loop.train(config, student, tokenizers, blocks, working, teachers, cache, on_log)
+        student = loop.train(config, student, tokenizers, blocks, working, teachers, on_log, cache)
         what = f"DistilBERT with {config.num_layers} layers, {how}"
         card = model_card(config, config.student, what)
         models.save_model(student, tokenizers[0], working, card)

@@ -129,7 +129,7 @@ def test_a_batch_is_padded(toy_tokenizer, rows):
     assert {batch[name].shape for name in tensors} == {(5, width)}
     places = {"tokens", "masked", "words", "masked_words", "soft", "soft_rows", "soft_rows_host"}
     places |= {"compared", "numbers"}
-    assert set(batch) == tensors | places
+    assert set(batch) == tensors | places | {"padded"} and batch["padded"]
     assert all(batch[name].ndim == 1 for name in places)
     assert batch["attention_mask"].sum(1).tolist() == [len(row["input_ids"][0]) for row in rows]
     padding = batch["attention_mask"] == 0

@@ -145,8 +145,8 @@ def train(
     blocks: DatasetDict,
     folder: Path,
     teachers: Sequence[Teacher] = (),
-    cache: TeacherCache | None = None,
     on_log: Callable[[dict], None] = lambda record: None,
+    cache: TeacherCache | None = None,
 ) -> PreTrainedModel:
     """The trained student, on the CPU. Logs to `folder`/metrics.jsonl, continues a checkpoint.
 

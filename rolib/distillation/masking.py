@@ -64,10 +64,9 @@ def add_positions(views: list[View], soft_targets: str, states: str) -> None:
     """Add to the views the positions that the terms of a loss need, in the flattened batch.
 
     soft_targets, states: the tokens that are compared with the teachers, "all" or "masked".
-    Of each view: compared, the pieces whose states are compared, and numbers, the word of each
-    (the number of words for a piece of no word).
-    Also words, the first pieces of the compared words; soft, the pieces whose soft targets are
-    matched (of the first view the masked ones come first, of a further view there are those that
+    Of each view: padded, whether it has padding; compared, the pieces whose states are compared;
+    numbers, the word of each (the number of words for a piece of no word); words, the first pieces
+    of the compared words; soft, the pieces whose soft targets are matched (of the first view the masked ones come first, of a further view there are those that
     are a whole word in both); soft_rows, their rows in the first view's `soft`, ascending; the same
     as soft_rows_host, which stays on the CPU.
     Of the first view: tokens (all but padding), masked, masked_words (first pieces of words).
@@ -87,6 +86,7 @@ def add_positions(views: list[View], soft_targets: str, states: str) -> None:
         view["compared"] = positions(compared)
         numbers = torch.searchsorted(starts, view["compared"], right=True) - 1
         inside = view["word_ids"].flatten()[view["compared"]] >= 0
+        view["padded"] = not bool(view["attention_mask"].all())
         view["words"], view["numbers"] = starts, torch.where(inside, numbers, len(starts))
     row = torch.full_like(first["labels"].flatten(), -1)
     row[first["soft"]] = first["soft_rows"]

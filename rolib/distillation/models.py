@@ -278,12 +278,16 @@ class MaskedLM(nn.Module):
             nn.init.eye_(parameter)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, compared: Tensor
+        self, input_ids: Tensor, attention_mask: Tensor | None, rows: Tensor, compared: Tensor
     ) -> Encoded:
-        """input_ids, attention_mask: (B, L).
+        """input_ids, attention_mask: (B, L), or None where nothing is padded.
 
         rows (N,) that want logits and compared (S,): positions in the flattened batch (B * L,).
         """
+        if attention_mask is not None:
+            # In this form transformers does not look into it, for which a GPU would have to wait.
+            shape = len(input_ids), 1, input_ids.shape[1], input_ids.shape[1]
+            attention_mask = attention_mask[:, None, None].bool().expand(shape)
         encoded = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask)
         every = encoded.last_hidden_state.flatten(0, 1)
         head, states = every.index_select(0, rows), every.index_select(0, compared)

@@ -65,6 +65,11 @@ class Answer(NamedTuple):
     states: Tensor  # (S, H) of its compared pieces
 
 
+def inputs_of(view: View) -> tuple[Tensor, Tensor | None]:
+    """The input ids and the attention mask of a model, None where nothing is padded."""
+    return view["input_ids"], view["attention_mask"] if view["padded"] else None
+
+
 def spread(logits: Tensor, pieces: Tensor, size: int) -> Tensor:
     """Logits (m, size) from those of some pieces (m, k); the other pieces have no probability."""
     return logits.new_full((len(logits), size), ABSENT).scatter_(1, pieces, logits)
@@ -148,8 +153,7 @@ class Objective:
         weight = dict(zip(names, weights.unbind(), strict=True))
         with autocast(weights.device, self.precision):
             answers = [self.answer(teacher, batch) for teacher in self.asked]
-            inputs = view["input_ids"], view["attention_mask"]
-            ours = student(*inputs, view["soft"], view["compared"])
+            ours = student(*inputs_of(view), view["soft"], view["compared"])
             loss, sums = self.vocabulary_terms(ours, answers, batch, weight)
         for name, total in self.cosine_sums(ours, answers, batch).items():
             loss, sums[name] = loss + weight.get(name, 0.0) * total, total.detach()
@@ -175,7 +179,7 @@ class Objective:
             rows = rows[:0]
         if teacher not in self.compared:
             compared = compared[:0]
-        theirs = teacher.model(view["input_ids"], view["attention_mask"], rows, compared)
+        theirs = teacher.model(*inputs_of(view), rows, compared)
         return Answer(Logits(theirs.head, theirs.decoder), theirs.states)
 
     def vocabulary_terms(
