@@ -26,17 +26,17 @@ from rolib.distillation.objective import Objective
 from rolib.runs import progress, read_json, write_json
 from rolib.training import autocast
 
-SPLITS = ("train", "held_out")
-# What is stored of each teacher, and the positions of a view that it is of.
-PARTS = {"logits": "soft", "pieces": "soft", "states": "compared"}
+# What is stored of each teacher: the positions in its view, and the type of the numbers.
+PARTS = {"logits": ("soft", "f4"), "pieces": ("soft", "i8"), "states": ("compared", "f4")}
 EVERYTHING = {"alpha_ce": 1.0, "alpha_cos": 1.0, "hidden_states": "pieces"}
 EVERYTHING |= {"soft_target_strategy": "lift"}
 
 
 class TeacherCache:
-    """The answers below a folder: an Arrow table a split, in it a row an (epoch, block).
+    """The answers in a folder: an Arrow table for each split and epoch, in it a row a block.
 
-    A cell holds the bytes of an array: logits (N, k), pieces (N, k) int32, states (N, H).
+    A cell holds the bytes of an array: <teacher>.logits and <teacher>.pieces (N, k), and
+    <teacher>.states (N, H), for the N masked pieces of the block.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]):
@@ -47,60 +47,50 @@ class TeacherCache:
             if found.get(name) != wanted and not longer:
                 problem = f"{name} was {found.get(name)}, and is {wanted} in this run"
                 raise ConfigError(f"cached_pieces: {folder}: {problem}: delete the folder")
-        self.number = np.float32 if identity["precision"] == "float32" else np.float16
-        self.tables, self.blocks = {}, {}
-        for split, epochs in zip(SPLITS, (found["epochs"], 1), strict=True):
-            self.tables[split] = Dataset.from_file(str(folder / f"{split}.arrow"))
-            self.blocks[split] = len(self.tables[split]) // epochs
+        files = folder.glob("*.arrow")
+        self.tables = {file.stem: Dataset.from_file(str(file)) for file in files}
 
     def reading(self, collator: MaskingCollator, split: str, objective: Objective) -> Collate:
         """The collator, which also adds the stored answers to its views."""
-        table, size = self.tables[split], self.blocks[split]
 
         def collate(blocks: list[dict], epoch: int) -> list[View]:
             batch = collator(blocks, epoch)
-            rows = table[[epoch * size + block["index"] for block in blocks]]
+            cells = self.tables[f"{split}-{epoch}"][[block["index"] for block in blocks]]
             for teacher in objective.asked:
                 view = batch[teacher.view]
-                for part, positions in PARTS.items():
-                    kind = np.int32 if part == "pieces" else self.number
-                    values = np.frombuffer(b"".join(rows[f"{teacher.name}.{part}"]), kind)
-                    shape = len(view[positions]), -1
-                    values = values.astype(np.int64 if part == "pieces" else np.float32)
-                    view[f"{teacher.name}.{part}"] = torch.from_numpy(values.reshape(shape))
+                for part, (positions, kind) in PARTS.items():
+                    values = bytearray(b"".join(cells[f"{teacher.name}.{part}"]))
+                    array = np.frombuffer(values, kind).reshape(len(view[positions]), -1)
+                    view[f"{teacher.name}.{part}"] = torch.from_numpy(array)
             return batch
 
         return collate
 
 
+def answers(objective: Objective, batch: list[View]) -> Iterator[dict[str, bytes]]:
+    """Yield what the teachers say of each block of a batch: a row of a table."""
+    blocks, columns = len(batch[0]["labels"]), {}
+    for teacher in objective.teachers:
+        view, answer = batch[teacher.view], objective.answer(teacher, batch)
+        logits = answer.logits(slice(0, len(view["soft"])))
+        best = logits.topk(min(objective.config.cached_pieces, logits.shape[1]))
+        parts = {"logits": best.values, "pieces": best.indices, "states": answer.states.float()}
+        for part, (positions, kind) in PARTS.items():
+            block_of = (view[positions] // view["labels"].shape[1]).cpu().numpy()
+            ends = np.searchsorted(block_of, np.arange(1, blocks))
+            cells = np.split(parts[part].cpu().numpy().astype(kind), ends)
+            columns[f"{teacher.name}.{part}"] = [cell.tobytes() for cell in cells]
+    for row in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, row, strict=True))
+
+
 def megabytes(objective: Objective, tokens: int) -> float:
     """The size of a cache of so many tokens, at most: as if every masked piece were soft."""
-    number, size = (4 if objective.precision == torch.float32 else 2), 0
+    size = 0
     for teacher in objective.teachers:
         shape = teacher.model.model.config
-        kept = min(objective.config.cached_pieces, shape.vocab_size)
-        size += kept * (4 + number) + shape.hidden_size * number
+        size += 12 * min(objective.config.cached_pieces, shape.vocab_size) + 4 * shape.hidden_size
     return objective.config.mask_share * size * tokens / 1e6
-
-
-def answers(objective: Objective, batch: list[View]) -> Iterator[dict[str, bytes]]:
-    """Yield a row of the table for each block of a batch."""
-    blocks, columns = len(batch[0]["labels"]), {}
-    kind = np.float32 if objective.precision == torch.float32 else np.float16
-    for teacher in objective.teachers:
-        view, name = batch[teacher.view], teacher.name
-        answer = objective.answer(teacher, batch)
-        logits = answer.logits(slice(0, len(view["soft"])))
-        kept = logits.topk(min(objective.config.cached_pieces, logits.shape[1]))
-        parts = {"logits": kept.values, "pieces": kept.indices.int(), "states": answer.states}
-        for part, positions in PARTS.items():
-            values = parts[part] if part == "pieces" else parts[part].float()
-            numbers = values.cpu().numpy().astype(np.int32 if part == "pieces" else kind)
-            inside = (view[positions] // view["labels"].shape[1]).cpu().numpy()
-            ends = np.searchsorted(inside, np.arange(1, blocks))
-            columns[f"{name}.{part}"] = [cell.tobytes() for cell in np.split(numbers, ends)]
-    for cells in zip(*columns.values(), strict=True):
-        yield dict(zip(columns, cells, strict=True))
 
 
 @torch.no_grad()
@@ -120,22 +110,21 @@ def write_cache(
     million, whole = megabytes(objective, 10**6), megabytes(objective, tokens)
     print(f"{folder}: {million:.0f} MB for a million tokens, {whole:.0f} MB in all", flush=True)
     config = objective.config.model_copy(update=EVERYTHING)
-    everything = Objective(config, objective.teachers, objective.precision)
+    objective = Objective(config, objective.teachers, objective.precision)
     collator = MaskingCollator(tokenizers, config.mask_share, config.mask_seed, "masked", "masked")
     for teacher in objective.teachers:
         teacher.place(device, objective.precision)
     working = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
-    for split, epochs in zip(SPLITS, (identity["epochs"], 1), strict=True):
-        starts = range(0, len(blocks[split]), config.batch_size)
-        turns = [(epoch, start) for epoch in range(epochs) for start in starts]
-        with ArrowWriter(path=str(working / f"{split}.arrow")) as writer:
-            for epoch, start in progress(turns, desc=f"teachers' answers, {split}"):
-                last = min(start + config.batch_size, len(blocks[split]))
-                batch = collator(blocks[split].__getitems__(range(start, last)), epoch)
+    for split, epoch in [("held_out", 0), *(("train", i) for i in range(identity["epochs"]))]:
+        table, numbers = f"{split}-{epoch}", range(len(blocks[split]))
+        with ArrowWriter(path=str(working / f"{table}.arrow")) as writer:
+            for start in progress(numbers[:: config.batch_size], desc=f"teachers' answers {table}"):
+                some = numbers[start : start + config.batch_size]
+                batch = collator(blocks[split].__getitems__(some), epoch)
                 with autocast(device, objective.precision):
-                    for row in answers(everything, send_to_device(batch, device)):
+                    for row in answers(objective, send_to_device(batch, device)):
                         writer.write(row)
             writer.finalize()
     write_json(working / "identity.json", identity)

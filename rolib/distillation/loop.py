@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers import get_linear_schedule_with_warmup as linear_schedule
 
 from rolib.config import StudentConfig, TrainingConfig
-from rolib.distillation.cache import SPLITS, TeacherCache
+from rolib.distillation.cache import TeacherCache
 from rolib.distillation.masking import Collate, MaskingCollator, View
 from rolib.distillation.models import MaskedLM
 from rolib.distillation.objective import Objective, Teacher
@@ -166,9 +166,9 @@ def train(
     objective = Objective(config, teachers, precision)
     alphas = torch.tensor([term.alpha for term in objective.terms], device=device)
     collator = make_collator(objective, tokenizers)
-    reading: dict[str, Collate] = dict.fromkeys(SPLITS, collator)
+    reading: dict[str, Collate] = dict.fromkeys(blocks, collator)
     if cache:
-        reading = {split: cache.reading(collator, split, objective) for split in SPLITS}
+        reading = {split: cache.reading(collator, split, objective) for split in blocks}
 
     # Step 2: optimizer and schedule. Accelerate would step a prepared schedule once per process.
     if isinstance(config, StudentConfig) and config.freeze_positions:

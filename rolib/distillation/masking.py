@@ -66,9 +66,10 @@ def add_positions(views: list[View], soft_targets: str, states: str) -> None:
     soft_targets, states: the tokens that are compared with the teachers, "all" or "masked".
     Of each view: padded, whether it has padding; compared, the pieces whose states are compared;
     numbers, the word of each (the number of words for a piece of no word); words, the first pieces
-    of the compared words; soft, the pieces whose soft targets are matched (of the first view the masked ones come first, of a further view there are those that
-    are a whole word in both); soft_rows, their rows in the first view's `soft`, ascending; the same
-    as soft_rows_host, which stays on the CPU.
+    of the compared words; soft, the pieces whose soft targets are matched (of the first view the
+    masked ones come first, of a further view there are those that are a whole word in both);
+    soft_rows, their rows in the first view's `soft`, ascending; the same as soft_rows_host, which
+    stays on the CPU.
     Of the first view: tokens (all but padding), masked, masked_words (first pieces of words).
     Of a further view: covered, the masked words that are one piece in both views.
     """
