@@ -36,7 +36,7 @@ def teachers(world, toy_bert):
         Teacher("lower", lower, 0.4, 1, Projection(*world[0])),
     ]
     for teacher in pair:
-        teacher.place(CPU)
+        teacher.place(CPU, torch.float32)
     return pair
 
 
@@ -217,7 +217,11 @@ def test_a_stage_makes_the_cache_once_and_other_seeds_read_it(
         "held_out-0.arrow",
         "identity.json",
     }
-    monkeypatch.setattr(Teacher, "place", lambda *_: pytest.fail("a teacher was placed"))
+
+    def place(teacher, device, precision=None):
+        assert precision is None, "the model of a teacher was placed"
+
+    monkeypatch.setattr(Teacher, "place", place)
     other = base.model_copy(update={"seed": 2, "temperature": 5.0, "student": "other"})
     stages.distil_student(other)
     assert {file: file.stat().st_mtime_ns for file in cached.iterdir()} == written

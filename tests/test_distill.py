@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -270,6 +271,31 @@ def test_a_corpus_smaller_than_a_step_is_read_again(student_config, toy_blocks, 
     few = toy_blocks["train"].select(range(3))
     steps = steps_of(student_config(steps=3, batch_size=1, accumulation=8), few, toy_tokenizer)
     assert [len(step) for step in steps] == [8, 8, 8]
+
+
+def test_batches_are_made_in_the_background_in_order_one_ahead():
+    made, threads = [], set()
+
+    def items():
+        for i in range(4):
+            made.append(i)
+            threads.add(threading.get_ident())
+            yield i
+
+    seen = []
+    for item in loop.in_background(items()):
+        seen.append(item)
+        assert len(made) <= item + 2  # at most one ahead
+    assert seen == made == [0, 1, 2, 3] and threading.get_ident() not in threads
+
+
+def test_an_error_in_the_background_reaches_the_caller():
+    def items():
+        yield 1
+        raise KeyError("block 7")
+
+    with pytest.raises(KeyError, match="block 7"):
+        list(loop.in_background(items()))
 
 
 # --- training -------------------------------------------------------------------------------------

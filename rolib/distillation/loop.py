@@ -183,9 +183,8 @@ def train(
     schedule = linear_schedule(optimizer, warmup, config.steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule)
-    for teacher in () if cache else teachers:
-        # Not prepared: Accelerate would put it into every checkpoint.
-        teacher.place(device, precision)
+    for teacher in teachers:  # not prepared: Accelerate would put them into every checkpoint
+        teacher.place(device, None if cache else precision)
 
     # Step 3: continue from a checkpoint.
     done = resume(accelerator, folder)

@@ -51,9 +51,10 @@ class Teacher:
     view: int = 0  # the number of the tokenizer it reads with; 0 is the student's
     projection: Projection | None = None  # for a teacher with another vocabulary
 
-    def place(self, device: torch.device, precision: torch.dtype = torch.float32) -> None:
-        """Freeze the model; move it and the projection to a device."""
-        self.model.eval().requires_grad_(False).to(device, precision)
+    def place(self, device: torch.device, precision: torch.dtype | None = None) -> None:
+        """Move the projection to a device; with a precision the model too, frozen."""
+        if precision:
+            self.model.eval().requires_grad_(False).to(device, precision)
         if self.projection:
             self.projection.to(device)
 
