@@ -7,7 +7,7 @@ the headline.
 from collections.abc import Callable
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ from rolib.training import length_batches, make_accelerator, parameter_groups
 STS_MAX = 5.0  # RO-STS scores lie between 0 and 5; the model learns them divided by this
 READINGS = {"bi-encoder": [["text"], ["text_pair"]], "content": [["text_pair"]]}  # by protocol
 PAIR_READING = [["text", "text_pair"]]  # of every other protocol: both texts in one input
+ATTENTION_NORMS = ("attention.output.LayerNorm", "sa_layer_norm")  # of BERT and DistilBERT
 transformers.logging.set_verbosity_error()  # a new head is normal: no report of it
 transformers.logging.disable_progress_bar()
 Clean = Callable[[str], str]  # applied to every text or word before the tokenizer reads it
@@ -109,7 +110,7 @@ def encode_texts(
             texts = texts[:1]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
         inputs.append(pd.DataFrame(dict(encoded)).to_dict("records"))
-        cut |= [len(ids) > max_length for ids in tokenizer(*texts, verbose=False)["input_ids"]]
+        cut |= [bool(found.overflowing) for found in encoded.encodings]  # what was cut off
     labels = split["label"]
     if task.kind == "regression":
         labels = [label / STS_MAX for label in labels]
@@ -166,7 +167,18 @@ def load_for_task(
         kind, options = transformers.AutoModel, {}
     plan = transformers.AutoConfig.from_pretrained(folder, **options)
     model = kind.from_config(plan) if random_weights else kind.from_pretrained(folder, config=plan)
+    if kind is transformers.AutoModelForSequenceClassification:
+        *_, norm = (part for name, part in model.named_modules() if name.endswith(ATTENTION_NORMS))
+        norm.register_forward_pre_hook(first_state_only)
     return BiEncoder(model) if task.protocol == "bi-encoder" else model
+
+
+def first_state_only(layer_norm: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
+    """A hook after the last layer's attention: the head reads the state of [CLS] only.
+
+    In training all states go on: the sums of gradients would be rounded in another way.
+    """
+    return None if layer_norm.training else inputs[0][:, :1]
 
 
 def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> transformers.BatchEncoding:
@@ -179,7 +191,7 @@ def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> transformers.BatchE
     return batch
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def predict(
     model: nn.Module, rows: Rows, task: Task, tokenizer: Tokenizer, batch_size: int
 ) -> list[np.ndarray]:
@@ -237,13 +249,36 @@ def sample_examples(split: Dataset, count: int, seed: int) -> Dataset:
     return split.select(np.random.default_rng(seed).permutation(len(split))[:count])
 
 
+class Examples(NamedTuple):
+    """A measure as the models of one tokenizer read it; all seeds share it."""
+
+    task: Task
+    labels: list[str]  # see `label_names`
+    tokenizer: Tokenizer
+    splits: DatasetDict  # train has the examples to learn from only
+    encoded: dict[str, tuple[Rows, dict[str, int]]]  # `encode` of each split
+
+
+def read_examples(
+    config: EvaluateConfig, task_name: TaskName, model_folder: Path, splits: DatasetDict
+) -> Examples:
+    """The splits of a measure, encoded for the model of `model_folder`."""
+    task = with_protocol(task_name, config.protocols[task_name])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
+    positions = transformers.AutoConfig.from_pretrained(model_folder).max_position_embeddings
+    train = sample_examples(splits["train"], config.max_train_examples, config.seed)
+    splits = DatasetDict(splits, train=train)
+    length = min(config.max_length, positions)
+    encoded = {name: encode(split, task, tokenizer, length) for name, split in splits.items()}
+    return Examples(task, label_names(task, train), tokenizer, splits, encoded)
+
+
 def finetune(
     config: EvaluateConfig,
-    task_name: TaskName,
+    examples: Examples,
     seed: int,
     model_folder: Path,
     random_weights: bool,
-    splits: DatasetDict,
     folder: Path,
 ) -> dict:
     """The content of scores.json: the scores of a model fine-tuned on one measure.
@@ -252,16 +287,11 @@ def finetune(
     predicts the test split. Writes metrics.jsonl, predictions.parquet and scores.json into
     `folder`, and with config.keep_models the best model into `folder`/model.
     """
-    # Step 1: model, tokenizer and encoded splits.
+    # Step 1: the model.
     transformers.set_seed(seed)
-    task = with_protocol(task_name, config.protocols[task_name])
-    labels = label_names(task, splits["train"])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
+    task, labels, tokenizer, splits, encoded = examples
+    task_name: Any = task.name
     model = load_for_task(model_folder, task, labels, random_weights)
-    max_length = min(config.max_length, model.config.max_position_embeddings)
-    train = sample_examples(splits["train"], config.max_train_examples, config.seed)
-    splits = DatasetDict(splits, train=train)
-    encoded = {name: encode(split, task, tokenizer, max_length) for name, split in splits.items()}
 
     def predictions(name: str) -> pd.DataFrame:
         rows = encoded[name][0]
@@ -281,7 +311,7 @@ def finetune(
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
     best, best_score, best_epoch = {}, -np.inf, 0
 
-    bar = progress(range(1, epochs + 1), desc=f"{model_folder.name} {task_name} seed {seed}")
+    bar = progress(range(1, epochs + 1), desc=f"{model_folder.name} {task.name} seed {seed}")
     for epoch in bar:
         # Step 3: one epoch over batches of similar length.
         model.train()
@@ -313,7 +343,7 @@ def finetune(
         plain.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     write_table(folder / "predictions.parquet", table)
-    result: dict[str, Any] = {"task": task_name, "seed": seed, "protocol": task.protocol}
+    result: dict[str, Any] = {"task": task.name, "seed": seed, "protocol": task.protocol}
     result |= {"headline": task.headline, "test": score_predictions(task, table)}
     result |= {"validation": {task.headline: best_score}, "best_epoch": best_epoch}
     result |= {"labels": labels, "counts": {name: found for name, (_, found) in encoded.items()}}
