@@ -76,7 +76,9 @@ def encode_tagging(
     rows: Rows = []
     counts = {"windowed": 0, "words_cut": 0}
     room = max_length - 2  # without [CLS] and [SEP]
-    for example, (tokens, labels) in enumerate(zip(split["tokens"], split["labels"], strict=True)):
+    for example, (tokens, labels) in enumerate(
+        zip(split["tokens"][:], split["labels"][:], strict=True)
+    ):
         pieces = word_pieces([clean(token) for token in tokens], tokenizer)
         parts = windows([(len(word),) for word in pieces], room)
         counts["windowed"] += len(parts) > 1
@@ -105,13 +107,13 @@ def encode_texts(
     """
     inputs, cut = [], np.zeros(len(split), dtype=bool)
     for fields in READINGS.get(task.protocol, PAIR_READING):
-        texts = [[clean(text) for text in split[field]] for field in fields]
+        texts = [[clean(text) for text in split[field][:]] for field in fields]
         if not any(texts[-1]):  # no example has a second text
             texts = texts[:1]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
         inputs.append(pd.DataFrame(dict(encoded)).to_dict("records"))
         cut |= [bool(found.overflowing) for found in encoded.encodings]  # what was cut off
-    labels = split["label"]
+    labels = split["label"][:]
     if task.kind == "regression":
         labels = [label / STS_MAX for label in labels]
     rows = []
@@ -233,7 +235,7 @@ def prediction_table(
             if labels:
                 answer = (labels[label], labels[int(value.argmax())], value)
             records.append((ids[row["example"]], position, *answer))
-    sizes = list(map(len, split["tokens"])) if task.kind == "tagging" else [1] * len(split)
+    sizes = list(map(len, split["tokens"][:])) if task.kind == "tagging" else [1] * len(split)
     expected = [(name, i) for name, size in zip(ids, sizes, strict=True) for i in range(size)]
     for wanted, record in zip_longest(expected, records, fillvalue=()):
         if wanted != record[:2]:
