@@ -22,7 +22,7 @@ from rolib.distillation.alignment import Projection, check_wordpiece, same_vocab
 from rolib.distillation.losses import IGNORE
 from rolib.distillation.masking import MaskingCollator
 from rolib.distillation.objective import Objective, Teacher
-from rolib.evaluation.finetune import finetune, read_examples
+from rolib.evaluation.finetune import finetune, read_splits
 from rolib.profiles import check_depth, check_positions
 from rolib.training import make_accelerator
 
@@ -198,18 +198,17 @@ def evaluate_model(
     folder = folder or config.folder / "evaluation" / config.model
     weights, results = runs.sha256(source / "model.safetensors"), []
     for name in config.tasks:
-        files, examples = task_source(name, root), None
+        files, splits = task_source(name, root), None
         inputs = {"model": weights}
         inputs |= {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
         for seed in config.seeds:
             run, one = folder / name / f"seed-{seed}", single_run(config, name, seed)
             if not runs.is_finished(run, one, inputs):
-                if not examples:  # of all seeds
-                    examples = read_examples(config, name, source, load_task(name, root))
+                splits = splits or read_splits(config, name, source, load_task(name, root))
                 notes = [files.note] if files.note else []
                 with runs.new_run(run, one, inputs, notes=notes) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
-                    finetune(one, examples, seed, source, random_weights, working)
+                    finetune(one, name, seed, source, random_weights, splits, working)
             results.append(runs.read_json(run / "scores.json", "`make demo`"))
             on_result(results[-1])
     return results

@@ -68,8 +68,8 @@ def config(task, **changes):
 
 def finetune(recipe, name, seed, model_folder, random_weights, data, folder):
     """One run of a measure that no other run shares."""
-    examples = ft.read_examples(recipe, name, model_folder, data)
-    return ft.finetune(recipe, examples, seed, model_folder, random_weights, folder)
+    read = ft.read_splits(recipe, name, model_folder, data)
+    return ft.finetune(recipe, name, seed, model_folder, random_weights, read, folder)
 
 
 def tagged(*sentences):

@@ -7,7 +7,7 @@ the headline.
 from collections.abc import Callable
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,7 @@ transformers.logging.set_verbosity_error()  # a new head is normal: no report of
 transformers.logging.disable_progress_bar()
 Clean = Callable[[str], str]  # applied to every text or word before the tokenizer reads it
 Rows = list[dict[str, Any]]  # model inputs, see `encode`
+Splits = dict[str, tuple[Dataset, Rows, dict[str, int]]]  # a split and what `encode` makes of it
 
 
 def label_names(task: Task, split: Dataset) -> list[str]:
@@ -251,36 +252,26 @@ def sample_examples(split: Dataset, count: int, seed: int) -> Dataset:
     return split.select(np.random.default_rng(seed).permutation(len(split))[:count])
 
 
-class Examples(NamedTuple):
-    """A measure as the models of one tokenizer read it; all seeds share it."""
-
-    task: Task
-    labels: list[str]  # see `label_names`
-    tokenizer: Tokenizer
-    splits: DatasetDict  # train has the examples to learn from only
-    encoded: dict[str, tuple[Rows, dict[str, int]]]  # `encode` of each split
-
-
-def read_examples(
+def read_splits(
     config: EvaluateConfig, task_name: TaskName, model_folder: Path, splits: DatasetDict
-) -> Examples:
-    """The splits of a measure, encoded for the model of `model_folder`."""
+) -> Splits:
+    """The splits of a measure as the model of `model_folder` reads them; all seeds share them."""
     task = with_protocol(task_name, config.protocols[task_name])
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     positions = transformers.AutoConfig.from_pretrained(model_folder).max_position_embeddings
+    max_length = min(config.max_length, positions)
     train = sample_examples(splits["train"], config.max_train_examples, config.seed)
-    splits = DatasetDict(splits, train=train)
-    length = min(config.max_length, positions)
-    encoded = {name: encode(split, task, tokenizer, length) for name, split in splits.items()}
-    return Examples(task, label_names(task, train), tokenizer, splits, encoded)
+    parts = dict(splits, train=train).items()
+    return {name: (part, *encode(part, task, tokenizer, max_length)) for name, part in parts}
 
 
 def finetune(
     config: EvaluateConfig,
-    examples: Examples,
+    task_name: TaskName,
     seed: int,
     model_folder: Path,
     random_weights: bool,
+    splits: Splits,
     folder: Path,
 ) -> dict:
     """The content of scores.json: the scores of a model fine-tuned on one measure.
@@ -289,21 +280,22 @@ def finetune(
     predicts the test split. Writes metrics.jsonl, predictions.parquet and scores.json into
     `folder`, and with config.keep_models the best model into `folder`/model.
     """
-    # Step 1: the model.
+    # Step 1: model and tokenizer.
     transformers.set_seed(seed)
-    task, labels, tokenizer, splits, encoded = examples
-    task_name: Any = task.name
+    task = with_protocol(task_name, config.protocols[task_name])
+    labels = label_names(task, splits["train"][0])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     model = load_for_task(model_folder, task, labels, random_weights)
 
     def predictions(name: str) -> pd.DataFrame:
-        rows = encoded[name][0]
+        split, rows, _ = splits[name]
         outputs = predict(model, rows, task, tokenizer, 4 * config.batch_size)
-        return prediction_table(rows, outputs, task, splits[name], labels)
+        return prediction_table(rows, outputs, task, split, labels)
 
     # Step 2: optimizer and schedule.
     accelerator = make_accelerator()
     epochs, rate = config.epochs[task_name], config.learning_rates[task_name]
-    train_rows: Any = encoded["train"][0]  # a list, which a DataLoader takes as a data set
+    train_rows: Any = splits["train"][1]  # a list, which a DataLoader takes as a data set
     lengths = [len(row["inputs"][0]["input_ids"]) for row in train_rows]
     steps = epochs * int(np.ceil(len(lengths) / config.batch_size))
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=rate, fused=True)
@@ -313,7 +305,7 @@ def finetune(
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
     best, best_score, best_epoch = {}, -np.inf, 0
 
-    bar = progress(range(1, epochs + 1), desc=f"{model_folder.name} {task.name} seed {seed}")
+    bar = progress(range(1, epochs + 1), desc=f"{model_folder.name} {task_name} seed {seed}")
     for epoch in bar:
         # Step 3: one epoch over batches of similar length.
         model.train()
@@ -345,10 +337,10 @@ def finetune(
         plain.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     write_table(folder / "predictions.parquet", table)
-    result: dict[str, Any] = {"task": task.name, "seed": seed, "protocol": task.protocol}
+    result: dict[str, Any] = {"task": task_name, "seed": seed, "protocol": task.protocol}
     result |= {"headline": task.headline, "test": score_predictions(task, table)}
     result |= {"validation": {task.headline: best_score}, "best_epoch": best_epoch}
-    result |= {"labels": labels, "counts": {name: found for name, (_, found) in encoded.items()}}
+    result |= {"labels": labels, "counts": {name: found for name, (*_, found) in splits.items()}}
     write_json(folder / "scores.json", result)
     accelerator.free_memory()
     return result
