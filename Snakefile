@@ -2,6 +2,9 @@
 #
 #     snakemake --cores 2 --config profile=tiny
 #
+# Small models leave most of a GPU idle, so several jobs may share it: with --cores 8 --resources
+# gpu=4 at most four of them train at a time. Without --resources the cores alone decide.
+#
 # Each job runs one notebook. What it leaves for the graph is the executed notebook in
 # runs/<profile>/notebooks/. A job that runs again finds its finished run by configuration and
 # inputs and ends at once, so that only changes cost time.
@@ -49,6 +52,7 @@ rule teacher:
         parameters=TRAINING + [f"{PARAMS}/pretrain.yaml", PARAMS + "/teachers/{teacher}.yaml"],
     output:
         DONE + "/01-{teacher}.ipynb",
+    resources: gpu=1
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 
@@ -67,6 +71,7 @@ rule student:
         parameters=STUDENT,
     output:
         DONE + "/02-{student}.ipynb",
+    resources: gpu=1
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 
@@ -78,6 +83,7 @@ rule mlm_control:
         parameters=STUDENT,
     output:
         DONE + "/02-{student}-mlm.ipynb",
+    resources: gpu=1
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
         " -p student {wildcards.student}-mlm -p objective mlm"
@@ -95,6 +101,7 @@ rule evaluate:
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/evaluate.yaml"],
     output:
         DONE + "/03-{model}.ipynb",
+    resources: gpu=1
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters}) -p model {wildcards.model}"
 
@@ -158,6 +165,7 @@ rule ablation:  # on demand: make ablation PROFILE=...
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/ablation.yaml"],
     output:
         f"{DONE}/09-ablate-ensemble.ipynb",
+    resources: gpu=1
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 
@@ -169,6 +177,7 @@ rule robustness:
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/robustness.yaml"],
     output:
         f"{DONE}/07-measure-robustness.ipynb",
+    resources: gpu=1
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 

@@ -32,7 +32,7 @@ from rolib.distillation.cache import TeacherCache, write_cache
 from rolib.distillation.losses import IGNORE
 from rolib.distillation.masking import MaskingCollator
 from rolib.distillation.objective import Objective, Teacher
-from rolib.evaluation.finetune import finetune
+from rolib.evaluation.finetune import finetune, read_splits
 from rolib.profiles import check_depth, check_positions
 from rolib.training import choose_precision
 
@@ -254,7 +254,7 @@ def evaluate_model(
         for seed in config.seeds:
             run, one = folder / name / f"seed-{seed}", single_run(config, name, seed)
             if not runs.is_finished(run, one, inputs):
-                splits = splits or load_task(name, root)
+                splits = splits or read_splits(config, name, source, load_task(name, root))
                 notes = [files.note] if files.note else []
                 precision = precision_of(config, AutoConfig.from_pretrained(source))
                 more = {"notes": notes, "precision": precision}

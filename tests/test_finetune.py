@@ -67,6 +67,12 @@ def config(task, **changes):
     )
 
 
+def finetune(recipe, name, seed, model_folder, random_weights, data, folder):
+    """One run of a measure that no other run shares."""
+    read = ft.read_splits(recipe, name, model_folder, data)
+    return ft.finetune(recipe, name, seed, model_folder, random_weights, read, folder)
+
+
 def tagged(*sentences):
     """A split whose words alternate between two labels."""
     tags = ClassLabel(names=["O", "B-LOC"])
@@ -162,6 +168,16 @@ def test_encode_texts_counts_what_is_truncated(toy_tokenizer):
     assert [row["labels"] for row in rows] == [[0.8], [0.8]] and [
         row["example"] for row in rows
     ] == [0, 1]
+
+
+@pytest.mark.parametrize("second", ["", "Bunicul cumpără casa la școală."])
+def test_truncated_are_the_texts_longer_than_the_row(second, toy_tokenizer):
+    pairs = [(" ".join(LONG[:size]), second) for size in range(1, len(LONG) + 1)]
+    lengths = [len(toy_tokenizer(*[text for text in pair if text])["input_ids"]) for pair in pairs]
+    assert len(set(lengths)) > 5
+    for max_length in range(min(lengths) - 1, max(lengths) + 2):  # also of just that length
+        _, counts = ft.encode(texts(pairs), TASKS["sapn"], toy_tokenizer, max_length)
+        assert counts["truncated"] == sum(length > max_length for length in lengths)
 
 
 def test_encode_texts_reads_both_of_a_pair(toy_tokenizer):
@@ -302,6 +318,37 @@ def test_predict_does_not_depend_on_the_batches(name, model_folder, toy_tokenize
         np.testing.assert_allclose(single, values.reshape(single.shape).numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize(("name", "protocol"), [("sapn", "title+content"), ("sts", "pair")])
+def test_a_text_classifier_computes_what_the_plain_model_does(
+    name, protocol, layers, toy_bert, toy_tokenizer, tmp_path, splits
+):
+    """It leaves out the states that the head does not read: of a BERT, and of a student."""
+    bert, task, data = toy_bert(layers=3), with_protocol(name, protocol), splits(name)["test"]
+    save_model(init_student(bert, layers) if layers else bert, toy_tokenizer, tmp_path, "")
+    tokenizer, labels = AutoTokenizer.from_pretrained(tmp_path), ft.label_names(task, data)
+    rows, _ = ft.encode(data, task, tokenizer, 24)
+    model = ft.load_for_task(tmp_path, task, labels, False)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, config=model.config)
+    plain.load_state_dict(model.state_dict())
+    batch = ft.collate(rows, task, tokenizer)
+    for training in (False, True):
+        outputs, gradients = [], []
+        for one in (model, plain):
+            torch.manual_seed(0)  # of the dropout
+            result = one.train(training)(**batch)
+            outputs.append(result.logits)
+            one.zero_grad()
+            result.loss.backward()
+            gradients.append(torch.cat([part.grad.flatten() for part in one.parameters()]))
+        torch.testing.assert_close(*outputs, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+        assert not training or torch.equal(*gradients)  # the very numbers of the plain model
+    with torch.no_grad():
+        states = model.eval().base_model(**{key: batch[key] for key in batch if key != "labels"})
+    assert states.last_hidden_state.shape[1] == 1 < batch["input_ids"].shape[1]
+
+
 def test_examples_are_the_same_for_every_model():
     data = texts([(str(i), "") for i in range(20)])
     first, again, other = (ft.sample_examples(data, 8, seed)["text"][:] for seed in (1, 1, 2))
@@ -381,7 +428,7 @@ def test_a_bi_encoder_scores_by_the_cosine_of_mean_states(model_folder, toy_toke
 @pytest.mark.parametrize("name", ["upos", "ner", "sar", "sts"])
 def test_finetune_on_the_sample(name, model_folder, splits, tmp_path):
     data, task = splits(name), TASKS[name]
-    result = ft.finetune(config(name), name, 1, model_folder, False, data, tmp_path)
+    result = finetune(config(name), name, 1, model_folder, False, data, tmp_path)
     assert result == json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert task.headline in result["test"] and (
         result["task"],
@@ -427,9 +474,7 @@ def test_finetune_on_the_sample(name, model_folder, splits, tmp_path):
 
 def test_a_student_can_be_fine_tuned(tmp_path, toy_bert, toy_tokenizer, splits):
     save_model(init_student(toy_bert(), 2), toy_tokenizer, tmp_path / "student", "")
-    result = ft.finetune(
-        config("sts"), "sts", 1, tmp_path / "student", False, splits("sts"), tmp_path
-    )
+    result = finetune(config("sts"), "sts", 1, tmp_path / "student", False, splits("sts"), tmp_path)
     assert -1 <= result["test"]["pearson"] <= 1
 
 
@@ -440,7 +485,7 @@ def test_the_same_seed_gives_equal_predictions(model_folder, splits, tmp_path):
     ):
         folder = tmp_path / str(number)
         folder.mkdir()
-        ft.finetune(config("sapn"), "sapn", seed, model_folder, random_weights, data, folder)
+        finetune(config("sapn"), "sapn", seed, model_folder, random_weights, data, folder)
         tables.append(np.stack(pd.read_parquet(folder / "predictions.parquet")["probabilities"]))
     assert np.array_equal(tables[0], tables[1])
     assert not np.array_equal(tables[0], tables[2]) and not np.array_equal(tables[0], tables[3])
@@ -474,7 +519,7 @@ def test_the_best_epoch_is_kept_and_predicts_the_test_split(
     monkeypatch.setattr(ft, "predict", predict)
     monkeypatch.setattr(ft, "score_predictions", lambda task, table: {"accuracy": next(scores)})
     recipe = config("sapn", epochs={"sapn": 4})
-    result = ft.finetune(recipe, "sapn", 1, model_folder, False, splits("sapn"), tmp_path)
+    result = finetune(recipe, "sapn", 1, model_folder, False, splits("sapn"), tmp_path)
     assert (
         result["best_epoch"] == 2
         and result["validation"] == {"accuracy": 0.8}
@@ -493,7 +538,7 @@ def test_the_best_epoch_is_kept_and_predicts_the_test_split(
 
 def test_the_models_length_is_respected(model_folder, splits, tmp_path):
     """max_length may exceed what the model can read (32 positions here)."""
-    result = ft.finetune(
+    result = finetune(
         config("di", max_length=512), "di", 1, model_folder, False, splits("di"), tmp_path
     )
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
@@ -506,7 +551,7 @@ def test_the_models_length_is_respected(model_folder, splits, tmp_path):
     [(name, protocol) for name in PROTOCOLS for protocol in list(PROTOCOLS[name])[1:]],
 )
 def test_every_other_protocol_runs(name, protocol, model_folder, splits, tmp_path):
-    result = ft.finetune(
+    result = finetune(
         config(name, protocols={name: protocol}),
         name,
         1,
@@ -541,7 +586,7 @@ def test_a_kept_model_is_a_plain_folder_that_predicts_the_same(
 ):
     save_model(init_student(toy_bert(), 2), _toy_tokenizer, tmp_path / "student", "")
     recipe, data = config(name, protocols={name: protocol}, keep_models=True), splits(name)
-    result = ft.finetune(recipe, name, 1, tmp_path / "student", False, data, tmp_path)
+    result = finetune(recipe, name, 1, tmp_path / "student", False, data, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     table = pd.read_parquet(tmp_path / "predictions.parquet")
     kinds = {"upos": AutoModelForTokenClassification, "sar": AutoModelForSequenceClassification}
@@ -593,7 +638,7 @@ def test_a_kept_model_is_a_plain_folder_that_predicts_the_same(
 
 
 def test_no_model_is_kept_unless_asked_for(model_folder, splits, tmp_path):
-    ft.finetune(config("sapn"), "sapn", 1, model_folder, False, splits("sapn"), tmp_path)
+    finetune(config("sapn"), "sapn", 1, model_folder, False, splits("sapn"), tmp_path)
     assert not (tmp_path / "model").exists()
 
 
@@ -630,3 +675,29 @@ def test_a_seed_added_later_leaves_the_runs_finished(model_folder, splits, tmp_p
         other["protocol"] == "content"
         and (runs / "seed-1" / "manifest.json").read_bytes() != before
     )
+
+
+def test_seeds_share_the_encoded_splits(model_folder, splits, tmp_path, monkeypatch):
+    read = []
+    real_encode = ft.encode
+
+    def encode(split, *arguments):
+        read.append(split["id"][:])
+        return real_encode(split, *arguments)
+
+    monkeypatch.setattr(ft, "encode", encode)
+    monkeypatch.setattr(stages, "load_task", lambda name, root: splits(name))
+    recipe = config("upos", seeds=[1, 2, 3])
+    stages.evaluate_model(recipe, source=model_folder, folder=tmp_path / "together")
+    assert [len(ids) for ids in read] == [16, 20, 20]  # each split once
+    stages.evaluate_model(recipe, source=model_folder, folder=tmp_path / "together")
+    assert len(read) == 3  # finished runs read nothing
+    alone = recipe.model_copy(update={"seeds": [2]})
+    stages.evaluate_model(alone, source=model_folder, folder=tmp_path / "alone")
+    assert read[3:] == read[:3]
+    for file in ("scores.json", "metrics.jsonl", "predictions.parquet"):
+        one, two = (
+            (tmp_path / kind / "upos" / "seed-2" / file).read_bytes()
+            for kind in ("together", "alone")
+        )
+        assert one == two

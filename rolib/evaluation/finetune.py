@@ -27,15 +27,23 @@ from rolib.evaluation.metrics import score_predictions
 from rolib.evaluation.predictions import COLUMNS, write_table
 from rolib.measures import Task, with_protocol
 from rolib.runs import append_metrics, progress, write_json
-from rolib.training import autocast, choose_precision, length_batches, parameter_groups
+from rolib.training import (
+    autocast,
+    choose_precision,
+    keep_freed_memory,
+    length_batches,
+    parameter_groups,
+)
 
 STS_MAX = 5.0  # RO-STS scores lie between 0 and 5; the model learns them divided by this
 READINGS = {"bi-encoder": [["text"], ["text_pair"]], "content": [["text_pair"]]}  # by protocol
 PAIR_READING = [["text", "text_pair"]]  # of every other protocol: both texts in one input
+ATTENTION_NORMS = ("attention.output.LayerNorm", "sa_layer_norm")  # of BERT and DistilBERT
 transformers.logging.set_verbosity_error()  # a new head is normal: no report of it
 transformers.logging.disable_progress_bar()
 Clean = Callable[[str], str]  # applied to every text or word before the tokenizer reads it
 Rows = list[dict[str, Any]]  # model inputs, see `encode`
+Splits = dict[str, tuple[Dataset, Rows, dict[str, int]]]  # a split and what `encode` makes of it
 
 
 def label_names(task: Task, split: Dataset) -> list[str]:
@@ -76,7 +84,9 @@ def encode_tagging(
     rows: Rows = []
     counts = {"windowed": 0, "words_cut": 0}
     room = max_length - 2  # without [CLS] and [SEP]
-    for example, (tokens, labels) in enumerate(zip(split["tokens"], split["labels"], strict=True)):
+    for example, (tokens, labels) in enumerate(
+        zip(split["tokens"][:], split["labels"][:], strict=True)
+    ):
         pieces = word_pieces([clean(token) for token in tokens], tokenizer)
         parts = windows([(len(word),) for word in pieces], room)
         counts["windowed"] += len(parts) > 1
@@ -105,13 +115,13 @@ def encode_texts(
     """
     inputs, cut = [], np.zeros(len(split), dtype=bool)
     for fields in READINGS.get(task.protocol, PAIR_READING):
-        texts = [[clean(text) for text in split[field]] for field in fields]
+        texts = [[clean(text) for text in split[field][:]] for field in fields]
         if not any(texts[-1]):  # no example has a second text
             texts = texts[:1]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
         inputs.append(pd.DataFrame(dict(encoded)).to_dict("records"))
-        cut |= [len(ids) > max_length for ids in tokenizer(*texts, verbose=False)["input_ids"]]
-    labels = split["label"]
+        cut |= [bool(found.overflowing) for found in encoded.encodings]  # what was cut off
+    labels = split["label"][:]
     if task.kind == "regression":
         labels = [label / STS_MAX for label in labels]
     rows = []
@@ -167,7 +177,18 @@ def load_for_task(
         kind, options = transformers.AutoModel, {}
     plan = transformers.AutoConfig.from_pretrained(folder, **options)
     model = kind.from_config(plan) if random_weights else kind.from_pretrained(folder, config=plan)
+    if kind is transformers.AutoModelForSequenceClassification:
+        *_, norm = (part for name, part in model.named_modules() if name.endswith(ATTENTION_NORMS))
+        norm.register_forward_pre_hook(first_state_only)
     return BiEncoder(model) if task.protocol == "bi-encoder" else model
+
+
+def first_state_only(layer_norm: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
+    """A hook after the last layer's attention: the head reads the state of [CLS] only.
+
+    In training all states go on: the sums of gradients would be rounded in another way.
+    """
+    return None if layer_norm.training else inputs[0][:, :1]
 
 
 def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> transformers.BatchEncoding:
@@ -180,7 +201,7 @@ def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> transformers.BatchE
     return batch
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def predict(
     model: nn.Module, rows: Rows, task: Task, tokenizer: Tokenizer, batch_size: int
 ) -> list[np.ndarray]:
@@ -222,7 +243,7 @@ def prediction_table(
             if labels:
                 answer = (labels[label], labels[int(value.argmax())], value)
             records.append((ids[row["example"]], position, *answer))
-    sizes = list(map(len, split["tokens"])) if task.kind == "tagging" else [1] * len(split)
+    sizes = list(map(len, split["tokens"][:])) if task.kind == "tagging" else [1] * len(split)
     expected = [(name, i) for name, size in zip(ids, sizes, strict=True) for i in range(size)]
     for wanted, record in zip_longest(expected, records, fillvalue=()):
         if wanted != record[:2]:
@@ -238,13 +259,26 @@ def sample_examples(split: Dataset, count: int, seed: int) -> Dataset:
     return split.select(np.random.default_rng(seed).permutation(len(split))[:count])
 
 
+def read_splits(
+    config: EvaluateConfig, task_name: TaskName, model_folder: Path, splits: DatasetDict
+) -> Splits:
+    """The splits of a measure as the model of `model_folder` reads them; all seeds share them."""
+    task = with_protocol(task_name, config.protocols[task_name])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
+    positions = transformers.AutoConfig.from_pretrained(model_folder).max_position_embeddings
+    max_length = min(config.max_length, positions)
+    train = sample_examples(splits["train"], config.max_train_examples, config.seed)
+    parts = dict(splits, train=train).items()
+    return {name: (part, *encode(part, task, tokenizer, max_length)) for name, part in parts}
+
+
 def finetune(
     config: EvaluateConfig,
     task_name: TaskName,
     seed: int,
     model_folder: Path,
     random_weights: bool,
-    splits: DatasetDict,
+    splits: Splits,
     folder: Path,
 ) -> dict:
     """The content of scores.json: the scores of a model fine-tuned on one measure.
@@ -253,28 +287,25 @@ def finetune(
     predicts the test split. Writes metrics.jsonl, predictions.parquet and scores.json into
     `folder`, and with config.keep_models the best model into `folder`/model.
     """
-    # Step 1: model, tokenizer and encoded splits.
+    # Step 1: model and tokenizer.
+    keep_freed_memory()
     transformers.set_seed(seed)
     task = with_protocol(task_name, config.protocols[task_name])
-    labels = label_names(task, splits["train"])
+    labels = label_names(task, splits["train"][0])
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     model = load_for_task(model_folder, task, labels, random_weights)
-    max_length = min(config.max_length, model.config.max_position_embeddings)
-    train = sample_examples(splits["train"], config.max_train_examples, config.seed)
-    splits = DatasetDict(splits, train=train)
-    encoded = {name: encode(split, task, tokenizer, max_length) for name, split in splits.items()}
 
     def predictions(name: str) -> pd.DataFrame:
-        rows = encoded[name][0]
+        split, rows, _ = splits[name]
         with autocast(accelerator.device, precision):
             outputs = predict(model, rows, task, tokenizer, 4 * config.batch_size)
-        return prediction_table(rows, outputs, task, splits[name], labels)
+        return prediction_table(rows, outputs, task, split, labels)
 
     # Step 2: optimizer and schedule.
     accelerator = Accelerator()
     precision = choose_precision(config.precision, model.config.hidden_size)
     epochs, rate = config.epochs[task_name], config.learning_rates[task_name]
-    train_rows: Any = encoded["train"][0]  # a list, which a DataLoader takes as a data set
+    train_rows: Any = splits["train"][1]  # a list, which a DataLoader takes as a data set
     lengths = [len(row["inputs"][0]["input_ids"]) for row in train_rows]
     steps = epochs * int(np.ceil(len(lengths) / config.batch_size))
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=rate, fused=True)
@@ -320,7 +351,7 @@ def finetune(
     result: dict[str, Any] = {"task": task_name, "seed": seed, "protocol": task.protocol}
     result |= {"headline": task.headline, "test": score_predictions(task, table)}
     result |= {"validation": {task.headline: best_score}, "best_epoch": best_epoch}
-    result |= {"labels": labels, "counts": {name: found for name, (_, found) in encoded.items()}}
+    result |= {"labels": labels, "counts": {name: found for name, (*_, found) in splits.items()}}
     write_json(folder / "scores.json", result)
     accelerator.free_memory()
     return result
