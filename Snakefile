@@ -136,8 +136,9 @@ rule report:
     input:
         f"{DONE}/04-analyse-loyalty.ipynb",
         f"{DONE}/05-measure-speed.ipynb",
-        # 07 reads the fine-tuned models.
+        # 07 and 10 read the fine-tuned models.
         [f"{DONE}/07-measure-robustness.ipynb"] if STUDY["evaluate"].keep_models else [],
+        [f"{DONE}/10-export-student.ipynb"] if STUDY["evaluate"].keep_models else [],
         notebook="notebooks/06-report-results.ipynb",
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/analyse.yaml"],
     output:
@@ -178,6 +179,18 @@ rule robustness:
     output:
         f"{DONE}/07-measure-robustness.ipynb",
     resources: gpu=1
+    shell:
+        RUN + " $(printf -- '-f %s ' {input.parameters})"
+
+
+rule export:
+    input:
+        EVALUATIONS,
+        notebook="notebooks/10-export-student.ipynb",
+        parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/export.yaml"],
+    output:
+        f"{DONE}/10-export-student.ipynb",
+    threads: workflow.cores  # alone on the machine, as `speed`
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 

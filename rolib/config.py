@@ -234,6 +234,13 @@ class SpeedConfig(Config):
     timed_runs: int = Field(ge=3, description="passes that are timed")
 
 
+class ExportConfig(SpeedConfig):
+    """10-export-student: students as ONNX files, what these cost in score and gain in time."""
+
+    models: list[Name] = Field(min_length=1, description="students to export")
+    tasks: Tasks = Field(description="measures whose fine-tuned models are exported")
+
+
 C = TypeVar("C", bound=Config)
 
 

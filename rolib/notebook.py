@@ -32,6 +32,7 @@ KINDS: dict[str, type[config.Config]] = {
     "07-measure-robustness": config.RobustnessConfig,
     "08-explore-predictions": config.Config,
     "09-ablate-ensemble": config.AblationConfig,
+    "10-export-student": config.ExportConfig,
 }
 
 

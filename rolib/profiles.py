@@ -49,21 +49,22 @@ def load_profile(profile: str, root: Path = config.ROOT / "params") -> dict[str,
         known = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise ConfigError(f"profile {profile!r}: no folder {base}; use one of {', '.join(known)}")
     common = base / "common.yaml"
-    robustness = load(config.RobustnessConfig, common, base / "robustness.yaml")
     study: dict[str, Any] = {
         "speed": load(config.SpeedConfig, common, base / "speed.yaml"),
         "ablation": load(config.AblationConfig, common, base / "ablation.yaml"),
         "analyse": load(config.AnalyseConfig, common, base / "analyse.yaml"),
-        "robustness": robustness,
+        "robustness": load(config.RobustnessConfig, common, base / "robustness.yaml"),
+        "export": load(config.ExportConfig, common, base / "export.yaml"),
         "evaluate": load(config.EvaluateConfig, common, base / "evaluate.yaml", model="any"),
         "teachers": load_models(config.TeacherConfig, base, "teacher", "pretrain.yaml"),
         "students": load_models(config.StudentConfig, base, "student", "distill.yaml"),
     }
     check_students(study, base / "students")
-    file = base / "robustness.yaml"
-    models = [name.removesuffix("-random").removesuffix("-mlm") for name in robustness.models]
-    check_known(models, study["teachers"] | study["students"], f"models ({file})")
-    check_known(robustness.tasks, study["evaluate"].tasks, f"tasks ({file})")
+    for name in ("robustness", "export"):
+        file, chosen = base / f"{name}.yaml", study[name]
+        models = [model.removesuffix("-random").removesuffix("-mlm") for model in chosen.models]
+        check_known(models, study["teachers"] | study["students"], f"models ({file})")
+        check_known(chosen.tasks, study["evaluate"].tasks, f"tasks ({file})")
     return study
 
 

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,9 +71,12 @@ def task_of(run: Path) -> Task:
     return with_protocol(result["task"], result["protocol"])
 
 
-def predict_perturbed(run: Path, split: Dataset, functions: dict[str, Change]) -> Tables:
+def predict_perturbed(
+    run: Path, split: Dataset, functions: dict[str, Change], model: Any = None
+) -> Tables:
     """The prediction table of a run's kept model under each perturbation of the texts of a split.
 
+    model: takes the place of the kept one, as its ONNX file does.
     For the columns see rolib.evaluation.predictions. With `str` as the function, which changes
     nothing, the predictions are those of the fine-tuning run: windows and batches are the same.
     """
@@ -80,7 +84,8 @@ def predict_perturbed(run: Path, split: Dataset, functions: dict[str, Change]) -
     recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     device = Accelerator().device
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    model = finetune.load_for_task(run / "model", task, labels, random_weights=False).to(device)
+    if model is None:
+        model = finetune.load_for_task(run / "model", task, labels, random_weights=False).to(device)
     max_length = min(recipe["max_length"], model.config.max_position_embeddings)
     precision = choose_precision(recipe["precision"], model.config.hidden_size)
     tables = {}

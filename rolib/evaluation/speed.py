@@ -1,7 +1,9 @@
 """Size and speed of models on this machine: parameters, file size, latency, throughput, memory."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,29 +40,42 @@ def peak_memory(model: nn.Module, input_ids: Tensor) -> float | None:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def measure(folders: dict[str, Path], config: SpeedConfig) -> list[dict]:
-    """Measurements of the encoders of saved models: one row per batch size and model.
+def load_encoder(folder: Path) -> nn.Module:
+    """The encoder of a saved model, on the GPU if there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return AutoModel.from_pretrained(folder).to(device).eval()
 
+
+def measure(
+    folders: dict[str, Path], config: SpeedConfig, load: Callable[[Path], Any] = load_encoder
+) -> list[dict]:
+    """Measurements of saved models: one row per batch size and model.
+
+    load: from a folder, or from the file of a model, to the model.
     The models take turns, run by run. So a machine whose speed drifts does not favour one model.
     Units: a megabyte is 10^6 bytes of the saved file (with the MLM head); sequence_length counts
     pieces; latency is that of a batch (median and quartiles, in milliseconds).
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models = [AutoModel.from_pretrained(folder).to(device).eval() for folder in folders.values()]
+    models = [load(folder) for folder in folders.values()]
     generator = torch.Generator().manual_seed(config.seed)
     turns = range(config.warmup_runs + config.timed_runs)
     rows = []
     for batch_size in config.batch_sizes:
         size = (batch_size, config.sequence_length)
         ends = [model.config.vocab_size for model in models]  # from 5: without special pieces
-        pieces = [torch.randint(5, end, size, generator=generator).to(device) for end in ends]
-        seconds = [list(map(time_forward, models, pieces)) for _ in turns]
+        pieces = [torch.randint(5, end, size, generator=generator) for end in ends]
+        devices = [next(model.parameters()).device for model in models]
+        batches = [batch.to(device) for batch, device in zip(pieces, devices, strict=True)]
+        seconds = [list(map(time_forward, models, batches)) for _ in turns]
         milliseconds = 1000 * np.array(seconds[config.warmup_runs :])
         times = np.percentile(milliseconds, [25, 50, 75], axis=0).T
-        for name, model, batch, (q1, q2, q3) in zip(folders, models, pieces, times, strict=True):
+        for name, model, batch, (q1, q2, q3) in zip(folders, models, batches, times, strict=True):
             row = {"model": name, "batch_size": batch_size, "sequence_length": size[1]}
-            row["parameters"] = model.num_parameters()  # with BERT's pooler, without a task head
-            row["megabytes"] = (folders[name] / "model.safetensors").stat().st_size / 1e6
+            # With BERT's pooler, without the MLM head.
+            row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+            place = folders[name]
+            file = place / "model.safetensors" if place.is_dir() else place
+            row["megabytes"] = file.stat().st_size / 1e6
             row |= {"latency_ms": q2, "latency_q1_ms": q1, "latency_q3_ms": q3}
             row["tokens_per_second"] = batch.numel() / (q2 / 1000)
             rows.append(row | {"peak_memory_mb": peak_memory(model, batch)})
