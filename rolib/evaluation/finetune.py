@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from rolib import training
 from rolib.config import EvaluateConfig, TaskName
 from rolib.data.corpus import normalise, windows
 from rolib.data.words import word_pieces
@@ -27,13 +28,6 @@ from rolib.evaluation.metrics import score_predictions
 from rolib.evaluation.predictions import COLUMNS, write_table
 from rolib.measures import Task, with_protocol
 from rolib.runs import append_metrics, progress, write_json
-from rolib.training import (
-    autocast,
-    choose_precision,
-    keep_freed_memory,
-    length_batches,
-    parameter_groups,
-)
 
 STS_MAX = 5.0  # RO-STS scores lie between 0 and 5; the model learns them divided by this
 READINGS = {"bi-encoder": [["text"], ["text_pair"]], "content": [["text_pair"]]}  # by protocol
@@ -288,7 +282,7 @@ def finetune(
     `folder`, and with config.keep_models the best model into `folder`/model.
     """
     # Step 1: model and tokenizer.
-    keep_freed_memory()
+    training.keep_freed_memory()
     transformers.set_seed(seed)
     task = with_protocol(task_name, config.protocols[task_name])
     labels = label_names(task, splits["train"][0])
@@ -297,18 +291,20 @@ def finetune(
 
     def predictions(name: str) -> pd.DataFrame:
         split, rows, _ = splits[name]
-        with autocast(accelerator.device, precision):
+        with training.autocast(accelerator.device, precision):
             outputs = predict(model, rows, task, tokenizer, 4 * config.batch_size)
         return prediction_table(rows, outputs, task, split, labels)
 
     # Step 2: optimizer and schedule.
     accelerator = Accelerator()
-    precision = choose_precision(config.precision, model.config.hidden_size)
+    precision = training.choose_precision(config.precision, model.config.hidden_size)
     epochs, rate = config.epochs[task_name], config.learning_rates[task_name]
     train_rows: Any = splits["train"][1]  # a list, which a DataLoader takes as a data set
     lengths = [len(row["inputs"][0]["input_ids"]) for row in train_rows]
     steps = epochs * int(np.ceil(len(lengths) / config.batch_size))
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=rate, fused=True)
+    optimizer = torch.optim.AdamW(
+        training.parameter_groups(model, config.weight_decay), lr=rate, fused=True
+    )
     model, optimizer = accelerator.prepare(model, optimizer)
     plain = accelerator.unwrap_model(model)
     warmup = round(config.warmup_share * steps)
@@ -320,9 +316,9 @@ def finetune(
         # Step 3: one epoch over batches of similar length.
         model.train()
         losses = []
-        batches = length_batches(lengths, config.batch_size, seed, epoch)
+        batches = training.length_batches(lengths, config.batch_size, seed, epoch)
         for rows in torch.utils.data.DataLoader(train_rows, batch_sampler=batches, collate_fn=list):
-            with autocast(accelerator.device, precision):
+            with training.autocast(accelerator.device, precision):
                 loss = model(**collate(rows, task, tokenizer).to(accelerator.device)).loss
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
