@@ -12,17 +12,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from datasets import DatasetDict
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    BertForMaskedLM,
-    DistilBertForMaskedLM,
-    PretrainedConfig,
-)
+from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from rolib import runs
-from rolib.config import Config, EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig
+from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig
 from rolib.data import corpus
 from rolib.data.download import data_root
 from rolib.data.tasks import load_task, task_source
@@ -42,11 +36,6 @@ OnRecord = Callable[[dict], None]
 
 def ignore(record: dict) -> None:
     """Do nothing with a record."""
-
-
-def precision_of(config: Config, shape: PretrainedConfig) -> str:
-    """The precision of a model's run, for its manifest: "float32" or "bfloat16"."""
-    return str(choose_precision(config.precision, shape.hidden_size)).removeprefix("torch.")
 
 
 def prepare_blocks(
@@ -108,7 +97,7 @@ def prepare_teacher(config: TeacherConfig, on_log: OnRecord = ignore) -> Path:
     if pretrain:
         torch.manual_seed(config.seed)
         teacher = models.build_teacher(config, tokenizer)
-        facts["precision"] = precision_of(config, teacher.config)
+        facts["precision"] = choose_precision(config.precision, config.hidden_size)
     with runs.new_run(folder, config, inputs, notes=[], **facts) as working:
         if pretrain:
             teacher = loop.train(config, teacher, [tokenizer], blocks, working, on_log=on_log)
@@ -177,18 +166,19 @@ def open_cache(
     if not (config.cached_pieces and teachers):
         return None
     accelerator, identity = Accelerator(), dict[str, Any](inputs)
+    precision = choose_precision(config.precision, teachers[0].model.model.config.hidden_size)
     for view, tokenizer in enumerate(tokenizers):
         text = tokenizer.backend_tokenizer.to_str()
         identity[f"tokenizer of view {view}"] = hashlib.sha256(text.encode()).hexdigest()
     for key in ("cached_pieces", "data_seed", "words_per_source", "block_length", "mask_share"):
         identity[key] = getattr(config, key)
-    identity["precision"] = precision_of(config, teachers[0].model.model.config)
+    identity["precision"] = precision
     number = len(blocks["train"])
     identity["epochs"] = loop.epochs_of(config, number, accelerator.num_processes)
     folder = config.folder / "teacher-cache" / "+".join(config.shares)
     with accelerator.main_process_first():
         if not folder.exists():
-            objective = Objective(config, teachers, getattr(torch, identity["precision"]))
+            objective = Objective(config, teachers, precision)
             write_cache(folder, identity, objective, blocks, tokenizers, accelerator.device)
     return TeacherCache(folder, identity)
 
@@ -221,9 +211,8 @@ def distil_student(
         shape = models.student_shape(first.config, config.num_layers)
         student = models.init_local_attention(DistilBertForMaskedLM(shape))
         how = "pre-trained by masked words alone (control)"
-    with runs.new_run(
-        folder, config, inputs, precision=precision_of(config, first.config)
-    ) as working:
+    precision = choose_precision(config.precision, first.config.hidden_size)
+    with runs.new_run(folder, config, inputs, precision=precision) as working:
         cache = open_cache(config, teachers, tokenizers, blocks, inputs)
         student = loop.train(config, student, tokenizers, blocks, working, teachers, on_log, cache)
         what = f"DistilBERT with {config.num_layers} layers, {how}"
@@ -247,6 +236,8 @@ def evaluate_model(
     source = source or runs.model_folder(config, config.model.removesuffix("-random"))
     folder = folder or config.folder / "evaluation" / config.model
     weights, results = runs.sha256(source / "model.safetensors"), []
+    width = AutoConfig.from_pretrained(source).hidden_size
+    precision = choose_precision(config.precision, width)
     for name in config.tasks:
         files, splits = task_source(name, root), None
         inputs = {"model": weights}
@@ -256,9 +247,7 @@ def evaluate_model(
             if not runs.is_finished(run, one, inputs):
                 splits = splits or read_splits(config, name, source, load_task(name, root))
                 notes = [files.note] if files.note else []
-                precision = precision_of(config, AutoConfig.from_pretrained(source))
-                more = {"notes": notes, "precision": precision}
-                with runs.new_run(run, one, inputs, **more) as working:
+                with runs.new_run(run, one, inputs, notes=notes, precision=precision) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     finetune(one, name, seed, source, random_weights, splits, working)
             results.append(runs.read_json(run / "scores.json", "`make demo`"))

@@ -23,17 +23,17 @@ def has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def choose_precision(precision: str, hidden_size: int) -> torch.dtype:
-    """The type in which matrices are multiplied: the parameter, or for "auto" the faster one."""
-    gains = has_bf16() and (torch.cuda.is_available() or hidden_size >= CPU_BF16_WIDTH)
-    if precision == "bfloat16" or (precision == "auto" and gains):
-        return torch.bfloat16
-    return torch.float32
+def choose_precision(precision: str, hidden_size: int) -> str:
+    """The type of matrix products: the parameter, or for "auto" "bfloat16" where it is faster."""
+    if precision != "auto":
+        return precision
+    wide = torch.cuda.is_available() or hidden_size >= CPU_BF16_WIDTH
+    return "bfloat16" if has_bf16() and wide else "float32"
 
 
-def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which matrices are multiplied in a precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def keep_freed_memory() -> None:

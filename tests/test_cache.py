@@ -36,7 +36,7 @@ def teachers(world, toy_bert):
         Teacher("lower", lower, 0.4, 1, Projection(*world[0])),
     ]
     for teacher in pair:
-        teacher.place(CPU, torch.float32)
+        teacher.place(CPU, "float32")
     return pair
 
 
@@ -218,8 +218,8 @@ def test_a_stage_makes_the_cache_once_and_other_seeds_read_it(
         "identity.json",
     }
 
-    def place(teacher, device, precision=None):
-        assert precision is None, "the model of a teacher was placed"
+    def place(teacher, device, precision=""):
+        assert not precision, "the model of a teacher was placed"
 
     monkeypatch.setattr(Teacher, "place", place)
     other = base.model_copy(update={"seed": 2, "temperature": 5.0, "student": "other"})

@@ -347,20 +347,20 @@ def test_emulated_bf16_is_not_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
     assert not training.has_bf16()
-    assert training.choose_precision("auto", 768) == torch.float32
+    assert training.choose_precision("auto", 768) == "float32"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert training.has_bf16()
-    assert training.choose_precision("auto", 32) == torch.bfloat16
-    assert training.choose_precision("float32", 768) == torch.float32
+    assert training.choose_precision("auto", 32) == "bfloat16"
+    assert training.choose_precision("float32", 768) == "float32"
 
 
 @pytest.mark.parametrize(
     ("bf16", "amx", "width", "wanted"),
     [
-        (False, False, 768, torch.float32),
-        (True, False, 768, torch.bfloat16),
-        (False, True, 768, torch.bfloat16),
-        (True, True, 128, torch.float32),  # too narrow to gain
+        (False, False, 768, "float32"),
+        (True, False, 768, "bfloat16"),
+        (False, True, 768, "bfloat16"),
+        (True, True, 128, "float32"),  # too narrow to gain
     ],
 )
 def test_bf16_on_a_cpu_wants_its_instructions_and_a_wide_model(
@@ -370,8 +370,8 @@ def test_bf16_on_a_cpu_wants_its_instructions_and_a_wide_model(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert training.choose_precision("auto", width) == wanted
-    assert training.choose_precision("float32", width) == torch.float32
-    assert training.choose_precision("bfloat16", width) == torch.bfloat16
+    assert training.choose_precision("float32", width) == "float32"
+    assert training.choose_precision("bfloat16", width) == "bfloat16"
 
 
 def test_two_processes_train_like_one(

@@ -491,6 +491,34 @@ def test_the_same_seed_gives_equal_predictions(model_folder, splits, tmp_path):
     assert not np.array_equal(tables[0], tables[2]) and not np.array_equal(tables[0], tables[3])
 
 
+@pytest.mark.parametrize("name", ["upos", "sar", "sts"])
+def test_bf16_is_used_where_it_is_asked_for_and_is_near(
+    name, model_folder, splits, tmp_path, monkeypatch
+):
+    tables, kinds = {}, set()
+    for precision in ("float32", "bfloat16"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        hook = torch.nn.modules.module.register_module_forward_hook(
+            lambda module, _, output: (
+                kinds.add(output.dtype) if isinstance(module, torch.nn.Linear) else None
+            )
+        )
+        kinds.clear()
+        finetune(
+            config(name, precision=precision), name, 1, model_folder, False, splits(name), folder
+        )
+        hook.remove()
+        assert kinds == {getattr(torch, precision)}
+        tables[precision] = pd.read_parquet(folder / "predictions.parquet")
+    one, two = tables.values()
+    if name == "sts":
+        assert np.allclose(one["predicted"], two["predicted"], atol=0.3)
+    else:
+        one, two = (np.stack(table["probabilities"]) for table in (one, two))
+        assert 0 < np.abs(one - two).max() < 0.1 and np.allclose(two.sum(1), 1, atol=1e-3)
+
+
 def test_random_weights_have_the_shape_and_nothing_else(model_folder):
     trained, fresh = (
         ft.load_for_task(model_folder, TASKS["upos"], ["A", "B", "C"], flag)

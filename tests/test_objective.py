@@ -57,7 +57,7 @@ def world(_toy_tokenizer, lower_tokenizer, toy_documents, toy_bert, student_conf
             Teacher("twin", MaskedLM(toy_bert(layers=2, seed=9)), 0.2),
         ][:number]
         for teacher in teachers:
-            teacher.place(torch.device("cpu"), torch.float32)
+            teacher.place(torch.device("cpu"), "float32")
         config = student_config(**changes) if number else teacher_config()
         objective = Objective(config, teachers)
         student = init_student(toy_bert(layers=3, seed=7), 2).eval()

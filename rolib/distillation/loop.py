@@ -184,7 +184,7 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule)
     for teacher in teachers:  # not prepared: Accelerate would put them into every checkpoint
-        teacher.place(device, None if cache else precision)
+        teacher.place(device, "" if cache else precision)
 
     # Step 3: continue from a checkpoint.
     done = resume(accelerator, folder)

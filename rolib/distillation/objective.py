@@ -51,10 +51,10 @@ class Teacher:
     view: int = 0  # the number of the tokenizer it reads with; 0 is the student's
     projection: Projection | None = None  # for a teacher with another vocabulary
 
-    def place(self, device: torch.device, precision: torch.dtype | None = None) -> None:
+    def place(self, device: torch.device, precision: str = "") -> None:
         """Move the projection to a device; with a precision the model too, frozen."""
         if precision:
-            self.model.eval().requires_grad_(False).to(device, precision)
+            self.model.eval().requires_grad_(False).to(device, getattr(torch, precision))
         if self.projection:
             self.projection.to(device)
 
@@ -87,10 +87,7 @@ class Objective:
     """
 
     def __init__(
-        self,
-        config: TrainingConfig,
-        teachers: Sequence[Teacher] = (),
-        precision: torch.dtype = torch.float32,
+        self, config: TrainingConfig, teachers: Sequence[Teacher] = (), precision: str = "float32"
     ):
         self.config = cast(StudentConfig, config)  # read where there are teachers only
         self.precision, self.teachers, self.compared = precision, list(teachers), list(teachers)

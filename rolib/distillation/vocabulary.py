@@ -44,8 +44,8 @@ def vocabulary_loss(
     (2,), of the two sums in the loss. Under autocast the products are in its precision, the sums in
     float32.
     """
-    weights = decoder.weight, decoder.bias
-    return _Fused.apply(states, *weights, labels, factors, temperature, soft_targets)
+    terms = labels, factors, temperature, soft_targets
+    return _Fused.apply(states, decoder.weight, decoder.bias, terms)
 
 
 def soften(logits: Tensor, temperature: float) -> Target:
@@ -104,15 +104,9 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        states: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        labels: Tensor,
-        factors: Tensor,
-        temperature: float,
-        soft_targets: SoftTargets | None,
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, terms: tuple
     ) -> tuple[Tensor, Tensor]:
+        labels, factors, temperature, soft_targets = terms
         device, size = weight.device.type, len(weight)
         mixed = torch.is_autocast_enabled(device)
         kind = torch.get_autocast_dtype(device) if mixed else weight.dtype
@@ -147,4 +141,4 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple:
-        return *(gradient * outer for gradient in ctx.saved_tensors), None, None, None, None
+        return *(gradient * outer for gradient in ctx.saved_tensors), None

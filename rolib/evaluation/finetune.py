@@ -1,7 +1,6 @@
-"""The fine-tuning loop on Accelerate: train on one measure, keep the best epoch, store predictions.
+"""The fine-tuning loop of one measure: train, keep the best epoch, store predictions.
 
-The protocol of the measure (rolib.measures.PROTOCOLS) fixes what a model reads and which score is
-the headline.
+The protocol of the measure (rolib.measures.PROTOCOLS) fixes the input and the headline score.
 """
 
 from collections.abc import Callable
@@ -78,9 +77,8 @@ def encode_tagging(
     rows: Rows = []
     counts = {"windowed": 0, "words_cut": 0}
     room = max_length - 2  # without [CLS] and [SEP]
-    for example, (tokens, labels) in enumerate(
-        zip(split["tokens"][:], split["labels"][:], strict=True)
-    ):
+    sentences = zip(split["tokens"][:], split["labels"][:], strict=True)
+    for example, (tokens, labels) in enumerate(sentences):
         pieces = word_pieces([clean(token) for token in tokens], tokenizer)
         parts = windows([(len(word),) for word in pieces], room)
         counts["windowed"] += len(parts) > 1

@@ -61,7 +61,7 @@ class Ours(Job):
             second = Teacher("second", MaskedLM(models[1]), 1 / 2, 1, projection)
             self.teachers.append(second)
         self.accelerator = Accelerator()
-        precision = getattr(torch, variant.precision)
+        precision = variant.precision
         self.objective = Objective(config, self.teachers, precision)
         self.alphas = torch.tensor([term.alpha for term in self.objective.terms])
         compared = self.objective.soft_targets, self.objective.states
