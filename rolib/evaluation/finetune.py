@@ -176,10 +176,7 @@ def load_for_task(
 
 
 def first_state_only(layer_norm: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
-    """A hook after the last layer's attention: the head reads the state of [CLS] only.
-
-    In training all states go on: the sums of gradients would be rounded in another way.
-    """
+    """A hook after the last attention: the head reads [CLS] only. Training sums over all states."""
     return None if layer_norm.training else inputs[0][:, :1]
 
 
