@@ -104,6 +104,21 @@ def test_without_soft_targets_it_is_the_cross_entropy(sizes):
     )
 
 
+def test_without_gradients_one_product_is_made(monkeypatch):
+    """The held-out loss needs the logits alone."""
+    head, decoder, _, _, labels = make()
+    products = []
+    whole = torch.mm
+    monkeypatch.setattr(
+        torch, "mm", lambda *some, **more: products.append(1) or whole(*some, **more)
+    )
+    with torch.no_grad():
+        vocabulary_loss(head, decoder, labels, torch.ones(2))
+    assert not products
+    vocabulary_loss(head, decoder, labels, torch.ones(2))
+    assert products
+
+
 def test_no_rows_are_no_loss():
     head, decoder, *_ = make()
     none = head[:0].detach().requires_grad_()

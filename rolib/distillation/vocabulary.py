@@ -44,7 +44,7 @@ def vocabulary_loss(
     (2,), of the two sums in the loss. Under autocast the products are in its precision, the sums in
     float32.
     """
-    terms = labels, factors, temperature, soft_targets
+    terms = labels, factors, temperature, soft_targets, torch.is_grad_enabled()
     return _Fused.apply(states, decoder.weight, decoder.bias, terms)
 
 
@@ -106,7 +106,7 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, terms: tuple
     ) -> tuple[Tensor, Tensor]:
-        labels, factors, temperature, soft_targets = terms
+        labels, factors, temperature, soft_targets, wants_gradients = terms
         device, size = weight.device.type, len(weight)
         mixed = torch.is_autocast_enabled(device)
         kind = torch.get_autocast_dtype(device) if mixed else weight.dtype
@@ -124,7 +124,7 @@ class _Fused(torch.autograd.Function):
                 target = soft_targets(rows) if soft_targets else None
                 sums += differentiate(block, labels[rows], target, factors, temperature)
                 start += len(block)
-            if any(ctx.needs_input_grad):
+            if wants_gradients:
                 first = start == len(chunk)
                 torch.mm(logits, matrix, out=gradients[0][start - len(chunk) : start])
                 if kind == weight.dtype:
