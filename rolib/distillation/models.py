@@ -22,17 +22,6 @@ from rolib.data.words import split_words
 from rolib.distillation.alignment import check_wordpiece, normaliser
 
 PROBE = "Știință și viață"
-# The parts of a DistilBERT layer and of a BERT layer.
-LAYER_PARTS = {
-    "attention.q_lin": "attention.self.query",
-    "attention.k_lin": "attention.self.key",
-    "attention.v_lin": "attention.self.value",
-    "attention.out_lin": "attention.output.dense",
-    "sa_layer_norm": "attention.output.LayerNorm",
-    "ffn.lin1": "intermediate.dense",
-    "ffn.lin2": "output.dense",
-    "output_layer_norm": "output.LayerNorm",
-}
 
 
 def train_tokenizer(
@@ -83,20 +72,16 @@ def check_tokenizer(
     pieces, size = len(tokenizer), model.config.vocab_size
     sizes = f"the tokenizer has {pieces} pieces and the model {size}"
     require(pieces <= size, f"{name}: {sizes}: take both from one folder")
-    read = normaliser(tokenizer)(PROBE)
-    hint = "set lowercase to what the teacher was trained with, and strip_accents to false"
-    problem = f"{name}: the tokenizer reads {PROBE!r} as {read!r}"
-    expected = PROBE.lower() if lowercase else PROBE
-    require(read == expected, f"{problem}: {hint} in its tokenizer_config.json")
+    read, expected = normaliser(tokenizer)(PROBE), PROBE.lower() if lowercase else PROBE
+    hint = "correct lowercase, or set strip_accents to false in its tokenizer_config.json"
+    require(read == expected, f"{name}: the tokenizer reads {PROBE!r} as {read!r}: {hint}")
     # Without vocabulary files the library builds a tokenizer of special tokens only.
     known = tokenizer.unk_token_id not in tokenizer(PROBE)["input_ids"]
-    hint = "check its vocabulary files and the setting of lowercase"
-    require(known, f"{name}: its tokenizer cannot read {PROBE!r}: {hint}")
+    require(known, f"{name}: cannot read {PROBE!r}: check its vocabulary files and lowercase")
     plain = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     cased = sum(piece != piece.lower() for piece in plain) > 0.01 * len(plain)
-    kind = "cased" if cased else "lower-cased"
-    hint = f"set lowercase to {str(not cased).lower()}"
-    require(cased != lowercase, f"{name}: its vocabulary is {kind}: {hint}")
+    kind = "cased: set lowercase to false" if cased else "lower-cased: set lowercase to true"
+    require(cased != lowercase, f"{name}: its vocabulary is {kind}")
 
 
 def fit_vocabulary(model: PreTrainedModel, tokenizer: BertTokenizer) -> PreTrainedModel:
@@ -136,19 +121,12 @@ def init_local_attention(
         blocks = [torch.tensor([[cos, sin], [-sin, cos]]) for cos, sin in pairs]
         rotation = torch.block_diag(*blocks)[:hidden, :hidden]
         rows = slice(head * size, (head + 1) * size)
-        for query, key in attention_maps(model):
-            key.weight[rows] += gain * torch.eye(size, hidden)
-            query.weight[rows] += gain * torch.eye(size, hidden) @ rotation
+        for name, module in model.named_modules():
+            if name.endswith((".key", ".k_lin")):
+                module.weight[rows] += gain * torch.eye(size, hidden)
+            elif name.endswith((".query", ".q_lin")):
+                module.weight[rows] += gain * torch.eye(size, hidden) @ rotation
     return model
-
-
-def attention_maps(model: PreTrainedModel) -> list[tuple[nn.Linear, nn.Linear]]:
-    """The query and the key map of each layer of a BERT or DistilBERT."""
-    if model.config.model_type == "bert":
-        attentions = [layer.attention.self for layer in model.base_model.encoder.layer]
-        return [(attention.query, attention.key) for attention in attentions]
-    attentions = [layer.attention for layer in model.base_model.transformer.layer]
-    return [(attention.q_lin, attention.k_lin) for attention in attentions]
 
 
 def build_teacher(config: TeacherConfig, tokenizer: BertTokenizer) -> BertForMaskedLM:
@@ -179,32 +157,28 @@ def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]
         tokenizer = AutoTokenizer.from_pretrained(source, **reading, **hub)
         model = AutoModelForMaskedLM.from_pretrained(source, **hub)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        problem = f"not a model folder and not available from the hub ({reason})"
+        problem = f"not a model folder, not available from the hub ({str(error).splitlines()[0]})"
         raise ConfigError(f"{name}: {problem}: correct source or revision") from None
-    found = model.config
-    kind = f"is a {found.model_type} model"
-    require(found.model_type == "bert", f"{name}: {kind}; the teacher must be a BERT")
+    found, kind = model.config, model.config.model_type
+    require(kind == "bert", f"{name}: is a {kind} model; the teacher must be a BERT")
     # DistilBERT's layer norm has this constant built in; another one would make a wrong student.
     epsilon = found.layer_norm_eps
-    problem = f"its layer_norm_eps is {epsilon}, a DistilBERT student needs 1e-12"
-    require(epsilon == 1e-12, f"{name}: {problem}")
+    require(epsilon == 1e-12, f"{name}: its layer_norm_eps is {epsilon}, students have 1e-12")
     check_tokenizer(tokenizer, model, config.lowercase, source)
     fit_vocabulary(model, tokenizer)
     shape = {"num_layers": found.num_hidden_layers, "num_heads": found.num_attention_heads}
     shape |= {"hidden_size": found.hidden_size, "vocab_size": found.vocab_size}
     for key, value in shape.items():
         expected = getattr(config, key)
-        problem = f"{key}: {expected} in the parameters, but {source} has {value}"
-        require(expected == value, f"{problem}: correct it")
+        fault = f"{key}: {expected} in the parameters, but {source} has {value}: correct it"
+        require(expected == value, fault)
     return model.eval(), tokenizer
 
 
 def alternate_layers(teacher_layers: int, num_layers: int) -> list[int]:
     """The teacher layers a student starts from, evenly spaced: 0 2 4 7 9 11 for 6 of 12."""
     if not 1 <= num_layers <= teacher_layers:
-        limits = f"between 1 and the teacher's {teacher_layers}"
-        raise ValueError(f"num_layers {num_layers} must lie {limits}")
+        raise ValueError(f"num_layers {num_layers} must lie between 1 and {teacher_layers}")
     step = (teacher_layers - 1) / max(1, num_layers - 1)
     return [round(i * step) for i in range(num_layers)]
 
@@ -225,32 +199,31 @@ def student_shape(teacher: BertConfig, num_layers: int) -> DistilBertConfig:
     )
 
 
+@torch.no_grad()
 def init_student(teacher: BertForMaskedLM, num_layers: int) -> DistilBertForMaskedLM:
     """A DistilBERT student from alternate layers, the embeddings and the MLM head of its teacher.
 
     The embedding of segment 0 is added to the positions, since DistilBERT has no segments: with as
     many layers as the teacher the student computes the same function. Sanh et al. 2019, section 3.
     """
-    sources = {
-        "distilbert.embeddings.word_embeddings": "bert.embeddings.word_embeddings",
-        "distilbert.embeddings.LayerNorm": "bert.embeddings.LayerNorm",
-        "vocab_transform": "cls.predictions.transform.dense",
-        "vocab_layer_norm": "cls.predictions.transform.LayerNorm",
-        "vocab_projector": "cls.predictions.decoder",
-    }
-    for i, layer in enumerate(alternate_layers(teacher.config.num_hidden_layers, num_layers)):
-        ours, theirs = f"distilbert.transformer.layer.{i}", f"bert.encoder.layer.{layer}"
-        for part, teacher_part in LAYER_PARTS.items():
-            sources[f"{ours}.{part}"] = f"{theirs}.{teacher_part}"
-    weights = {}
-    for ours, theirs in sources.items():
-        for name, value in teacher.get_submodule(theirs).state_dict().items():
-            weights[f"{ours}.{name}"] = value
-    embeddings = teacher.bert.embeddings
-    positions = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
-    weights["distilbert.embeddings.position_embeddings.weight"] = positions
     student = DistilBertForMaskedLM(student_shape(teacher.config, num_layers))
-    student.load_state_dict(weights, strict=True)
+    ours, theirs = student.distilbert.embeddings, teacher.bert.embeddings
+    positions = theirs.position_embeddings.weight + theirs.token_type_embeddings.weight[0]
+    ours.position_embeddings.weight.copy_(positions)
+    sources = {
+        ours.word_embeddings: theirs.word_embeddings,
+        ours.LayerNorm: theirs.LayerNorm,
+        student.vocab_transform: teacher.cls.predictions.transform.dense,
+        student.vocab_layer_norm: teacher.cls.predictions.transform.LayerNorm,
+        student.vocab_projector: teacher.cls.predictions.decoder,
+    }
+    layers = alternate_layers(teacher.config.num_hidden_layers, num_layers)
+    for layer, number in zip(student.distilbert.transformer.layer, layers, strict=True):
+        sources[layer] = teacher.bert.encoder.layer[number]
+    for module, source in sources.items():
+        # The parameters of a layer stand in the same order in both, under other names.
+        weights = zip(module.state_dict(), source.state_dict().values(), strict=True)
+        module.load_state_dict(dict(weights))
     return student
 
 
@@ -297,11 +270,6 @@ class MaskedLM(nn.Module):
             return Encoded(predictions.transform(head), predictions.decoder, states, mapped)
         head = self.model.vocab_layer_norm(self.model.activation(self.model.vocab_transform(head)))
         return Encoded(head, self.model.vocab_projector, states, mapped)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """The number of distinct parameters; tied weights count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def save_model(model: PreTrainedModel, tokenizer: BertTokenizer, folder: Path, card: str) -> None:
