@@ -46,7 +46,9 @@ class Config(BaseModel):
     profile: Name = Field(description="results lie in runs/<profile>")
     seed: Size = Field(description="the source of all randomness but the choice of documents")
     data: str = Field(description='"sample", "real" ($ROLIB_DATA, or the download), or a folder')
-    precision: Precision = Field(description="of matrix products; auto: bf16 where it is faster")
+    precision: Precision = Field(
+        "auto", description="of matrix products; auto: bf16 where it is faster"
+    )
 
     @property
     def folder(self) -> Path:

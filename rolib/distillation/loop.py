@@ -28,7 +28,7 @@ from rolib.runs import append_metrics, progress, read_metrics, write_text
 from rolib.training import choose_precision, keep_freed_memory, length_batches, parameter_groups
 
 # DistilBERT's recipe.
-ADAM_BETAS, ADAM_EPSILON, CLIP_NORM = (0.9, 0.98), 1e-6, 5.0
+ADAM, CLIP_NORM = {"betas": (0.9, 0.98), "eps": 1e-6, "fused": True}, 5.0
 T = TypeVar("T")
 
 
@@ -153,9 +153,8 @@ def train(
     tokenizers: of the views of the blocks, the student's first. teachers: the first one gives the
     student its vocabulary and its start. The states of each further one are compared through a
     trainable map, which is not saved. Without teachers the student is pre-trained by masked words.
-    cache: the teachers' stored answers, which are read in place of running them.
-    on_log is called with each metrics record. Raises FloatingPointError for a loss that is not
-    finite.
+    cache: stored answers, read in place of running the teachers. on_log is called with each
+    metrics record. Raises FloatingPointError for a loss that is not finite.
     """
     # Step 1: all randomness comes from the seed. Each process draws dropout masks of its own.
     keep_freed_memory()
@@ -176,9 +175,7 @@ def train(
     widths = [teacher.model.model.config.hidden_size for teacher in objective.mapped]
     model = MaskedLM(student, widths)
     groups = parameter_groups(model, config.weight_decay)
-    optimizer = torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
-    )
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, **ADAM)
     warmup = round(config.warmup_share * config.steps)
     schedule = linear_schedule(optimizer, warmup, config.steps)
     model, optimizer = accelerator.prepare(model, optimizer)

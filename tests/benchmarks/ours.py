@@ -19,7 +19,7 @@ from transformers import get_linear_schedule_with_warmup as linear_schedule
 
 from rolib.distillation.alignment import Projection
 from rolib.distillation.cache import TeacherCache, write_cache
-from rolib.distillation.loop import ADAM_BETAS, ADAM_EPSILON, CLIP_NORM, load
+from rolib.distillation.loop import ADAM, CLIP_NORM, load
 from rolib.distillation.masking import Collate, MaskingCollator
 from rolib.distillation.models import MaskedLM
 from rolib.distillation.objective import Objective, Teacher
@@ -70,9 +70,7 @@ class Ours(Job):
         widths = [teacher.model.model.config.hidden_size for teacher in self.objective.mapped]
         self.model = MaskedLM(copy.deepcopy(world.start), widths)
         groups = parameter_groups(self.model, config.weight_decay)
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, **ADAM)
         warmup = round(config.warmup_share * config.steps)
         self.schedule = linear_schedule(self.optimizer, warmup, config.steps)
         self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
