@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -28,7 +28,8 @@ from rolib.runs import append_metrics, progress, read_metrics, write_text
 from rolib.training import choose_precision, keep_freed_memory, length_batches, parameter_groups
 
 # DistilBERT's recipe.
-ADAM, CLIP_NORM = {"betas": (0.9, 0.98), "eps": 1e-6, "fused": True}, 5.0
+ADAM: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6, "fused": True}
+CLIP_NORM = 5.0
 T = TypeVar("T")
 
 

@@ -77,7 +77,10 @@ def check_tokenizer(
     require(read == expected, f"{name}: the tokenizer reads {PROBE!r} as {read!r}: {hint}")
     # Without vocabulary files the library builds a tokenizer of special tokens only.
     known = tokenizer.unk_token_id not in tokenizer(PROBE)["input_ids"]
-    require(known, f"{name}: cannot read {PROBE!r}: check its vocabulary files and lowercase")
+    require(
+        known,
+        f"{name}: its tokenizer cannot read {PROBE!r}: check its vocabulary files and lowercase",
+    )
     plain = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     cased = sum(piece != piece.lower() for piece in plain) > 0.01 * len(plain)
     kind = "cased: set lowercase to false" if cased else "lower-cased: set lowercase to true"
