@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rolib.measures import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[1]
+PRETRAINED = Path(__file__).parent / "data" / "pretrained"  # the shipped models
 MAX_POSITIONS = 128  # the longest text, in pieces, of a teacher that is pre-trained on the spot
 
 Count = Annotated[int, Field(ge=1)]
@@ -103,7 +104,7 @@ class TeacherConfig(TrainingConfig):
     """01-prepare-teachers: a teacher from the hub, a folder, or pre-trained on the spot."""
 
     teacher: Name = Field(description="name of the teacher")
-    source: str = Field(description='"pretrain", a hub id or a folder')
+    source: str = Field(description='"pretrain", "pretrained" (shipped), a hub id or a folder')
     revision: str = Field(description='commit, tag or branch of a hub model; else ""')
     lowercase: bool = Field(description="lower-case the text; accents are always kept")
     vocab_size: int = Field(ge=100, description="pieces of the vocabulary")
@@ -111,6 +112,12 @@ class TeacherConfig(TrainingConfig):
     hidden_size: Count = Field(description="width of the hidden states")
     num_heads: Count = Field(description="attention heads")
     dropout: Share = Field(description="dropout of states and attention")
+
+    @property
+    def shipped(self) -> str:
+        """The name of the shipped model that `source` means; "" for another source."""
+        name = self.teacher if self.source == "pretrained" else self.source
+        return name if (PRETRAINED / name / "manifest.json").exists() else ""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TeacherConfig":
@@ -120,7 +127,12 @@ class TeacherConfig(TrainingConfig):
         if self.source == "pretrain" and self.block_length > MAX_POSITIONS:
             positions = f"{self.block_length} is more than the {MAX_POSITIONS} positions"
             raise ValueError(f"block_length: {positions} of a teacher pre-trained here: lower it")
-        if self.source != "pretrain" and not self.revision and not Path(self.source).is_dir():
+        if self.source == "pretrained" and not self.shipped:
+            names = sorted(path.parent.name for path in PRETRAINED.glob("*/manifest.json"))
+            problem = f"no model {self.teacher!r} in the box, which has {', '.join(names)}"
+            raise ValueError(f"teacher: {problem}: give source one of these names")
+        local = self.source == "pretrain" or self.shipped or Path(self.source).is_dir()
+        if not local and not self.revision:
             problem = f"empty, but source {self.source!r} is no folder"
             raise ValueError(
                 f"revision: {problem}: correct the folder, or name a commit of the hub"

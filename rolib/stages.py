@@ -19,6 +19,7 @@ from rolib import runs
 from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig
 from rolib.data import corpus
 from rolib.data.download import data_root
+from rolib.data.pretrained import pretrained_folder
 from rolib.data.tasks import load_task, task_source
 from rolib.distillation import loop, models
 from rolib.distillation.alignment import Projection, check_wordpiece, same_vocabulary
@@ -82,6 +83,8 @@ def prepare_teacher(config: TeacherConfig, on_log: OnRecord = ignore) -> Path:
     root, folder = data_root(config.data), config.folder / "teachers" / config.teacher
     inputs = {"corpus": corpus.corpus_identity(config, root), "source": config.source}
     inputs["revision"] = config.revision
+    if config.shipped:
+        inputs["weights"] = runs.sha256(pretrained_folder(config.shipped) / "model.safetensors")
     if runs.is_finished(folder, config, inputs):
         return folder
     texts = corpus.load_corpus(config, root)

@@ -18,6 +18,7 @@ from transformers.models.bert import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.models.distilbert import DistilBertConfig, DistilBertForMaskedLM
 
 from rolib.config import MAX_POSITIONS, ConfigError, TeacherConfig
+from rolib.data.pretrained import pretrained_folder
 from rolib.data.words import split_words
 from rolib.distillation.alignment import check_wordpiece, normaliser
 
@@ -149,11 +150,13 @@ def build_teacher(config: TeacherConfig, tokenizer: BertTokenizer) -> BertForMas
 
 
 def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]:
-    """A BERT teacher and its tokenizer from a hub id or a folder.
+    """A BERT teacher and its tokenizer from the shipped models, a hub id or a folder.
 
     Raises ConfigError if they differ from the parameters.
     """
     source, name = config.source, f"source {config.source!r}"
+    if config.shipped:
+        source = str(pretrained_folder(config.shipped))
     hub = {"revision": config.revision} if config.revision else {}
     reading = {"do_lower_case": config.lowercase, "strip_accents": False}
     try:
