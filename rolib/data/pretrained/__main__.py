@@ -1,0 +1,50 @@
+"""Copy a profile's trained models into the box, in half precision.
+
+python -m rolib.data.pretrained runs/mini
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from rolib.config import PRETRAINED
+from rolib.runs import read_json, sha256, write_json, write_text
+
+CHECKED = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json")
+
+
+def ship(source: Path, folder: Path) -> None:
+    """Copy the finished model of the run folder `source` to `folder`, weights in half precision."""
+    manifest = read_json(source / "manifest.json", "`make study PROFILE=mini`")
+    weights = load_file(source / "model.safetensors")
+    halves = {name: weight.to(torch.float16) for name, weight in weights.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(halves, folder / "model.safetensors", {"format": "pt"})
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        content = json.loads((source / file).read_text(encoding="utf-8"))
+        write_text(folder / file, json.dumps(content, ensure_ascii=False, separators=(",", ":")))
+    write_text(folder / "config.yaml", (source / "config.yaml").read_text(encoding="utf-8"))
+    texts = yaml.safe_load((PRETRAINED / "texts.yaml").read_text(encoding="utf-8"))
+    card = (source / "README.md").read_text(encoding="utf-8")
+    card += "\nWeights in half precision. Small: for teaching and demonstration. Trained on:\n\n"
+    card += "".join(f"- {text['file']} ({text['source']}): {text['licence']}\n" for text in texts)
+    write_text(folder / "README.md", card)
+    manifest["texts"] = texts
+    manifest["files"] = {file: sha256(folder / file) for file in CHECKED}
+    write_json(folder / "manifest.json", manifest)
+
+
+def main(runs: Path) -> None:
+    """Copy every teacher and every student that has a teacher from the profile's folder `runs`."""
+    for source in sorted([*runs.glob("teachers/*"), *runs.glob("students/*")]):
+        if not source.name.endswith("-mlm"):
+            ship(source, PRETRAINED / source.name)
+            print(PRETRAINED / source.name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
