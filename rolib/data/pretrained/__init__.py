@@ -4,6 +4,8 @@ A model folder is a plain Hugging Face folder. Its weights are stored in half pr
 `from_pretrained` reads them as float32. `make pretrained` trains all of them again.
 """
 
+from pathlib import Path
+
 from rolib.config import PRETRAINED, ConfigError
 from rolib.runs import read_json, sha256
 
