@@ -1,0 +1,31 @@
+"""Fill a gap: the pieces that a model puts in the place of ___ in a sentence."""
+
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import transformers
+
+from rolib.data.corpus import normalise
+
+GAP = "___"
+
+
+@cache
+def _reader(folder: Path) -> transformers.FillMaskPipeline:
+    return transformers.pipeline("fill-mask", str(folder), device="cpu")
+
+
+def fill_gap(folder: Path, sentence: str, count: int = 5) -> pd.DataFrame:
+    """The best pieces for the gap of a sentence: piece, probability; the best one first.
+
+    folder: of a masked language model with its tokenizer. It is loaded once. ValueError unless the
+    sentence has exactly one gap, ___.
+    """
+    if sentence.count(GAP) != 1:
+        raise ValueError(f"{sentence!r}: write {GAP} once, in the place of the missing word")
+    reader = _reader(folder)
+    text = normalise(sentence).replace(GAP, reader.tokenizer.mask_token)
+    found = reader(text, top_k=count)
+    rows = [(one["token_str"], one["score"]) for one in found]
+    return pd.DataFrame(rows, columns=["piece", "probability"])
