@@ -1,17 +1,20 @@
-# make demo: the tiny study on the built-in sample.   make test: every check.   make help: the rest.
+# make demo: the study on the built-in sample.   make test: every check.   make help: the rest.
 PYTHON ?= python3
-PROFILE ?= tiny
+PROFILE ?= demo
 CORES ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
+SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --config profile=$(PROFILE) \
+    --quiet all --cores $(CORES)
 RUNS = $(or $(ROLIB_RUNS),runs)/$(PROFILE)
 
-.PHONY: help demo mini study ablation publish bench lab test lint clean
+.PHONY: help demo mini study ablation pretrained publish bench lab test lint clean
 help:
 	@echo "make demo                    the whole study on the built-in sample (minutes)"
 	@echo "make mini                    the study on real data, in hours (ROLIB_DATA, or download)"
 	@echo "make study PROFILE=NAME      the study of params/NAME, on CORES=$(CORES) cores"
 	@echo "make ablation PROFILE=NAME   strategies and weights of the two-teacher student"
+	@echo "make pretrained              train the shipped models again, on real data"
 	@echo "make publish PROFILE=NAME    copy a finished study's figures and tables to figures/NAME"
 	@echo "make bench                   speed and memory beside other tools, to figures/bench"
 	@echo "make lab                     JupyterLab on notebooks/00-start-here.ipynb"
@@ -27,18 +30,22 @@ $(STAMP): requirements.txt pyproject.toml
 	touch $@
 
 study: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores $(CORES) --config profile=$(PROFILE) --quiet rules
+	@$(SNAKEMAKE)
 	@cat $(RUNS)/summary.txt
 
 demo:
-	$(MAKE) study PROFILE=tiny
+	@$(MAKE) --no-print-directory study PROFILE=demo
 
 mini:
-	$(MAKE) study PROFILE=mini
+	@$(MAKE) --no-print-directory study PROFILE=mini
 
 ablation: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" \
-	    snakemake ablation --cores $(CORES) --config profile=$(PROFILE) --quiet rules
+	@$(SNAKEMAKE) ablation
+
+# The shipped models, made again by the recipe of params/mini: an hour on 2 cores.
+pretrained: $(STAMP)
+	@$(SNAKEMAKE) students --config profile=mini
+	$(BIN)/python -m rolib.data.pretrained $(or $(ROLIB_RUNS),runs)/mini
 
 publish:
 	mkdir -p figures/$(PROFILE)

@@ -11,14 +11,21 @@
 import os
 from pathlib import Path
 
+from snakemake.logging import logger
+
 from rolib.config import ROOT
 from rolib.profiles import load_profile
+from rolib.progress import StudyProgress
 
 PROFILE = config.get("profile", "tiny")
 STUDY = load_profile(PROFILE)  # every parameter is checked here, before the first job
 PARAMS = f"params/{PROFILE}"
 RUNS = Path(os.environ.get("ROLIB_RUNS") or ROOT / "runs") / PROFILE
 DONE = f"{RUNS}/notebooks"
+LOGS = RUNS / "logs"
+LOGS.mkdir(parents=True, exist_ok=True)
+if workflow.is_main_process:
+    logger.addHandler(StudyProgress(LOGS))
 
 TEACHERS, STUDENTS = list(STUDY["teachers"]), list(STUDY["students"])
 # Controls: the same architecture and budget with masked words alone, and from random weights. A
@@ -32,7 +39,8 @@ EVALUATED = TEACHERS + STUDENTS + CONTROLS + [f"{name}-random" for name in TEACH
 # slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // workflow.cores)))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-RUN = "python -m rolib.notebook {input.notebook} {output}"
+LOG = "> {LOGS}/$(basename {output} .ipynb).log 2>&1 "  # bars, warnings, errors
+RUN = LOG + "python -m rolib.notebook {input.notebook} {output}"
 TRAINING = [f"{PARAMS}/common.yaml", f"{PARAMS}/training.yaml"]
 
 
@@ -44,6 +52,11 @@ wildcard_constraints:
 rule all:
     input:
         f"{RUNS}/report.html",
+
+
+rule students:  # what `make pretrained` ships
+    input:
+        [f"{DONE}/02-{student}.ipynb" for student in STUDENTS],
 
 
 rule teacher:
@@ -153,7 +166,7 @@ rule page:  # what notebook 06 shows, without its code
     output:
         f"{RUNS}/report.html",
     shell:
-        "jupyter nbconvert --log-level WARN --to html --no-input "
+        LOG + "jupyter nbconvert --log-level WARN --to html --no-input "
         "--TagRemovePreprocessor.enabled=True "
         "--TagRemovePreprocessor.remove_cell_tags not-on-the-page "
         "--output-dir {RUNS} --output report {input}"

@@ -33,6 +33,7 @@ Weighting = Literal["fixed", "confidence"]
 Strategy = Literal["lift", "intersection", "uld", "none"]
 States = Literal["pieces", "words", "first"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Pooling = Literal["cls", "mean"]
 
 
 class ConfigError(ValueError):
@@ -195,6 +196,7 @@ class EvaluateConfig(Config):
     keep_models: bool = Field(description="save the fine-tuned models of the first seed")
     max_train_examples: Size = Field(description="training examples of a measure; 0: all")
     max_length: Pieces = Field(description="pieces of a text; the rest is cut or windowed")
+    pooling: Pooling = Field(description="what the head of a text measure reads: [CLS] or the mean")
     batch_size: Count = Field(description="examples in a step")
     epochs: dict[TaskName, Count] = Field(description="epochs of each measure")
     learning_rates: dict[TaskName, Positive] = Field(description="highest rate of each measure")

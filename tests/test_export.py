@@ -18,7 +18,8 @@ from rolib import stages
 from rolib.config import ROOT, Config, ConfigError, EvaluateConfig, ExportConfig
 from rolib.data.tasks import SAMPLE, load_task
 from rolib.distillation.models import init_student, save_model
-from rolib.evaluation import export
+from rolib.evaluation import export, finetune
+from rolib.measures import TASKS
 from rolib.profiles import load_profile
 
 CONFIG = Config(profile="toy", seed=1, data="sample")
@@ -43,6 +44,7 @@ def study(tmp_path_factory, toy_bert, _toy_tokenizer, few):
     recipe = {"profile": "toy", "seed": 1, "data": "sample", "model": "small", "seeds": [1]}
     recipe |= {"tasks": tasks, "protocols": PROTOCOL, "keep_models": True}
     recipe |= {"max_train_examples": 16, "max_length": 32, "batch_size": 8}
+    recipe |= {"pooling": "cls"}
     recipe |= {"warmup_share": 0.1, "weight_decay": 0.01}
     recipe |= {"epochs": dict.fromkeys(tasks, 1), "learning_rates": dict.fromkeys(tasks, 1e-3)}
     student = root / "toy" / "students" / "small"
@@ -128,6 +130,21 @@ def test_int8_holds_every_matrix_and_the_embeddings_in_8_bits(encoder):
             matrices.append(tuple(tensor.dims))
             assert tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8), tensor.name
     assert {(200, 32), (32, 32), (32, 64), (64, 32)} <= set(matrices)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_head_that_reads_the_mean_is_exported_so(layers, toy_bert, toy_tokenizer, study):
+    bert, task, place = toy_bert(layers=1), TASKS["sapn"], study / f"mean-{layers}"
+    save_model(init_student(bert, layers) if layers else bert, toy_tokenizer, place, "")
+    model = finetune.load_for_task(place, task, ["no", "yes"], False, "mean").eval()
+    model.save_pretrained(place)
+    folder = export.export_model(CONFIG, place, place.name)
+    inputs = {"input_ids": torch.randint(5, 200, (3, 9))}
+    inputs["attention_mask"] = (torch.arange(9) < torch.tensor([[9], [2], [5]])).long()
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    found = export.OnnxModel(folder / "model.onnx")(**inputs).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 # --- refused --------------------------------------------------------------------------------------

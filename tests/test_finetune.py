@@ -57,6 +57,7 @@ def config(task, **changes):
     recipe |= {
         "max_train_examples": 16,
         "max_length": 32,
+        "pooling": "cls",
         "batch_size": 8,
         "warmup_share": 0.1,
         "weight_decay": 0.01,
@@ -347,6 +348,35 @@ def test_a_text_classifier_computes_what_the_plain_model_does(
     with torch.no_grad():
         states = model.eval().base_model(**{key: batch[key] for key in batch if key != "labels"})
     assert states.last_hidden_state.shape[1] == 1 < batch["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_a_head_can_read_the_mean_of_the_states(layers, toy_bert, toy_tokenizer, tmp_path, splits):
+    """Against the head's own layers on a mean over the pieces of each text, one text at a time."""
+    bert, task, data = toy_bert(layers=3), TASKS["sapn"], splits("sapn")["test"]
+    save_model(init_student(bert, layers) if layers else bert, toy_tokenizer, tmp_path, "")
+    tokenizer, labels = AutoTokenizer.from_pretrained(tmp_path), ft.label_names(task, data)
+    rows, _ = ft.encode(data, task, tokenizer, 24)
+    model = ft.load_for_task(tmp_path, task, labels, False, "mean").eval()
+    outputs = np.concatenate(ft.predict(model, rows, task, tokenizer, 8))
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, config=model.config)
+    plain.load_state_dict(model.state_dict())
+    plain.eval()
+    for row, output in zip(rows, outputs, strict=True):
+        inputs = {key: torch.tensor([value]) for key, value in row["inputs"][0].items()}
+        with torch.no_grad():
+            mean = plain.base_model(**inputs).last_hidden_state.mean(1)
+            if layers:
+                logits = plain.classifier(plain.pre_classifier(mean).relu())
+            else:
+                pooler = plain.bert.pooler.dense
+                logits = plain.classifier(torch.tanh(pooler(mean)))
+        np.testing.assert_allclose(output, logits[0].softmax(-1).numpy(), atol=1e-5)
+    model.save_pretrained(tmp_path / "kept")
+    again = ft.load_for_task(tmp_path / "kept", task, labels, False)  # it remembers
+    np.testing.assert_array_equal(
+        np.concatenate(ft.predict(again, rows, task, tokenizer, 8)), outputs
+    )
 
 
 def test_examples_are_the_same_for_every_model():

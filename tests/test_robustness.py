@@ -77,6 +77,7 @@ def evaluate_student(root, protocols, teacher, tokenizer):
     }
     recipe |= {"tasks": tasks, "protocols": protocols, "keep_models": True}
     recipe |= {"max_train_examples": 16, "max_length": 32, "batch_size": 8}
+    recipe |= {"pooling": "cls"}
     recipe |= {"warmup_share": 0.1, "weight_decay": 0.01}
     recipe |= {"epochs": dict.fromkeys(tasks, 1), "learning_rates": dict.fromkeys(tasks, 1e-3)}
     stages.evaluate_model(EvaluateConfig(**recipe))

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast as Tokenizer
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 from rolib import training
 from rolib.config import EvaluateConfig, TaskName
@@ -153,11 +153,12 @@ class BiEncoder(nn.Module):
 
 
 def load_for_task(
-    folder: Path, task: Task, labels: list[str], random_weights: bool
+    folder: Path, task: Task, labels: list[str], random_weights: bool, pooling: str = ""
 ) -> transformers.PreTrainedModel | BiEncoder:
     """The model of `folder` with a head for the task; with `random_weights` only its shape is used.
 
-    The head is new if the folder has none.
+    The head is new if the folder has none. pooling: what the head of a classifier reads, the state
+    of [CLS] ("cls") or the mean of all states ("mean"); "": as saved with the fine-tuned model.
     """
     kinds = {"tagging": transformers.AutoModelForTokenClassification}
     kind = kinds.get(task.kind, transformers.AutoModelForSequenceClassification)
@@ -168,8 +169,13 @@ def load_for_task(
     elif task.protocol == "bi-encoder":
         kind, options = transformers.AutoModel, {}
     plan = transformers.AutoConfig.from_pretrained(folder, **options)
+    text_classifier = kind is transformers.AutoModelForSequenceClassification
+    if text_classifier:
+        plan.pooling = pooling or getattr(plan, "pooling", "cls")
     model = kind.from_config(plan) if random_weights else kind.from_pretrained(folder, config=plan)
-    if kind is transformers.AutoModelForSequenceClassification:
+    if text_classifier and plan.pooling == "mean":
+        model.base_model.register_forward_hook(mean_of_states, with_kwargs=True)
+    elif text_classifier:
         *_, norm = (part for name, part in model.named_modules() if name.endswith(ATTENTION_NORMS))
         norm.register_forward_pre_hook(first_state_only)
     return BiEncoder(model) if task.protocol == "bi-encoder" else model
@@ -178,6 +184,23 @@ def load_for_task(
 def first_state_only(layer_norm: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
     """A hook after the last attention: the head reads [CLS] only. Training sums over all states."""
     return None if layer_norm.training else inputs[0][:, :1]
+
+
+def mean_of_states(
+    encoder: nn.Module, _: tuple, inputs: dict[str, Tensor], output: BaseModelOutput
+) -> BaseModelOutput:
+    """A hook after an encoder: the head reads the mean of the states, padding left out.
+
+    Models that are pre-trained on masked words alone never trained the state of [CLS].
+    """
+    weights = inputs["attention_mask"].unsqueeze(-1)
+    states = output.last_hidden_state
+    mean = (states * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+    output.last_hidden_state = mean.to(states.dtype)  # DistilBERT's head reads the first state,
+    pooler: Any = getattr(encoder, "pooler", None)
+    if pooler is not None:  # BERT's head what the pooler makes of it
+        output.pooler_output = pooler(output.last_hidden_state)
+    return output
 
 
 def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> transformers.BatchEncoding:
@@ -282,7 +305,7 @@ def finetune(
     task = with_protocol(task_name, config.protocols[task_name])
     labels = label_names(task, splits["train"][0])
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
-    model = load_for_task(model_folder, task, labels, random_weights)
+    model = load_for_task(model_folder, task, labels, random_weights, config.pooling)
 
     def predictions(name: str) -> pd.DataFrame:
         split, rows, _ = splits[name]

@@ -1,0 +1,61 @@
+"""What `make study` prints while it works: one line a job, from the events of Snakemake."""
+
+import logging
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+
+class StudyProgress(logging.Handler):
+    """A handler of Snakemake's log that prints a line when a job starts first, ends or fails.
+
+    logs: the folder where each job leaves what it wrote, as <job>.log.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        super().__init__()
+        self.logs, self.start = logs, time.monotonic()
+        self.jobs: dict[int, tuple[str, float]] = {}  # by id: name and start
+        self.ended: deque[int] = deque()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the line of an event, if it has one."""
+        event = getattr(record, "event", None)
+        fields = vars(record)
+        if event == "job_info":
+            name = Path(fields["output"][0]).stem
+            self.jobs[fields["jobid"]] = (name, time.monotonic())
+        elif event == "job_finished":
+            self.ended.append(fields["job_id"])
+        elif event == "progress":
+            self.finished(fields["done"], fields["total"])
+        elif event == "job_error":
+            name, _ = self.jobs[fields["jobid"]]
+            log = self.logs / f"{name}.log"
+            lines = log.read_text(encoding="utf-8").split("\n") if log.exists() else []
+            reason = [line for line in lines if line.strip()][-1:]
+            self.show("\n".join([f"{name} failed; its log is {log}", *reason]))
+        elif record.levelno >= logging.ERROR and record.msg:
+            self.show(str(record.msg))
+
+    def finished(self, done: int, total: int) -> None:
+        """Print a line for each job that has ended since the last call."""
+        while self.ended:
+            name, start = self.jobs[self.ended.popleft()]
+            now = time.monotonic()
+            left = (now - self.start) * (total - done) / done
+            remaining = f"about {duration(left)} left" if done < total else "all done"
+            took = duration(now - start)
+            self.show(f"[{done:>{len(str(total))}}/{total}] {name:<28} {took:>8}   {remaining}")
+
+    def show(self, text: str) -> None:
+        """Print at once, also into a pipe."""
+        print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """A duration in words: 8 s, 3 min, 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
