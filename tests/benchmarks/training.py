@@ -11,11 +11,12 @@ Writes training.csv (a row a peer and shape), machine.json, and the figure train
 """
 
 import argparse
-import gc
 import importlib.util
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -193,8 +194,6 @@ def compare(name: str, rounds: int, rates: dict[str, float], peaks: dict[str, di
     jobs = make_jobs(world)
     errors = check_losses(jobs, list(range(shape.batch)))
     rows = summarise(pd.DataFrame(turns(world, jobs, rounds)), list(jobs), rates, errors)
-    del jobs, world
-    gc.collect()  # Accelerate's wrappers refer to each other
     empty = dict.fromkeys(["memory_batch", "peak_memory_mb", "memory_of_recipe"], math.nan)
     first = {"shape": name, "batch": f"{shape.batch} x {shape.length}"}
     threads = {"threads": torch.get_num_threads()}
@@ -252,7 +251,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{name}: {rounds} turns", flush=True)
         # First, while the memory is free.
         peaks = {} if options.no_memory else peak_memories(name, options.memory_batch)
-        rows += compare(name, rounds, rates, peaks)
+        # A process of its own: what glibc keeps of one shape's memory would speed up the next one.
+        with ProcessPoolExecutor(1, get_context("spawn"), machine.use_threads) as pool:
+            rows += pool.submit(compare, name, rounds, rates, peaks).result()
     table = pd.DataFrame(rows)
     facts["matrix_gigaoperations_per_cpu_second"] = {key: rates[key] / 1e9 for key in rates}
     facts["seconds"] = round(time.perf_counter() - start)
