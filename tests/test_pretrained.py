@@ -1,0 +1,108 @@
+"""The shipped models: whole, small, and usable with transformers alone."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+from rolib.config import PRETRAINED, ROOT, ConfigError
+from rolib.data import pretrained
+from rolib.data.pretrained.__main__ import main
+from rolib.distillation.models import init_student, load_teacher, save_model
+from rolib.evaluation.fill import fill_gap
+from rolib.profiles import load_profile
+
+NAMES = ["bert-cased", "bert-uncased", "distil-cased", "distil-multi", "distil-uncased"]
+
+
+def test_five_models_are_in_the_box_and_weigh_less_than_16_megabytes():
+    assert pretrained.pretrained_names() == NAMES
+    files = [path for name in NAMES for path in pretrained.pretrained_folder(name).iterdir()]
+    assert sum(path.stat().st_size for path in files) < 16e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_model_says_where_it_comes_from(name):
+    folder = pretrained.pretrained_folder(name)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert len(manifest["inputs"]["corpus"]) == 64 and manifest["duration_seconds"] > 60
+    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    assert manifest["seed"] == settings["seed"] and settings["profile"] == "mini"
+    study = load_profile("mini")
+    configs = study["teachers"] | study["students"]
+    assert settings == json.loads(configs[name].model_dump_json())  # the recipe of today
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert len(manifest["texts"]) == 6
+    for text in manifest["texts"]:
+        assert text["licence"] and text["licence"] in card and text["file"] in card
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transformers_alone_reads_it_as_float32(name):
+    fill = pipeline("fill-mask", str(PRETRAINED / name))
+    assert fill.model.dtype == torch.float32
+    best = fill("Copilul merge la [MASK] în fiecare dimineață.")[0]
+    table = fill_gap(PRETRAINED / name, "Copilul merge la ___ în fiecare dimineață.")
+    assert (table["piece"][0], table["probability"][0]) == (best["token_str"], best["score"])
+    assert len(table) == 5 and table["probability"].is_monotonic_decreasing
+
+
+@pytest.mark.parametrize("sentence", ["Fără gol.", "Un ___ și un ___."])
+def test_a_sentence_without_one_gap_is_refused(sentence):
+    with pytest.raises(ValueError, match="write ___ once"):
+        fill_gap(PRETRAINED / NAMES[0], sentence)
+
+
+def test_the_box_is_what_training_left_in_half_precision(
+    tmp_path, toy_bert, toy_tokenizer, monkeypatch
+):
+    monkeypatch.setattr("rolib.data.pretrained.__main__.PRETRAINED", tmp_path / "box")
+    monkeypatch.setattr("rolib.data.pretrained.PRETRAINED", tmp_path / "box")
+    (tmp_path / "box").mkdir()
+    shutil.copy(PRETRAINED / "texts.yaml", tmp_path / "box")
+    bert = toy_bert()
+    students = {"small": init_student(bert, 2), "small-mlm": init_student(bert, 1)}
+    models = {"teachers/big": bert} | {f"students/{name}": one for name, one in students.items()}
+    for place, model in models.items():
+        save_model(model, copy.deepcopy(toy_tokenizer), tmp_path / "runs" / place, "card\n")
+        (tmp_path / "runs" / place / "config.yaml").write_text("seed: 1\n")
+        (tmp_path / "runs" / place / "manifest.json").write_text('{"seed": 1}')
+    main(tmp_path / "runs")
+    assert pretrained.pretrained_names() == ["big", "small"]  # controls are not shipped
+    for name, model in {"big": bert, "small": students["small"]}.items():
+        again = AutoModelForMaskedLM.from_pretrained(pretrained.pretrained_folder(name))
+        assert again.dtype == torch.float32
+        for key, weight in model.state_dict().items():
+            assert torch.equal(again.state_dict()[key], weight.half().float()), key
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "box" / name)
+        assert tokenizer.get_vocab() == toy_tokenizer.get_vocab()
+    with pytest.raises(ConfigError, match="no shipped model 'other': use one of big, small"):
+        pretrained.pretrained_folder("other")
+    damaged = tmp_path / "box" / "big" / "tokenizer.json"
+    damaged.write_text(damaged.read_text().replace("##", "#", 1))
+    with pytest.raises(ConfigError, match=r"big/tokenizer.json is missing or damaged: .*make pret"):
+        pretrained.pretrained_folder("big")
+    damaged.unlink()
+    with pytest.raises(ConfigError, match="tokenizer.json is missing or damaged"):
+        pretrained.pretrained_folder("big")
+
+
+def test_a_profile_takes_a_shipped_teacher_by_word_or_by_name():
+    config = load_profile("demo")["teachers"]["bert-cased"]
+    by_name = config.model_copy(update={"teacher": "mine", "source": "bert-cased"})
+    assert config.shipped == by_name.shipped == "bert-cased"
+    (model, tokenizer), (again, _) = load_teacher(config), load_teacher(by_name)
+    assert len(tokenizer) == config.vocab_size == model.config.vocab_size
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_wrong_name_is_refused_before_anything_is_loaded():
+    values = load_profile("demo")["teachers"]["bert-cased"].model_dump() | {"teacher": "mine"}
+    with pytest.raises(ValueError, match="no model 'mine' in the box, which has bert-cased, "):
+        type(load_profile("demo")["teachers"]["bert-cased"])(**values)
+    assert (ROOT / "params" / "demo").is_dir()
