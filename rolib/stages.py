@@ -5,6 +5,7 @@ configuration and the same inputs returns its folder at once.
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ def prepare_teacher(config: TeacherConfig, on_log: OnRecord = ignore) -> Path:
     with runs.new_run(folder, config, inputs, notes=[], **facts) as working:
         if pretrain:
             teacher = loop.train(config, teacher, [tokenizer], blocks, working, on_log=on_log)
+        elif config.shipped:  # the curve of its training, on the text of its own manifest
+            shutil.copy(pretrained_folder(config.shipped) / "metrics.jsonl", working)
         origin = "pre-trained from random weights" if pretrain else f"a copy of {config.source}"
         case = "lower-cased" if config.lowercase else "cased"
         what = f"BERT teacher, {origin}, {case}, accents kept"

@@ -70,6 +70,7 @@ def test_the_box_is_what_training_left_in_half_precision(
     for place, model in models.items():
         save_model(model, copy.deepcopy(toy_tokenizer), tmp_path / "runs" / place, "card\n")
         (tmp_path / "runs" / place / "config.yaml").write_text("seed: 1\n")
+        (tmp_path / "runs" / place / "metrics.jsonl").write_text('{"step": 1}\n')
         (tmp_path / "runs" / place / "manifest.json").write_text('{"seed": 1}')
     main(tmp_path / "runs")
     assert pretrained.pretrained_names() == ["big", "small"]  # controls are not shipped

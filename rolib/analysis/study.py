@@ -14,8 +14,8 @@ CONTROLS = ["mlm control", "random control"]
 ROLES = ["teacher", "student", *CONTROLS]  # in reading order
 ENSEMBLE = "ensemble"  # of all teachers of a profile
 ENSEMBLE_ROLE = "teacher ensemble"
-SAMPLE_WARNING = "These results come from the built-in sample: they show that the machine runs "
-SAMPLE_WARNING += "and prove nothing about the models."
+SAMPLE_WARNING = "These results come from the built-in sample, which is small and our own: they "
+SAMPLE_WARNING += "say nothing about the real test sets."
 Runs = list[Predictions]  # of one model on one measure, in order of fine-tuning seeds
 
 

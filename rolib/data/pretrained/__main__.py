@@ -27,7 +27,8 @@ def ship(source: Path, folder: Path) -> None:
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         content = json.loads((source / file).read_text(encoding="utf-8"))
         write_text(folder / file, json.dumps(content, ensure_ascii=False, separators=(",", ":")))
-    write_text(folder / "config.yaml", (source / "config.yaml").read_text(encoding="utf-8"))
+    for file in ("config.yaml", "metrics.jsonl"):
+        write_text(folder / file, (source / file).read_text(encoding="utf-8"))
     texts = yaml.safe_load((PRETRAINED / "texts.yaml").read_text(encoding="utf-8"))
     card = (source / "README.md").read_text(encoding="utf-8")
     card += "\nWeights in half precision. Small: for teaching and demonstration. Trained on:\n\n"
