@@ -1,6 +1,7 @@
 """Robustness: perturbed texts, the predictions on them, and the answers to typed texts."""
 
 import copy
+import itertools
 import json
 import shutil
 import unicodedata
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from cells import functions_of
 from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from transformers import AutoTokenizer
 
 from rolib import stages
 from rolib.analysis.loyalty import compare_predictions
-from rolib.analysis.tables import compare_perturbed
+from rolib.analysis.study import members
 from rolib.config import EvaluateConfig, RobustnessConfig
 from rolib.data.corpus import normalise
 from rolib.data.tasks import SAMPLE, load_task
@@ -387,8 +389,19 @@ def measured(tmp_path, monkeypatch):
     return root
 
 
+def table_of(measured, models, tasks):
+    """The table that notebook 07 makes of these results."""
+    results, everyone = [], members(config())
+    for model, task in itertools.product(models, tasks):
+        stored = measured / "robustness" / model / task / "scores.json"
+        results.append({"model": model} | json.loads(stored.read_text(encoding="utf-8")))
+    known = {"members": everyone, "teacher_of": everyone.set_index("model")["teacher"]}
+    notebook = functions_of("07-measure-robustness", config=config(), **known)
+    return notebook.scores_and_loyalty(results)
+
+
 def test_the_table_of_scores_and_loyalty(measured):
-    table = compare_perturbed(config(tasks=["sapn", "sts"]))
+    table = table_of(measured, ROLES, ["sapn", "sts"])
     loyalties = {"sapn": {"label_loyalty", "probability_loyalty", "probability_loyalty_base2"}}
     loyalties["sts"] = {
         "regression_loyalty",
@@ -436,9 +449,8 @@ def test_the_table_of_scores_and_loyalty(measured):
 
 
 def test_the_table_holds_the_chosen_models_alone(measured):
-    table = compare_perturbed(config(tasks=["sapn"], models=["small"]))
+    table = table_of(measured, ["small"], ["sapn"])
     assert set(table["model"]) == {"small"} and "label_loyalty" in set(table["score"])
-    shutil.rmtree(
-        measured / "robustness" / "big"
-    )  # a teacher that was not measured: scores, but no loyalty
-    assert set(compare_perturbed(config(tasks=["sapn"], models=["small"]))["score"]) == {"accuracy"}
+    # A teacher that was not measured: scores, but no loyalty.
+    shutil.rmtree(measured / "robustness" / "big")
+    assert set(table_of(measured, ["small"], ["sapn"])["score"]) == {"accuracy"}
