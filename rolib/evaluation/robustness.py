@@ -31,7 +31,6 @@ from rolib.measures import Task, with_protocol
 from rolib.training import autocast, choose_precision
 
 Change = Callable[[str], str]  # a perturbation of a text
-Tables = dict[str, pd.DataFrame]  # prediction tables by perturbation
 PLAIN = str.maketrans("ăâîșțşţĂÂÎȘȚŞŢ", "aaiststAAISTST")
 COMMA_TO_CEDILLA = str.maketrans("șțȘȚ", "şţŞŢ")
 PLACEHOLDER = "$NE$"  # stands for the named entities of MOROCO; no writer typed it
@@ -73,7 +72,7 @@ def task_of(run: Path) -> Task:
 
 def predict_perturbed(
     run: Path, split: Dataset, functions: dict[str, Change], model: Any = None
-) -> Tables:
+) -> dict[str, pd.DataFrame]:
     """The prediction table of a run's kept model under each perturbation of the texts of a split.
 
     model: takes the place of the kept one, as its ONNX file does.
