@@ -26,6 +26,7 @@ from rolib.profiles import load_profile
 CONFIG = Config(profile="toy", seed=1, data="sample")
 PROTOCOL = {"ner": "strict", "sapn": "title+content", "sts": "bi-encoder"}  # one of each kind
 TINY = ROOT / "params" / "tiny"
+NOTEBOOK = functions_of("10-export-student")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_the_files_predict_as_the_fine_tuned_model_does(name, study, few):
     assert folder == study / "onnx" / f"small-{name}"
     stored = pd.read_parquet(run / "predictions.parquet")
     for file, allowed in {"model.onnx": 1e-5, "model-int8.onnx": 0.1}.items():
-        table = export.predict(run, few(name)["test"], folder / file)
+        table = NOTEBOOK.predict(run, few(name)["test"], folder / file)
         units = ["example", "position", "gold"]
         pd.testing.assert_frame_equal(table[units], stored[units], check_dtype=False)
         column = "predicted" if name == "sts" else "probabilities"
@@ -269,7 +270,7 @@ def test_measure_uses_one_thread_and_all(study, encoder, monkeypatch):
         return real(self, **inputs)
 
     monkeypatch.setattr(export.OnnxModel, "forward", recording)
-    rows = functions_of("10-export-student").measure(config, places)
+    rows = NOTEBOOK.measure(config, places)
     assert torch.get_num_threads() == before
     keys = rows[["threads", "batch_size", "model"]].to_records(index=False).tolist()
     assert keys == [(t, b, m) for t in (1, 2) for b in (1, 3) for m in places]

@@ -9,15 +9,12 @@ from string import Template
 from types import SimpleNamespace
 from typing import Any
 
-import pandas as pd
 import torch
 import transformers
-from datasets import Dataset
 from torch import Tensor, nn
 
 from rolib import runs
 from rolib.config import Config
-from rolib.evaluation import finetune, robustness
 
 try:
     import onnxruntime
@@ -122,11 +119,3 @@ def export_model(config: Config, source: Path, name: str) -> Path:
         template = Template(Path(__file__).with_name("onnx-readme.md").read_text(encoding="utf-8"))
         runs.write_text(working / "README.md", template.substitute(parts))
     return folder
-
-
-def predict(run: Path, split: Dataset, file: Path) -> pd.DataFrame:
-    """The prediction table (rolib.evaluation.predictions) of an exported fine-tuning run."""
-    model: nn.Module = OnnxModel(file)
-    if robustness.task_of(run).protocol == "bi-encoder":
-        model = finetune.BiEncoder(model)
-    return robustness.predict_perturbed(run, split, {"original": str}, model)["original"]
