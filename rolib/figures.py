@@ -1,4 +1,4 @@
-"""Figures: one theme, one function that saves, and the plots that are too long for a notebook cell.
+"""Figures: one theme, one function that saves, and the plots that several notebooks or cells share.
 
 A plot takes plain tables and returns its Figure. `save_figure` writes it; nothing is shown here.
 """
@@ -76,19 +76,6 @@ def draw(plot: so.Plot, width: float, height: float) -> Figure:
     return figure
 
 
-def plot_intervals(table: pd.DataFrame, x: str, order: list[str], width: float) -> Figure:
-    """Values with their intervals: `order` along x, models side by side, coloured by role.
-
-    table: model, role, value, low, high and the column `x`; one row for each model and x.
-    width: of the figure, in inches.
-    """
-    colours = dict(zip(table["model"], table["role"].map(ROLES), strict=True))
-    plot = so.Plot(table, x=x, y="value", ymin="low", ymax="high", color="model", marker="model")
-    dodge = so.Dodge(by=["color"])
-    plot = plot.add(so.Dot(pointsize=4), dodge).add(so.Range(linewidth=1), dodge)
-    return draw(plot.scale(color=colours, x=so.Nominal(order=order)), width, 3.6)
-
-
 def plot_scores(table: pd.DataFrame, measures: list[str], width: float = 2.0) -> Figure:
     """Scores of every model with their intervals: one panel a measure, one line a model.
 
@@ -101,28 +88,6 @@ def plot_scores(table: pd.DataFrame, measures: list[str], width: float = 2.0) ->
     plot = plot.facet("task", order=measures, wrap=4).share(x=False).scale(color=ROLES)
     plot = plot.add(so.Dot(pointsize=4)).add(so.Range(linewidth=1))
     return draw(plot.label(x="percent", title=str.upper), columns * width, height)
-
-
-def plot_reliability(bins: pd.DataFrame, least: int) -> Figure:
-    """Accuracy against confidence: one panel a measure, one line a model; the diagonal is exact.
-
-    bins: model, role, task, low (a bin's lower end), confidence, accuracy, count. Bins of several
-    seeds are pooled. A bin with fewer than `least` answers is left out.
-    """
-    keys, means = ["task", "model", "role", "low"], ["confidence", "accuracy"]
-    filled = bins[bins["count"] > 0]
-    weighted = filled[keys + ["count"]].join(filled[means].mul(filled["count"], axis=0))
-    sums = weighted.groupby(keys, sort=False).sum()
-    sums = sums[sums["count"] >= least]
-    pooled = sums[means].div(sums["count"], axis=0).reset_index()
-    colours = dict(zip(pooled["model"], pooled["role"].map(ROLES), strict=True))
-    plot = so.Plot(pooled, x="confidence", y="accuracy", color="model", marker="model")
-    plot = plot.facet("task", wrap=3).add(so.Line(linewidth=1, pointsize=3)).scale(color=colours)
-    plot = plot.limit(x=(0, 1), y=(0, 1)).label(title=str.upper)
-    figure = draw(plot, 6.6, 2.2 * math.ceil(pooled["task"].nunique() / 3))
-    for axes in figure.axes:
-        axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-    return figure
 
 
 def plot_heat_maps(

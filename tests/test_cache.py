@@ -13,6 +13,7 @@ from rolib.distillation import cache as module
 from rolib.distillation import loop
 from rolib.distillation.alignment import Projection
 from rolib.distillation.cache import TeacherCache, megabytes, write_cache
+from rolib.distillation.masking import MaskingCollator
 from rolib.distillation.models import MaskedLM, init_student
 from rolib.distillation.objective import Objective, Teacher, spread
 
@@ -63,7 +64,8 @@ def make(world, teachers, student_config, tmp_path):
         if not folder.exists():
             write_cache(folder, identity(config, epochs), objective, blocks, tokenizers, CPU)
         cache = TeacherCache(folder, identity(config, epochs))
-        return objective, loop.make_collator(objective, tokenizers), cache
+        recipe = config.mask_share, config.mask_seed, objective.soft_targets, objective.states
+        return objective, MaskingCollator(tokenizers, *recipe), cache
 
     return made
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import onnx
 import pandas as pd
 import pytest
 import torch
+from cells import functions_of
 from datasets import DatasetDict
 from transformers import AutoTokenizer, BertForSequenceClassification
 
@@ -25,6 +27,7 @@ from rolib.profiles import load_profile
 CONFIG = Config(profile="toy", seed=1, data="sample")
 PROTOCOL = {"ner": "strict", "sapn": "title+content", "sts": "bi-encoder"}  # one of each kind
 TINY = ROOT / "params" / "tiny"
+NOTEBOOK = functions_of("10-export-student")
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +86,11 @@ def pair_bert(study, toy_bert, _toy_tokenizer):
 @pytest.mark.parametrize("name", PROTOCOL)
 def test_the_files_predict_as_the_fine_tuned_model_does(name, study, few):
     run = study / "evaluation" / "small" / name / "seed-1"
-    folder = export.export_run(CONFIG, run)
+    folder = export.export_model(CONFIG, run / "model", f"small-{name}")
     assert folder == study / "onnx" / f"small-{name}"
     stored = pd.read_parquet(run / "predictions.parquet")
     for file, allowed in {"model.onnx": 1e-5, "model-int8.onnx": 0.1}.items():
-        table = export.predict(run, few(name)["test"], folder / file)
+        table = NOTEBOOK.predict(run, few(name)["test"], folder / file)
         units = ["example", "position", "gold"]
         pd.testing.assert_frame_equal(table[units], stored[units], check_dtype=False)
         column = "predicted" if name == "sts" else "probabilities"
@@ -271,7 +274,7 @@ def test_long_texts_are_cut_and_batches_padded_by_the_tokenizer_file(encoder):
 
 
 def test_measure_uses_one_thread_and_all(study, encoder, monkeypatch):
-    monkeypatch.setattr(export.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     speed = {"sequence_length": 8, "batch_sizes": [1, 3], "warmup_runs": 1, "timed_runs": 3}
     config = ExportConfig(**CONFIG.model_dump(), **speed, models=["small"], tasks=["ner"])
     places = {"student": study / "students" / "small", "int8": encoder / "model-int8.onnx"}
@@ -284,7 +287,7 @@ def test_measure_uses_one_thread_and_all(study, encoder, monkeypatch):
         return real(self, **inputs)
 
     monkeypatch.setattr(export.OnnxModel, "forward", recording)
-    rows = pd.DataFrame(export.measure(config, places))
+    rows = NOTEBOOK.measure(config, places)
     assert torch.get_num_threads() == before
     keys = rows[["threads", "batch_size", "model"]].to_records(index=False).tolist()
     assert keys == [(t, b, m) for t in (1, 2) for b in (1, 3) for m in places]

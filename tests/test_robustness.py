@@ -1,6 +1,7 @@
 """Robustness: perturbed texts, the predictions on them, and the answers to typed texts."""
 
 import copy
+import itertools
 import json
 import shutil
 import unicodedata
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from cells import functions_of
 from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,8 +18,9 @@ from transformers import AutoTokenizer
 
 from rolib import stages
 from rolib.analysis.loyalty import compare_predictions
-from rolib.analysis.tables import compare_perturbed
+from rolib.analysis.study import members
 from rolib.config import EvaluateConfig, RobustnessConfig
+from rolib.data import tasks as task_readers
 from rolib.data.corpus import normalise
 from rolib.data.tasks import SAMPLE, load_task
 from rolib.data.words import split_words
@@ -101,7 +104,7 @@ def study(tmp_path_factory, toy_bert, _toy_tokenizer, few):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROLIB_RUNS", str(root))
         patch.setattr(stages, "load_task", few)
-        patch.setattr(robustness, "load_task", few)
+        patch.setattr(task_readers, "load_task", few)  # of notebook 07
         evaluate_student(root, PROTOCOL, toy_bert(), _toy_tokenizer)
         yield root / "toy"
 
@@ -218,8 +221,14 @@ def test_without_a_perturbation_the_predictions_are_the_runs_own(name, study, fe
         )
 
 
+def measure_robustness(config):
+    """What notebook 07 measures."""
+    notebook = functions_of("07-measure-robustness", config=config)
+    return list(map(notebook.measure, robustness.kept_runs(config, config.tasks, config.models)))
+
+
 def test_every_kept_model_is_measured_once(study):
-    results = robustness.measure_robustness(config())
+    results = measure_robustness(config())
     assert [(result["model"], result["task"], result["examples"]) for result in results] == [
         ("small", n, 20) for n in PROTOCOL
     ]
@@ -244,18 +253,18 @@ def test_every_kept_model_is_measured_once(study):
         assert not np.allclose(np.stack(tables["cedilla"][column]), np.stack(stored[column]))
     manifests = sorted(study.glob("robustness/*/*/manifest.json"))
     before = [path.read_bytes() for path in manifests]
-    assert len(before) == 3 and robustness.measure_robustness(config()) == results
-    assert robustness.measure_robustness(config(tasks=["sar"])) == [results[1]]
+    assert len(before) == 3 and measure_robustness(config()) == results
+    assert measure_robustness(config(tasks=["sar"])) == [results[1]]
     assert (
-        robustness.measure_robustness(config(models=["small", "large"])) == results
+        measure_robustness(config(models=["small", "large"])) == results
     )  # who else is measured changes nothing
     assert [path.read_bytes() for path in manifests] == before
     with pytest.raises(FileNotFoundError, match="no fine-tuned model: set keep_models"):
-        robustness.measure_robustness(config(models=["large"]))
+        measure_robustness(config(models=["large"]))
 
 
 def test_a_cap_scores_the_same_examples_with_and_without(study):
-    (result,) = robustness.measure_robustness(config(tasks=["ner"], max_test_examples=5))
+    (result,) = measure_robustness(config(tasks=["ner"], max_test_examples=5))
     table = pd.read_parquet(study / "robustness" / "small" / "ner" / "lower.parquet")
     assert result["examples"] == 5 == table["example"].nunique()
     original = pd.read_parquet(study / "robustness" / "small" / "ner" / "original.parquet")
@@ -281,7 +290,7 @@ def test_no_kept_model_is_an_error_that_names_the_remedy(study, tmp_path, monkey
     with pytest.raises(
         FileNotFoundError, match="no fine-tuned model: set keep_models in evaluate.yaml"
     ):
-        robustness.measure_robustness(config())
+        measure_robustness(config())
 
 
 # --- answers to typed texts -----------------------------------------------------------------------
@@ -388,8 +397,19 @@ def measured(tmp_path, monkeypatch):
     return root
 
 
+def table_of(measured, models, tasks):
+    """The table that notebook 07 makes of these results."""
+    results, everyone = [], members(config())
+    for model, task in itertools.product(models, tasks):
+        stored = measured / "robustness" / model / task / "scores.json"
+        results.append({"model": model} | json.loads(stored.read_text(encoding="utf-8")))
+    known = {"members": everyone, "teacher_of": everyone.set_index("model")["teacher"]}
+    notebook = functions_of("07-measure-robustness", config=config(), **known)
+    return notebook.scores_and_loyalty(results)
+
+
 def test_the_table_of_scores_and_loyalty(measured):
-    table = compare_perturbed(config(tasks=["sapn", "sts"]))
+    table = table_of(measured, ROLES, ["sapn", "sts"])
     loyalties = {"sapn": {"label_loyalty", "probability_loyalty", "probability_loyalty_base2"}}
     loyalties["sts"] = {
         "regression_loyalty",
@@ -437,9 +457,8 @@ def test_the_table_of_scores_and_loyalty(measured):
 
 
 def test_the_table_holds_the_chosen_models_alone(measured):
-    table = compare_perturbed(config(tasks=["sapn"], models=["small"]))
+    table = table_of(measured, ["small"], ["sapn"])
     assert set(table["model"]) == {"small"} and "label_loyalty" in set(table["score"])
-    shutil.rmtree(
-        measured / "robustness" / "big"
-    )  # a teacher that was not measured: scores, but no loyalty
-    assert set(compare_perturbed(config(tasks=["sapn"], models=["small"]))["score"]) == {"accuracy"}
+    # A teacher that was not measured: scores, but no loyalty.
+    shutil.rmtree(measured / "robustness" / "big")
+    assert set(table_of(measured, ["small"], ["sapn"])["score"]) == {"accuracy"}

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
+from cells import functions_of
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
 from transformers import AutoModel
@@ -174,6 +175,9 @@ def test_roles_have_colours_of_their_own():
     assert len(set(figures.ROLES.values())) == len(figures.ROLES) >= 4
 
 
+ANALYSIS = functions_of("04-analyse-loyalty")  # with its plots
+
+
 def rows(models, tasks, **more):
     """A table for the plots: 0.5 (0.4 to 0.7) for every model (name: role) on every task."""
     interval = {"value": 0.5, "low": 0.4, "high": 0.7}
@@ -203,7 +207,7 @@ def points(axes):
 
 def test_intervals_stand_side_by_side(tmp_path):
     table = rows({"a": "student", "b": "mlm control"}, ["x", "y"])
-    figure = figures.plot_intervals(table, "task", ["y", "x"], 4)
+    figure = ANALYSIS.plot_intervals(table, "task", ["y", "x"], 4)
     [axes] = figure.axes
     assert sorted(x for x, _ in points(axes)) == pytest.approx([-0.2, 0.2, 0.8, 1.2])
     ranges = next(one for one in axes.collections if isinstance(one, LineCollection))
@@ -240,11 +244,12 @@ def test_reliability_pools_seeds_and_leaves_small_bins_out(tmp_path):
         [(1, 0.5, 0.6, 0.5, 10), (2, 0.5, 0.5, 1.0, 30), (1, 0.9, 0.95, 1, 3), (2, 0.9, 0, 0, 0)],
         columns=["seed", "low", "confidence", "accuracy", "count"],
     ).assign(model="a", role="teacher", task="upos")
-    figure = figures.plot_reliability(bins, least=4)
+    figure = ANALYSIS.plot_reliability(ANALYSIS.pool_seeds(bins, least=4))
     line, diagonal = figure.axes[0].get_lines()
     assert line.get_xydata().tolist() == [pytest.approx([0.525, 0.875])]
     assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
-    line = figures.plot_reliability(bins, least=3).axes[0].get_lines()[0]
+    both = ANALYSIS.plot_reliability(ANALYSIS.pool_seeds(bins, least=3))
+    line = both.axes[0].get_lines()[0]
     assert line.get_xydata()[1] == pytest.approx([0.95, 1])
     assert saved(figure, tmp_path)
 
@@ -257,7 +262,7 @@ def test_a_model_has_one_marker_in_every_panel_and_its_place_in_the_legend():
         + [("a", "teacher", "ner", 0.5, 0.6, 0.5, 10)],
         columns=columns,
     )
-    figure = figures.plot_reliability(bins, least=1)
+    figure = ANALYSIS.plot_reliability(ANALYSIS.pool_seeds(bins, least=1))
     upos, ner = ([line.get_marker() for line in axes.get_lines()[:-1]] for axes in figure.axes)
     assert len(upos) == 1 and len(ner) == 9 and upos[0] in ner
     assert ticks(figure.legends[0].get_texts()) == list("abcdefghi")

@@ -49,10 +49,7 @@ def task_tables(
     teachers = study.read_teachers(config, everyone, task, seeds)
     scorers, chances = {}, {}
     for member in everyone.itertuples():
-        if member.model in teachers:
-            runs = teachers[member.model]
-        else:
-            runs = study.read_runs(config, member.model, task, seeds)
+        runs = teachers.get(member.model) or study.read_runs(config, member.model, task, seeds)
         if task != "sts":
             for seed, run in zip(seeds, runs, strict=True):
                 confidence = run.probabilities.max(axis=1)
@@ -65,7 +62,8 @@ def task_tables(
             chance = partial(loyalty.chance_loyalty, TASKS[task], seed=config.seed)
             key = (member.model, member.role, name, own, task)
             scorers[key] = in_threads(scorer, teachers[name], runs)
-            chances[member.model, name] = _mean(in_threads(chance, teachers[name], runs))
+            answers = in_threads(chance, teachers[name], runs)
+            chances[member.model, name] = pd.DataFrame(answers).mean()
             if member.role == "student" and own:
                 for title, table in pair_tables(config, task, seeds[0], teachers[name], runs):
                     yield title, table.assign(model=member.model, teacher=name, task=task)
@@ -102,18 +100,20 @@ def references_of(member: Any, ensemble: bool) -> list[str]:
     return references
 
 
-def floor_loyalty(task: Task, runs: Runs) -> dict[str, float]:
+def floor_loyalty(task: Task, runs: Runs) -> pd.Series:
     """Mean loyalty between two fine-tuning seeds of one model, over all pairs of seeds.
 
-    It is the natural target for a student: a teacher is not more loyal to itself. {} for one seed.
+    It is the natural target for a student: a teacher is not more loyal to itself. Empty for one
+    seed.
     """
     pairs = itertools.combinations(runs, 2)
-    return _mean(in_threads(lambda pair: loyalty.compare_predictions(task, *pair), pairs))
+    found = in_threads(lambda pair: loyalty.compare_predictions(task, *pair), pairs)
+    return pd.DataFrame(found).mean()
 
 
-def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
-    names = rows[0] if rows else {}
-    return {name: float(np.mean([row[name] for row in rows])) for name in names}
+def labels_of(runs: Runs) -> np.ndarray:
+    """The predicted labels of all seeds."""
+    return np.concatenate([run.predicted for run in runs])
 
 
 def class_loyalty(teacher: Runs, student: Runs, resamples: int, seed: int) -> pd.DataFrame:
@@ -123,26 +123,22 @@ def class_loyalty(teacher: Runs, student: Runs, resamples: int, seed: int) -> pd
     over all seeds, that get it from the student too. The interval is over the resamples that
     contain the label. It is too narrow for a label that occurs in one sentence only.
     """
-    labels = sorted({label for run in teacher for label in run.predicted})
-    examples = teacher[0].num_examples
+    theirs = labels_of(teacher)
+    equal = pd.Series(theirs == labels_of(student)).groupby(theirs)
+    table = pd.DataFrame({"units": equal.size() / len(teacher), "value": equal.mean()})
     pairs = zip(teacher, student, strict=True)
-    scorers = [loyalty.class_scorer(*pair, labels) for pair in pairs]
-    points = [scorer(np.ones((examples, 1))) for scorer in scorers]
-    hits = np.mean([point["hits"][:, 0] for point in points], axis=0)
-    units = np.mean([point["units"][:, 0] for point in points], axis=0)
-    draws = uncertainty.bootstrap({"student": scorers}, examples, resamples, seed)["student"]
+    scorers = {"student": [loyalty.class_scorer(*pair, table.index) for pair in pairs]}
+    draws = uncertainty.bootstrap(scorers, teacher[0].num_examples, resamples, seed)["student"]
     with np.errstate(invalid="ignore"):  # 0 / 0 in resamples without the label
-        low, high = np.nanquantile(draws["hits"] / draws["units"], [0.025, 0.975], axis=1)
-    columns = {"label": labels, "units": units, "value": hits / units, "low": low, "high": high}
-    return pd.DataFrame(columns)
+        shares = draws["hits"] / draws["units"]
+    table["low"], table["high"] = np.nanquantile(shares, [0.025, 0.975], axis=1)
+    return table.rename_axis("label").reset_index()
 
 
 def confusion(teacher: Runs, student: Runs) -> pd.DataFrame:
     """How often each pair of labels occurs over all seeds: teacher_label, student_label, count."""
-    theirs = np.concatenate([run.predicted for run in teacher])
-    ours = np.concatenate([run.predicted for run in student])
-    pairs = pd.DataFrame({"teacher_label": theirs, "student_label": ours})
-    return pairs.value_counts().reset_index(name="count")
+    sides = {"teacher_label": labels_of(teacher), "student_label": labels_of(student)}
+    return pd.DataFrame(sides).value_counts().reset_index(name="count")
 
 
 def side_by_side(

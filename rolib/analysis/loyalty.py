@@ -9,6 +9,7 @@ Taggers are counted per word.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -131,16 +132,12 @@ def _regression_scorer(teacher: Predictions, student: Predictions) -> Scorer:
     pearson = metrics.pearson_scorer(teacher.examples, teacher.predicted, student.predicted)
     scaled = _scaled(teacher.predicted, student.predicted, *STS_RANGE)
     gaps = np.abs(scaled[0] - scaled[1])
-    sums = _example_sums(teacher, gaps, gaps**2)
+    sums = metrics.example_sums(teacher.examples, gaps, gaps**2, np.ones(len(gaps)))
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
         """At weights (examples, R)."""
         absolute, squared, units = sums @ weights
-        return {
-            "regression_loyalty": 1 - absolute / units,
-            "regression_loyalty_pearson": pearson(weights)["pearson"],
-            "regression_loyalty_rmse": 1 - np.sqrt(squared / units),
-        }
+        return _regression_loyalties(absolute / units, squared / units, pearson(weights)["pearson"])
 
     return scores
 
@@ -149,7 +146,8 @@ def _label_scorer(task: Task, teacher: Predictions, student: Predictions) -> Sco
     """The part of `loyalty_scorer` for taggers and classifiers."""
     entropies = (teacher.entropies + student.entropies) / 2
     distances = _distances(teacher.probabilities, student.probabilities, entropies)
-    sums = _example_sums(teacher, teacher.predicted == student.predicted, 1 - distances)
+    equal = teacher.predicted == student.predicted
+    sums = metrics.example_sums(teacher.examples, equal, 1 - distances, np.ones(len(equal)))
     spans = None
     if task.name == "ner":
         spans = metrics.span_scorer(teacher.spans["predicted"], student.spans["predicted"])
@@ -157,9 +155,7 @@ def _label_scorer(task: Task, teacher: Predictions, student: Predictions) -> Sco
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
         """At weights (examples, R)."""
         labels, probabilities, units = sums @ weights
-        natural = probabilities / units
-        loyalty = {"label_loyalty": labels / units, "probability_loyalty": natural}
-        loyalty["probability_loyalty_base2"] = 1 - (1 - natural) / BASE2
+        loyalty = _label_loyalties(labels / units, probabilities / units)
         if spans:
             loyalty["span_loyalty"] = spans(weights)["strict_f1_micro"]
         return loyalty
@@ -167,13 +163,16 @@ def _label_scorer(task: Task, teacher: Predictions, student: Predictions) -> Sco
     return scores
 
 
-def _example_sums(run: Predictions, *values: np.ndarray) -> np.ndarray:
-    """Sums of values (N,) over the units of each example, and numbers of units: (K + 1, examples).
+def _regression_loyalties(absolute: Any, squared: Any, pearson: Any) -> dict[str, Any]:
+    """The three regression loyalties, from the mean absolute and squared differences."""
+    plain = {"regression_loyalty": 1 - absolute, "regression_loyalty_pearson": pearson}
+    return plain | {"regression_loyalty_rmse": 1 - np.sqrt(squared)}
 
-    Multiplied by example weights (examples, R), they give weighted sums.
-    """
-    columns = [*values, np.ones(len(run.examples))]
-    return np.stack([np.bincount(run.examples, weights=column) for column in columns])
+
+def _label_loyalties(labels: Any, natural: Any) -> dict[str, Any]:
+    """Label loyalty and probability loyalty in both bases."""
+    plain = {"label_loyalty": labels, "probability_loyalty": natural}
+    return plain | {"probability_loyalty_base2": 1 - (1 - natural) / BASE2}
 
 
 def class_scorer(teacher: Predictions, student: Predictions, classes: Sequence[str]) -> Scorer:
@@ -205,21 +204,14 @@ def chance_loyalty(
     if task.kind == "regression":
         theirs, ours = _scaled(teacher.predicted, student.predicted, *STS_RANGE)
         gaps = np.abs(theirs[:, None] - ours)
-        return {
-            "regression_loyalty": float(1 - gaps.mean()),
-            "regression_loyalty_pearson": 0.0,
-            "regression_loyalty_rmse": float(1 - np.sqrt((gaps**2).mean())),
-        }
+        return _regression_loyalties(gaps.mean(), (gaps**2).mean(), 0.0)
     rng = np.random.default_rng(seed)
     shares, rows = [], []
     for side in (teacher, student):
         shares.append(pd.Series(side.predicted).value_counts(normalize=True))
         rows.append(side.probabilities[rng.permutation(len(side.units))[:pairs]])
     labels = float(shares[0].mul(shares[1], fill_value=0).sum())
-    natural = probability_loyalty(rows[0], rows[1])
-    base2 = 1 - (1 - natural) / BASE2
-    names = ("label_loyalty", "probability_loyalty", "probability_loyalty_base2")
-    return dict(zip(names, (labels, natural, base2), strict=True))
+    return _label_loyalties(labels, probability_loyalty(rows[0], rows[1]))
 
 
 def ensemble_predictions(models: Sequence[Predictions], labels: Sequence[str]) -> Predictions:

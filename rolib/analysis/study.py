@@ -1,5 +1,7 @@
 """Who is in a study, and its stored scores and predictions, read from the run folders."""
 
+from functools import partial
+
 import pandas as pd
 import yaml
 
@@ -75,9 +77,7 @@ def read_result(config: Config, model: str, task: str, seed: int) -> dict:
 
 def data_notes(config: Config) -> list[str]:
     """Where this profile's data differ from the official data: the notes of its runs, each once."""
-    notes = []
-    if config.data == "sample":
-        notes.append(SAMPLE_WARNING)
+    notes = [SAMPLE_WARNING] if config.data == "sample" else []
     for path in sorted(config.folder.glob("evaluation/*/*/seed-*/manifest.json")):
         task = path.parts[-3].upper()
         notes += [f"{task}: {note}" for note in read_json(path, made_by(config))["notes"]]
@@ -96,9 +96,8 @@ def read_runs(
     config: Config, model: str, task: str, seeds: list[int], probabilities: bool = True
 ) -> Runs:
     """The predictions of a model on one measure, one item a fine-tuning seed."""
-    return in_threads(
-        lambda seed: read_predictions(config, model, task, seed, probabilities), seeds
-    )
+    read = partial(read_predictions, config, model, task, probabilities=probabilities)
+    return in_threads(read, seeds)
 
 
 def read_teachers(

@@ -1,21 +1,19 @@
-"""The tables of a study: scores, comparisons, loyalty, calibration, robustness; as text too."""
+"""The tables of a study: scores, comparisons, loyalty, calibration; as text too."""
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rolib.analysis import study, uncertainty
-from rolib.analysis.loyalty import compare_predictions
-from rolib.config import AnalyseConfig, Config, RobustnessConfig
+from rolib.config import AnalyseConfig, Config
 from rolib.evaluation.metrics import Scorer, at_ones, scorer
-from rolib.evaluation.predictions import Predictions, check_paired
+from rolib.evaluation.predictions import check_paired
 from rolib.measures import TASKS
-from rolib.runs import read_json, write_text
+from rolib.runs import write_text
 
 LEVEL = 0.05  # of the family-wise error
 ESTIMATE = ["seeds", "examples", "value", "sd", "low", "high"]
@@ -222,43 +220,3 @@ def calibration_table(bins: pd.DataFrame) -> pd.DataFrame:
     sums = bins[[*keys, "count"]].join(weighted).groupby(keys, sort=False).sum()
     means = sums[names].div(sums["count"], axis=0)
     return means.groupby(keys[:-1], sort=False).mean().reset_index()
-
-
-def compare_perturbed(config: RobustnessConfig) -> pd.DataFrame:
-    """Scores and loyalty under each perturbation, from the results of `measure_robustness`.
-
-    Columns: model, role, teacher, task, seed, headline (the name of the main score), perturbation
-    ("original" is none), score, value, change (value minus that of the original). Loyalty is to the
-    first teacher under the same perturbation. It is absent for teachers, and where the teacher was
-    not measured. Only models and tasks of the config count; unmeasured ones are left out.
-    """
-    everyone = study.members(config)
-    chosen = everyone[everyone["model"].isin(config.models or everyone["model"])]
-    rows: list[tuple] = []
-    for member, task in itertools.product(chosen.itertuples(), config.tasks):
-        folder = config.folder / "robustness" / member.model / task
-        teacher = config.folder / "robustness" / member.teacher / task
-        if (folder / "scores.json").exists():
-            start = (member.model, member.role, member.teacher, task)
-            rows.extend((*start, *row) for row in _perturbed_scores(folder, teacher, task))
-    columns = ["model", "role", "teacher", "task", "seed", "headline"]
-    table = pd.DataFrame(rows, columns=[*columns, "perturbation", "score", "value"])
-    original = table["value"].where(table["perturbation"] == "original")
-    keys = [table[name] for name in ("model", "task", "score")]
-    return table.assign(change=table["value"] - original.groupby(keys).transform("max"))
-
-
-def _perturbed_scores(folder: Path, teacher: Path, task: str) -> Iterator[tuple]:
-    """The scores of one model: seed, headline, perturbation, score, value.
-
-    folder, teacher: the robustness results of the model and of its teacher.
-    """
-    result = read_json(folder / "scores.json", "07-measure-robustness")
-    name = folder.parent.name.removesuffix("-random")
-    with_loyalty = name != teacher.parent.name and (teacher / "scores.json").exists()
-    for perturbation, values in result["scores"].items():
-        if with_loyalty:
-            files = [place / f"{perturbation}.parquet" for place in (teacher, folder)]
-            values |= compare_predictions(TASKS[task], *map(Predictions.read, files))
-        for score, value in values.items():
-            yield result["seed"], result["headline"], perturbation, score, value

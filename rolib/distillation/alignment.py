@@ -58,8 +58,7 @@ def shared_positions(word_ids: Tensor, other_word_ids: Tensor) -> tuple[Tensor, 
     numbers, counts = word_numbers(word_ids)
     other_numbers, other_counts = word_numbers(other_word_ids)
     if len(counts) != len(other_counts):
-        words = f"{len(counts)} and {len(other_counts)} words"
-        raise ValueError(f"views of different texts: {words}")
+        raise ValueError(f"views of different texts: {len(counts)} and {len(other_counts)} words")
     shared = (counts == 1) & (other_counts == 1)
     shared = torch.cat([shared, shared.new_zeros(1)])  # the last one is for the number -1
     return shared[numbers], shared[other_numbers]
@@ -69,8 +68,7 @@ def check_wordpiece(tokenizer: Tokenizer, name: str) -> None:
     """Raise ConfigError unless a tokenizer is a fast WordPiece one, the only kind supported."""
     kind = type(tokenizer.backend_tokenizer.model).__name__ if tokenizer.is_fast else "slow"
     if kind != "WordPiece":
-        hint = "use a BERT model"
-        raise ConfigError(f"{name}: its tokenizer is not a fast WordPiece one; {hint}")
+        raise ConfigError(f"{name}: its tokenizer is not a fast WordPiece one; use a BERT model")
 
 
 def check_normalisers(tokenizer: Tokenizer, other: Tokenizer, names: tuple[str, str]) -> None:

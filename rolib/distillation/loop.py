@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,13 +30,6 @@ from rolib.training import choose_precision, keep_freed_memory, length_batches, 
 # DistilBERT's recipe.
 ADAM: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6, "fused": True}
 CLIP_NORM = 5.0
-T = TypeVar("T")
-
-
-def make_collator(objective: Objective, tokenizers: list[Tokenizer]) -> MaskingCollator:
-    """The collator of a run."""
-    config, compared = objective.config, (objective.soft_targets, objective.states)
-    return MaskingCollator(tokenizers, config.mask_share, config.mask_seed, *compared)
 
 
 def epochs_of(config: TrainingConfig, blocks: int, processes: int) -> int:
@@ -77,7 +70,7 @@ def load(blocks: Dataset, numbers: list[int], collate: Collate, epoch: int) -> l
     return batch
 
 
-def in_background(items: Iterator[T]) -> Iterator[T]:
+def in_background(items: Iterator) -> Iterator:
     """Yield the items; the next one is made in a thread while the caller works on this one."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, None)
@@ -165,7 +158,8 @@ def train(
     precision = choose_precision(config.precision, student.config.hidden_size)
     objective = Objective(config, teachers, precision)
     alphas = torch.tensor([term.alpha for term in objective.terms], device=device)
-    collator = make_collator(objective, tokenizers)
+    compared = objective.soft_targets, objective.states
+    collator = MaskingCollator(tokenizers, config.mask_share, config.mask_seed, *compared)
     reading: dict[str, Collate] = dict.fromkeys(blocks, collator)
     if cache:
         reading = {split: cache.reading(collator, split, objective) for split in blocks}

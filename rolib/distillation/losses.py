@@ -43,19 +43,9 @@ def soft_target_loss(
     """
     if not temperature > 0:
         raise ValueError(f"temperature {temperature} must be positive")
+    hint = "both must be (N, V) over one vocabulary"
+    check_shapes(student_logits, teacher_logits, "logits", hint)
     target = F.softmax(teacher_logits / temperature, dim=-1)
-    return distribution_loss(student_logits, target, temperature, reduction)
-
-
-def distribution_loss(
-    student_logits: Tensor, target: Tensor, temperature: float, reduction: str = "mean"
-) -> Tensor:
-    """T^2 * KL(target || softmax(student / T)): `soft_target_loss` for a target softened before.
-
-    student_logits, target: (N, V); the rows of target sum to 1. Scalar in nats; 0 for N = 0.
-    Raises ValueError for unequal shapes.
-    """
-    check_shapes(student_logits, target, "logits", "both must be (N, V) over one vocabulary")
     student = F.log_softmax(student_logits / temperature, dim=-1)
     total = F.kl_div(student, target, reduction="sum") * temperature**2
     return reduce(total, len(student), reduction)
@@ -95,11 +85,9 @@ def mix_targets(members: Sequence[Member]) -> Tensor:
     """The weighted mean of several teachers' distributions, (N, V); each row sums to 1.
 
     A row's mean is over the teachers that have a distribution there. The first member has every
-    row, in order. A single member comes back unchanged. Hinton et al. 2015, section 3.
+    row, in order. Hinton et al. 2015, section 3.
     """
     first, *others = members
-    if not others:
-        return first.probs
     total = first.weights.clone()
     for member in others:
         total.index_add_(0, member.rows, member.weights)
@@ -108,11 +96,6 @@ def mix_targets(members: Sequence[Member]) -> Tensor:
         share = member.weights / total[member.rows]
         mixed.index_add_(0, member.rows, member.probs * share[:, None])
     return mixed
-
-
-def confidence(probs: Tensor) -> Tensor:
-    """exp(-entropy) of each row, (N, V) -> (N,): 1 for a certain teacher, 1 / V if uniform."""
-    return torch.special.entr(probs).sum(-1).neg().exp()
 
 
 def uld_loss(

@@ -3,22 +3,18 @@
 The folder of an export needs only `onnxruntime` and `tokenizers`, as its README.md shows.
 """
 
-import os
 from functools import partial
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
 from typing import Any
 
-import pandas as pd
 import torch
 import transformers
-from datasets import Dataset
 from torch import Tensor, nn
 
 from rolib import runs
-from rolib.config import Config, SpeedConfig
-from rolib.evaluation import finetune, robustness, speed
+from rolib.config import Config
 
 try:
     import onnxruntime
@@ -125,30 +121,3 @@ def export_model(config: Config, source: Path, name: str) -> Path:
         template = Template(Path(__file__).with_name("onnx-readme.md").read_text(encoding="utf-8"))
         runs.write_text(working / "README.md", template.substitute(parts))
     return folder
-
-
-def export_run(config: Config, run: Path) -> Path:
-    """`export_model` of a fine-tuning run's kept model, as <model>-<task>."""
-    return export_model(config, run / "model", "-".join(run.parts[-3:-1]))
-
-
-def predict(run: Path, split: Dataset, file: Path) -> pd.DataFrame:
-    """The prediction table (rolib.evaluation.predictions) of an exported fine-tuning run."""
-    model: nn.Module = OnnxModel(file)
-    if robustness.task_of(run).protocol == "bi-encoder":
-        model = finetune.BiEncoder(model)
-    return robustness.predict_perturbed(run, split, {"original": str}, model)["original"]
-
-
-def measure(config: SpeedConfig, places: dict[str, Path]) -> list[dict]:
-    """The rows of `speed.measure`, on the CPU, with one thread and with all (`threads`).
-
-    places: what `load` takes, by the name of the model.
-    """
-    rows, before = [], torch.get_num_threads()
-    for threads in sorted({1, os.cpu_count() or 1}):
-        torch.set_num_threads(threads)
-        found = speed.measure(places, config, load)
-        rows += [row | {"threads": threads} for row in found]
-    torch.set_num_threads(before)
-    return rows

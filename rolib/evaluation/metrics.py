@@ -146,9 +146,7 @@ def pearson_scorer(examples: np.ndarray, gold: ArrayLike, predicted: ArrayLike) 
     sides = finite_pair(gold, predicted)
     means = sides.mean(axis=1, keepdims=True)
     x, y = sides - means  # centred, which keeps rounding errors small
-    terms = (np.ones(len(x)), x, y, x * x, y * y, x * y)
-    # Sums over each example (6, examples): the moments of a resample are one matrix product.
-    moments = np.stack([np.bincount(examples, weights=term) for term in terms])
+    moments = example_sums(examples, np.ones(len(x)), x, y, x * x, y * y, x * y)
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
         """At weights (examples, R)."""
@@ -182,6 +180,14 @@ def finite_pair(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     if x.ndim != 1 or y.ndim != 1 or not np.isfinite([x, y]).all():
         raise ValueError("scores must be finite numbers in arrays of shape (N,)")
     return np.stack([x, y])
+
+
+def example_sums(examples: np.ndarray, *values: np.ndarray) -> np.ndarray:
+    """Sums (K, examples) of K arrays of values (N,) over the units of each example.
+
+    Multiplied by example weights (examples, R), they are the sums of a resample.
+    """
+    return np.stack([np.bincount(examples, weights=column) for column in values])
 
 
 def counts(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
