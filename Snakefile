@@ -162,14 +162,14 @@ rule report:
 
 rule page:  # what notebook 06 shows, without its code
     input:
-        f"{DONE}/06-report-results.ipynb",
+        notebook=f"{DONE}/06-report-results.ipynb",
+        template=sorted(map(str, Path("notebooks/templates/report").iterdir())),
     output:
         f"{RUNS}/report.html",
     shell:
-        LOG + "jupyter nbconvert --log-level WARN --to html --no-input "
-        "--TagRemovePreprocessor.enabled=True "
-        "--TagRemovePreprocessor.remove_cell_tags not-on-the-page "
-        "--output-dir {RUNS} --output report {input}"
+        LOG + "jupyter nbconvert --log-level WARN --to html --template report "
+        "--TemplateExporter.extra_template_basedirs=notebooks/templates "
+        "--output-dir {RUNS} --output report {input.notebook}"
 
 
 rule ablation:  # on demand: make ablation PROFILE=...

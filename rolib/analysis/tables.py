@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from rolib.analysis import study, uncertainty
+from rolib.analysis.claims import verdict_lines
 from rolib.config import AnalyseConfig, Config
 from rolib.evaluation.metrics import Scorer, at_ones, scorer
 from rolib.evaluation.predictions import check_paired
@@ -16,6 +18,7 @@ from rolib.measures import TASKS
 from rolib.runs import write_text
 
 LEVEL = 0.05  # of the family-wise error
+LEAST = 1e-9  # a score that is divided by is at least this
 ESTIMATE = ["seeds", "examples", "value", "sd", "low", "high"]
 SCORE_COLUMNS = ["model", "role", "teacher", "task", "seeds", "examples", "score", "headline"]
 SCORE_COLUMNS += ["value", "sd", "low", "high"]
@@ -49,8 +52,9 @@ def score_tables(config: AnalyseConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     the main score of the measure. The rest is as in `estimate`. The measure `mean` is the mean of
     the headline scores.
     Comparisons of headline scores: model, against, role (of the other model), task, difference,
-    low, high, p, p_holm, holds (p_holm below 0.05). p_holm is corrected over the measures of a
-    pair; `mean` is a test of its own.
+    low, high, p, p_holm, holds (p_holm below 0.05), and the model's score as a share of the other's
+    with its interval: kept, kept_low, kept_high. p_holm is corrected over the measures of a pair;
+    `mean` is a test of its own.
     """
     everyone = study.with_ensemble(study.members(config))
     tables = []
@@ -106,8 +110,11 @@ def _compare(pairs: list[tuple[str, str, str]], draws: dict, points: dict) -> pd
         gaps = draws[model, task] - draws[other, task]
         difference = points[model, task] - points[other, task]
         found = (difference, *uncertainty.interval(gaps), uncertainty.p_value(gaps))
-        rows.append((model, other, role, task, *found))
+        kept = draws[model, task] / np.maximum(draws[other, task], LEAST)
+        point = points[model, task] / max(points[other, task], LEAST)
+        rows.append((model, other, role, task, *found, point, *uncertainty.interval(kept)))
     columns = ["model", "against", "role", "task", "difference", "low", "high", "p"]
+    columns += ["kept", "kept_low", "kept_high"]
     table = pd.DataFrame(rows, columns=columns)
     family = [table["model"], table["against"], table["task"] == "mean"]
     table["p_holm"] = table.groupby(family)["p"].transform(uncertainty.holm)
@@ -169,30 +176,70 @@ def _wide(
     return table.reset_index().rename_axis(columns=None)
 
 
-def summary_text(
-    config: Config, score_text: pd.DataFrame, loyalty: pd.DataFrame, notes: list[str]
-) -> str:
-    """The text of summary.txt: headline scores, mean loyalty to own teachers, notes, and paths.
+def not_above_random(comparisons: pd.DataFrame) -> str:
+    """The measures where each student is not above the control from random weights, as text."""
+    rows = comparisons[(comparisons["role"] == "random control") & (comparisons["task"] != "mean")]
+    above = rows["holds"] & (rows["difference"] > 0)
+    return _by_model(rows[~above], rows["task"].nunique())
 
-    score_text: from `score_table`; loyalty: the table of loyalty.csv; notes: from `data_notes`.
+
+def above_baseline(scores: pd.DataFrame, baseline: pd.DataFrame) -> str:
+    """The measures where a student's whole interval is above the baseline's score, as text.
+
+    baseline: of `baseline_scores`; its score has no interval.
     """
-    measures = ["label_loyalty", "probability_loyalty", "regression_loyalty"]
-    own = loyalty[loyalty["own"] & loyalty["measure"].isin(measures)]
-    keys = ["role", "model", "teacher", "measure"]
-    means = own.groupby(keys, sort=False)[["value", "chance", "floor"]].mean().reset_index()
-    loyalty_text = _wide(
-        means, keys[:-1], lambda row: f"{row.value:.3f} {_bracket(row)}", columns="measure"
-    )
-    explained = "mean over seeds ± half the 95 % interval; * differs from its first teacher"
-    parts = [
-        f"Headline scores, percent: {explained}",
-        score_text.to_string(index=False),
-        "Loyalty, mean over the measures (chance; two seeds of the same teacher)",
-        loyalty_text.to_string(index=False),
-        *[f"Note: {note}" for note in notes],
-        f"Report:  {config.folder / 'report.html'}\nFigures: {config.folder / 'figures'}",
+    rows = scores[scores["headline"] & (scores["role"] == "student")].merge(baseline, on="task")
+    return _by_model(rows[rows["low"] > rows["score_y"]], len(baseline))
+
+
+def _by_model(rows: pd.DataFrame, measures: int) -> str:
+    """ "distil-cased SAPN DI; distil-multi all 7" from rows with model and task."""
+    parts = []
+    for model, tasks in rows.groupby("model", sort=False)["task"]:
+        names = f"all {measures}" if len(tasks) == measures else " ".join(tasks.str.upper())
+        parts.append(f"{model} {names}")
+    return "; ".join(parts) or "none"
+
+
+def summary_text(config: Config, found: dict[str, pd.DataFrame], fills: list[str]) -> str:
+    """The text of summary.txt: how good, loyal, small and fast each student is, and what is open.
+
+    found: the tables scores, comparisons, loyalty, speed, claims, baseline. fills: lines that say
+    what models put into a gap.
+    """
+    sizes = found["speed"].sort_values("batch_size").groupby("model").last()
+    loyalty = found["loyalty"].query("measure == 'label_loyalty'")
+    loyalty = loyalty.groupby(["model", "teacher"])[["value", "chance"]].mean()
+    means = found["scores"].query("task == 'mean'").set_index("model")
+    pairs = found["comparisons"].query("role in ['teacher', 'random control']")
+    columns = ["model", "role", "score", "kept", "loyalty (chance)", "parameters", "speed"]
+    rows = []
+    for name, mean in means.loc[means.index.isin([*pairs["model"], *pairs["against"]])].iterrows():
+        row = {"model": name, "role": mean["role"]}
+        row["score"] = f"{100 * mean['value']:.1f} ± {50 * (mean['high'] - mean['low']):.1f}"
+        row["kept"] = f"{mean['value'] / max(means['value'][mean['teacher']], LEAST):.0%}"
+        if (name, mean["teacher"]) in loyalty.index:
+            row["loyalty (chance)"] = "{:.2f} ({:.2f})".format(*loyalty.loc[name, mean["teacher"]])
+        if name in sizes.index:
+            row["parameters"] = f"{sizes['parameters'][name]:,}"
+            row["speed"] = f"{sizes['speed_up'][name]:.2f}"
+        rows.append(row)
+    lines = [
+        f"Study {config.profile}: mean score of the measures, percent ± half the 95 % interval; "
+        "kept: of its first teacher's; label loyalty to it, and chance level; parameters; speed, its = 1",
+        pd.DataFrame(rows, columns=columns).fillna("–").to_string(index=False),
+        *verdict_lines(found["claims"]),
+        f"Not above random weights: {not_above_random(found['comparisons'])}",
+        f"Above a bag of words: {above_baseline(found['scores'], found['baseline'])}",
+        *fills,
+        " ".join(study.data_notes(config)),
+        f"Report: {config.folder / 'report.html'}",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n".join(line if "\n" in line else _wrapped(line) for line in lines) + "\n"
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(line, 100, subsequent_indent="  ", break_long_words=False)
 
 
 def write_tables(config: Config, tables: dict[str, pd.DataFrame]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rolib import runs
 from rolib.config import Config
+from rolib.evaluation import finetune
 
 try:
     import onnxruntime
