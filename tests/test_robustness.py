@@ -20,6 +20,7 @@ from rolib import stages
 from rolib.analysis.loyalty import compare_predictions
 from rolib.analysis.study import members
 from rolib.config import EvaluateConfig, RobustnessConfig
+from rolib.data import tasks as task_readers
 from rolib.data.corpus import normalise
 from rolib.data.tasks import SAMPLE, load_task
 from rolib.data.words import split_words
@@ -102,7 +103,7 @@ def study(tmp_path_factory, toy_bert, _toy_tokenizer, few):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROLIB_RUNS", str(root))
         patch.setattr(stages, "load_task", few)
-        patch.setattr(robustness, "load_task", few)
+        patch.setattr(task_readers, "load_task", few)  # of notebook 07
         evaluate_student(root, PROTOCOL, toy_bert(), _toy_tokenizer)
         yield root / "toy"
 
@@ -219,8 +220,14 @@ def test_without_a_perturbation_the_predictions_are_the_runs_own(name, study, fe
         )
 
 
+def measure_robustness(config):
+    """What notebook 07 measures."""
+    notebook = functions_of("07-measure-robustness", config=config)
+    return list(map(notebook.measure, robustness.kept_runs(config, config.tasks, config.models)))
+
+
 def test_every_kept_model_is_measured_once(study):
-    results = robustness.measure_robustness(config())
+    results = measure_robustness(config())
     assert [(result["model"], result["task"], result["examples"]) for result in results] == [
         ("small", n, 20) for n in PROTOCOL
     ]
@@ -245,18 +252,18 @@ def test_every_kept_model_is_measured_once(study):
         assert not np.allclose(np.stack(tables["cedilla"][column]), np.stack(stored[column]))
     manifests = sorted(study.glob("robustness/*/*/manifest.json"))
     before = [path.read_bytes() for path in manifests]
-    assert len(before) == 3 and robustness.measure_robustness(config()) == results
-    assert robustness.measure_robustness(config(tasks=["sar"])) == [results[1]]
+    assert len(before) == 3 and measure_robustness(config()) == results
+    assert measure_robustness(config(tasks=["sar"])) == [results[1]]
     assert (
-        robustness.measure_robustness(config(models=["small", "large"])) == results
+        measure_robustness(config(models=["small", "large"])) == results
     )  # who else is measured changes nothing
     assert [path.read_bytes() for path in manifests] == before
     with pytest.raises(FileNotFoundError, match="no fine-tuned model: set keep_models"):
-        robustness.measure_robustness(config(models=["large"]))
+        measure_robustness(config(models=["large"]))
 
 
 def test_a_cap_scores_the_same_examples_with_and_without(study):
-    (result,) = robustness.measure_robustness(config(tasks=["ner"], max_test_examples=5))
+    (result,) = measure_robustness(config(tasks=["ner"], max_test_examples=5))
     table = pd.read_parquet(study / "robustness" / "small" / "ner" / "lower.parquet")
     assert result["examples"] == 5 == table["example"].nunique()
     original = pd.read_parquet(study / "robustness" / "small" / "ner" / "original.parquet")
@@ -282,7 +289,7 @@ def test_no_kept_model_is_an_error_that_names_the_remedy(study, tmp_path, monkey
     with pytest.raises(
         FileNotFoundError, match="no fine-tuned model: set keep_models in evaluate.yaml"
     ):
-        robustness.measure_robustness(config())
+        measure_robustness(config())
 
 
 # --- answers to typed texts -----------------------------------------------------------------------

@@ -7,7 +7,7 @@ that: what is measured is a model without `corpus.normalise` in front of it.
 
 import unicodedata
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,10 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from rolib import runs
-from rolib.config import Config, RobustnessConfig
+from rolib.config import Config
 from rolib.data.corpus import normalise
-from rolib.data.download import data_root
-from rolib.data.tasks import load_task
 from rolib.data.words import split_words
 from rolib.evaluation import finetune
-from rolib.evaluation.metrics import score_predictions
-from rolib.evaluation.predictions import write_table
 from rolib.measures import Task, with_protocol
 from rolib.training import autocast, choose_precision
 
@@ -113,48 +109,6 @@ def kept_runs(config: Config, tasks: Sequence[str], models: Sequence[str] = ()) 
     if not found:
         raise FileNotFoundError(f"{place}: no fine-tuned model: set keep_models in evaluate.yaml")
     return list(found.values())
-
-
-def measure_robustness(config: RobustnessConfig) -> list[dict]:
-    """The scores of every kept fine-tuned model on perturbed test splits: a scores.json each.
-
-    Leaves runs/<profile>/robustness/<model>/<task> with <perturbation>.parquet (prediction tables)
-    and scores.json: the scores of each perturbation and, as "original", those of the run's own
-    predictions on the same examples.
-    """
-
-    @cache  # a split is read once, and only for runs that are not finished
-    def test_split(task: str) -> Dataset:
-        split = load_task(task, data_root(config.data))["test"]
-        return finetune.sample_examples(split, config.max_test_examples, config.seed)
-
-    results = []
-    for run in runs.progress(kept_runs(config, config.tasks, config.models), desc="robustness"):
-        model, task = run.parts[-3:-1]
-        one = config.model_copy(update={"tasks": [task], "models": [model]})
-        folder = config.folder / "robustness" / model / task
-        inputs = {"perturbations": ", ".join(PERTURBATIONS)}
-        for file in ("predictions.parquet", "model/model.safetensors"):
-            inputs[file] = runs.sha256(run / file)
-        if not runs.is_finished(folder, one, inputs):
-            with runs.new_run(folder, one, inputs) as working:
-                perturb_run(run, test_split(task), working)
-        results.append({"model": model} | runs.read_json(folder / "scores.json", "notebook 07"))
-    return results
-
-
-def perturb_run(run: Path, split: Dataset, folder: Path) -> None:
-    """Write the predictions and scores of one fine-tuning run on a perturbed split to `folder`."""
-    task, result = task_of(run), run_result(run)
-    original = pd.read_parquet(run / "predictions.parquet")
-    tables = {"original": original[original["example"].isin(split["id"][:])]}
-    tables |= predict_perturbed(run, split, PERTURBATIONS)
-    scores = {}
-    for name, table in tables.items():
-        write_table(folder / f"{name}.parquet", table)
-        scores[name] = score_predictions(task, table)
-    kept = {key: result[key] for key in ("task", "seed", "protocol", "headline")}
-    runs.write_json(folder / "scores.json", kept | {"examples": len(split), "scores": scores})
 
 
 def predict_text(run: Path, text: str, other: str = "") -> pd.DataFrame:
