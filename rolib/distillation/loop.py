@@ -171,8 +171,7 @@ def train(
     model = MaskedLM(student, widths)
     groups = parameter_groups(model, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, **ADAM)
-    warmup = round(config.warmup_share * config.steps)
-    schedule = linear_schedule(optimizer, warmup, config.steps)
+    schedule = linear_schedule(optimizer, round(config.warmup_share * config.steps), config.steps)
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule)
     for teacher in teachers:  # not prepared: Accelerate would put them into every checkpoint
