@@ -4,6 +4,7 @@ Intervals, comparisons, loyalty with floor and chance, calibration, and the text
 """
 
 import json
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -246,6 +247,14 @@ def test_comparisons_are_paired_and_corrected_over_the_measures(config, scored):
     assert row["difference"] == pytest.approx(
         headline["distil-multi", "sapn"] - headline["distil-cased", "sapn"]
     )
+    assert row["kept"] == pytest.approx(
+        headline["distil-multi", "sapn"] / headline["distil-cased", "sapn"]
+    )
+    ours, theirs = (
+        bootstrap_scores(TASKS["sapn"], side, 300, seed=3)[TASKS["sapn"].headline] for side in sides
+    )
+    shares = uncertainty.interval(ours / theirs)
+    assert (row["kept_low"], row["kept_high"]) == pytest.approx(shares)
     for _, family in comparisons.groupby(["model", "against"]):
         single = family[family["task"] != "mean"].sort_values("p")
         by_hand = np.maximum.accumulate(
@@ -329,42 +338,69 @@ def test_tables_print_half_intervals_and_mark_what_holds():
     )
 
 
+def summary_tables():
+    """The tables of `summary_text`: a teacher, two students, a control from random weights."""
+    score = {"task": "mean", "headline": True, "role": "student", "teacher": "bert-cased"}
+    means = {"bert-cased": 0.8, "distil-cased": 0.72, "distil-multi": 0.76, "weights": 0.4}
+    scores = [
+        score | {"model": model, "value": value, "low": value - 0.01, "high": value + 0.03}
+        for model, value in means.items()
+    ]
+    scores[0]["role"], scores[3]["role"] = "teacher", "random control"
+    scores += [scores[1] | {"task": "upos", "low": 0.7}, scores[2] | {"task": "upos", "low": 0.6}]
+    scores += [scores[1] | {"task": "di", "low": 0.7}]
+    pair = {"model": "distil-cased", "against": "weights", "role": "random control"}
+    pair |= {"difference": 0.1, "holds": True}
+    comparisons = [
+        pair | {"task": "upos"},
+        pair | {"task": "di", "holds": False},
+        pair | {"task": "sar", "difference": -0.1},
+        pair | {"task": "mean", "holds": False},  # no measure
+        *[pair | {"model": "distil-multi", "task": name, "holds": False} for name in ("di", "sar")],
+        pair | {"model": "distil-multi", "task": "upos", "holds": False},
+        pair | {"against": "bert-cased", "role": "teacher", "task": "di", "holds": False},
+    ]
+    label = {"model": "distil-cased", "teacher": "bert-cased", "measure": "label_loyalty"}
+    loyalty = [
+        label | {"value": 0.9, "chance": 0.5},
+        label | {"value": 0.8, "chance": 0.3},
+        label | {"measure": "span_loyalty", "value": 0.0, "chance": 0.0},
+        label | {"teacher": "ensemble", "value": 0.0, "chance": 0.0},
+    ]
+    speed = {"model": "distil-cased", "batch_size": 16, "parameters": 6500, "speed_up": 1.944}
+    tables_ = {
+        "scores": scores,
+        "comparisons": comparisons,
+        "loyalty": loyalty,
+        "speed": [speed, speed | {"batch_size": 1, "speed_up": 9.0}],
+        "claims": [{"claim": "fast", "verdict": "holds"}],
+        "baseline": [{"task": "upos", "score": 0.65}, {"task": "di", "score": 0.7}],
+    }
+    return {name: pd.DataFrame(rows) for name, rows in tables_.items()}
+
+
 def test_summary_text_by_hand(config):
-    """Means over the measures of own teachers only; "–" where there is no floor."""
-    scores = pd.DataFrame({"role": ["student"], "model": ["s"], "upos": ["91.7 ± 0.6*"]})
-    row = {"role": "student", "model": "s", "teacher": "t", "own": True, "chance": 0.5}
-    row |= {"measure": "label_loyalty", "task": "upos", "value": 0.9, "floor": np.nan}
-    sts = {"measure": "regression_loyalty", "task": "sts", "value": 0.95, "floor": 0.96}
-    loyalty = pd.DataFrame(
-        [
-            row,
-            row | {"task": "sar", "value": 0.8, "chance": 0.3},
-            row | sts,
-            row | {"measure": "span_loyalty"},  # not in the summary
-            row | {"teacher": "ensemble", "own": False},  # not in the summary
-        ]
-    )
-    lines = tables.summary_text(config, scores, loyalty, ["from the sample", "DI: cut"]).split("\n")
-    assert lines == [
-        "Headline scores, percent: mean over seeds ± half the 95 % interval; "
-        "* differs from its first teacher",
-        "",
-        "   role model        upos",
-        "student     s 91.7 ± 0.6*",
-        "",
-        "Loyalty, mean over the measures (chance; two seeds of the same teacher)",
-        "",
-        "   role model teacher   label_loyalty regression_loyalty",
-        "student     s       t 0.850 (0.40; –) 0.950 (0.50; 0.96)",
-        "",
-        "Note: from the sample",
-        "",
-        "Note: DI: cut",
-        "",
-        f"Report:  {config.folder / 'report.html'}",
-        f"Figures: {config.folder / 'figures'}",
+    """Means over the measures, beside the first teacher; "–" where nothing was measured."""
+    text = tables.summary_text(config, summary_tables(), ["Un ___. bert-cased: om"])
+    assert text.split("\n") == [
+        "Profile toy. Score: mean of the measures, percent ± half the 95 % interval. Beside the "
+        "first",
+        "  teacher: share kept, label loyalty (chance level), speed-up.",
+        "       model           role      score kept loyalty (chance) parameters speed-up",
+        "  bert-cased        teacher 80.0 ± 2.0 100%                –          –        –",
+        "distil-cased        student 72.0 ± 2.0  90%      0.85 (0.40)      6,500     1.94",
+        "distil-multi        student 76.0 ± 2.0  95%                –          –        –",
+        "     weights random control 40.0 ± 2.0  50%                –          –        –",
+        "bag of words       baseline       67.5    –                –          –        –",
+        "fast: holds 1 of 1",
+        "Not above random weights: distil-cased DI SAR; distil-multi all 3",
+        "Above a bag of words: distil-cased UPOS",  # on DI its interval starts at the baseline
+        "Un ___. bert-cased: om",
+        *textwrap.wrap(study.SAMPLE_WARNING, 100, subsequent_indent="  "),
+        f"Report: {config.folder / 'report.html'}",
         "",
     ]
+    assert all(len(line) <= 100 for line in text.split("\n")[:-2])  # the last line is a path
 
 
 # --- loyalty --------------------------------------------------------------------------------------

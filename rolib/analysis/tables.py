@@ -188,8 +188,9 @@ def above_baseline(scores: pd.DataFrame, baseline: pd.DataFrame) -> str:
 
     baseline: of `baseline_scores`; its score has no interval.
     """
-    rows = scores[scores["headline"] & (scores["role"] == "student")].merge(baseline, on="task")
-    return _by_model(rows[rows["low"] > rows["score_y"]], len(baseline))
+    rows = scores[scores["headline"] & (scores["role"] == "student")]
+    bar = rows["task"].map(baseline.set_index("task")["score"])  # NaN for the mean
+    return _by_model(rows[rows["low"] > bar], len(baseline))
 
 
 def _by_model(rows: pd.DataFrame, measures: int) -> str:
@@ -212,7 +213,7 @@ def summary_text(config: Config, found: dict[str, pd.DataFrame], fills: list[str
     loyalty = loyalty.groupby(["model", "teacher"])[["value", "chance"]].mean()
     means = found["scores"].query("task == 'mean'").set_index("model")
     pairs = found["comparisons"].query("role in ['teacher', 'random control']")
-    columns = ["model", "role", "score", "kept", "loyalty (chance)", "parameters", "speed"]
+    columns = ["model", "role", "score", "kept", "loyalty (chance)", "parameters", "speed-up"]
     rows = []
     for name, mean in means.loc[means.index.isin([*pairs["model"], *pairs["against"]])].iterrows():
         row = {"model": name, "role": mean["role"]}
@@ -222,11 +223,13 @@ def summary_text(config: Config, found: dict[str, pd.DataFrame], fills: list[str
             row["loyalty (chance)"] = "{:.2f} ({:.2f})".format(*loyalty.loc[name, mean["teacher"]])
         if name in sizes.index:
             row["parameters"] = f"{sizes['parameters'][name]:,}"
-            row["speed"] = f"{sizes['speed_up'][name]:.2f}"
+            row["speed-up"] = f"{sizes['speed_up'][name]:.2f}"
         rows.append(row)
+    words = f"{100 * found['baseline']['score'].mean():.1f}"
+    rows.append({"model": "bag of words", "role": "baseline", "score": words})
     lines = [
-        f"Study {config.profile}: mean score of the measures, percent ± half the 95 % interval; "
-        "kept: of its first teacher's; label loyalty to it, and chance level; parameters; speed, its = 1",
+        f"Profile {config.profile}. Score: mean of the measures, percent ± half the 95 % interval. "
+        "Beside the first teacher: share kept, label loyalty (chance level), speed-up.",
         pd.DataFrame(rows, columns=columns).fillna("–").to_string(index=False),
         *verdict_lines(found["claims"]),
         f"Not above random weights: {not_above_random(found['comparisons'])}",

@@ -1,14 +1,11 @@
 """Baselines without a network: a bag of words for texts, the commonest tag for words."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 from datasets import Dataset
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_union
+from sklearn.pipeline import make_pipeline, make_union
 
 from rolib.config import EvaluateConfig
 from rolib.data.download import data_root
@@ -17,7 +14,8 @@ from rolib.evaluation.finetune import sample_examples
 from rolib.evaluation.metrics import score_predictions
 from rolib.measures import with_protocol
 
-LONGEST_ENDING = 5  # letters
+PAIR = ["text", "text_pair"]
+ENDINGS = ["1", "2", "3", "4", "5"]  # letters
 
 
 def baseline_scores(config: EvaluateConfig) -> pd.DataFrame:
@@ -40,28 +38,24 @@ def baseline_scores(config: EvaluateConfig) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "score"])
 
 
-def _tag(train: Dataset, test: Dataset, _: int) -> list[dict]:
-    """One row a word: the commonest tag of the word, of its longest known ending, or of all."""
-    counts: defaultdict = defaultdict(Counter)
-    for row in train:
-        for word, tag in zip(row["tokens"], row["labels"], strict=True):
-            for key in _keys(word):
-                counts[key][tag] += 1
-    best = {key: found.most_common(1)[0][0] for key, found in counts.items()}
-    names, rows = train.features["labels"].feature.names, []
-    for row in test:
-        for position, (word, tag) in enumerate(zip(row["tokens"], row["labels"], strict=True)):
-            guess = next(best[key] for key in _keys(word) if key in best)
-            unit = {"example": row["id"], "position": position}
-            rows.append(unit | {"gold": names[tag], "predicted": names[guess]})
-    return rows
+def _tag(train: Dataset, test: Dataset, _: int) -> pd.DataFrame:
+    """One row a word: the commonest tag of the word, else of its longest known ending."""
+    seen, asked = (_words(part) for part in (train, test))
+    guess = pd.Series(seen["gold"].mode()[0], index=asked.index)
+    for ending in [*ENDINGS, "word"]:
+        tags = seen[[ending, "gold"]].value_counts().reset_index().drop_duplicates(ending)
+        guess = asked[ending].map(tags.set_index(ending)["gold"]).fillna(guess)
+    return asked.drop(columns=["word", *ENDINGS]).assign(predicted=guess)
 
 
-def _keys(word: str) -> Iterator[tuple[int, str]]:
-    """The word as a whole, then its endings from the longest to the empty one."""
-    yield -1, word
-    for length in range(LONGEST_ENDING, -1, -1):
-        yield length, word[max(0, len(word) - length) :]
+def _words(part: Dataset) -> pd.DataFrame:
+    """One row a word: example, word, gold, position and its last letters, one to five."""
+    names = np.array(part.features["labels"].feature.names, dtype=object)
+    columns = {"id": "example", "tokens": "word", "labels": "gold"}
+    table = part.to_pandas()[list(columns)].rename(columns=columns).explode(["word", "gold"])
+    table = table.reset_index(drop=True).assign(gold=names[table["gold"].astype(int)])
+    table["position"] = table.groupby("example").cumcount()
+    return table.assign(**{ending: table["word"].str[-int(ending) :] for ending in ENDINGS})
 
 
 def _texts(part: Dataset, column: str, most: int) -> list[str]:
@@ -72,24 +66,20 @@ def _classify(train: Dataset, test: Dataset, most: int) -> dict:
     """One row a text: the class by logistic regression; a pair is read as one text."""
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
-    vectors, sides = make_union(words, letters), []
-    for part in (train, test):
-        pairs = zip(*(_texts(part, column, most) for column in ("text", "text_pair")), strict=True)
-        sides.append([" ".join(pair) for pair in pairs])
-    model = LogisticRegression(C=10, max_iter=1000).fit(
-        vectors.fit_transform(sides[0]), train["label"]
+    model = make_pipeline(make_union(words, letters), LogisticRegression(C=10, max_iter=1000))
+    seen, asked = (
+        [" ".join(pair) for pair in zip(*(_texts(part, one, most) for one in PAIR), strict=True)]
+        for part in (train, test)
     )
     names = np.array(train.features["label"].names, dtype=object)
-    predicted = names[model.predict(vectors.transform(sides[1]))]
     units = {"example": test["id"], "position": 0, "gold": names[test["label"]]}
-    return units | {"predicted": predicted}
+    return units | {"predicted": names[model.fit(seen, train["label"]).predict(asked)]}
 
 
 def _compare(train: Dataset, test: Dataset, most: int) -> dict:
     """One row a pair: the cosine of the TF-IDF vectors of words, fitted on the training pairs."""
-    columns = ("text", "text_pair")
-    vectors = TfidfVectorizer().fit([text for one in columns for text in _texts(train, one, most)])
-    ours, theirs = (vectors.transform(_texts(test, one, most)) for one in columns)
+    vectors = TfidfVectorizer().fit([text for one in PAIR for text in _texts(train, one, most)])
+    ours, theirs = (vectors.transform(_texts(test, one, most)) for one in PAIR)
     cosine = np.asarray(ours.multiply(theirs).sum(axis=1)).ravel()
     units = {"example": test["id"], "position": 0, "gold": np.asarray(test["label"], dtype=float)}
     return units | {"predicted": cosine}
