@@ -234,6 +234,7 @@ def test_comparisons_are_paired_and_corrected_over_the_measures(config, scored):
             ("distil-multi", "distil-cased-random"),
         ],
         *[("distil-cased", "distil-cased-random"), ("distil-uncased", "distil-uncased-random")],
+        *[("bert-cased", "bert-cased-random"), ("bert-uncased", "bert-uncased-random")],
     }
     sides = [
         {seed: predictions(config, name, "sapn", seed) for seed in (1, 2, 3)}

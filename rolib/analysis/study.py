@@ -122,20 +122,20 @@ def with_ensemble(everyone: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared(everyone: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """The pairs of models to compare: (student, other model, role of the other).
+    """The pairs of models to compare: (teacher or student, other model, role of the other).
 
-    A student is compared with its first teacher, and with the controls that have the same first
-    teacher and the same number of layers. A student of several teachers is compared also with
-    every student of one teacher.
+    A model is compared with the controls that have the same first teacher and the same number of
+    layers, a student also with its first teacher. A student of several teachers is compared also
+    with every student of one teacher.
     """
-    students = everyone[everyone["role"] == "student"]
-    single = students[students["teachers"].map(len) == 1]
+    single = everyone[(everyone["role"] == "student") & (everyone["teachers"].map(len) == 1)]
     pairs = []
-    for student in students.itertuples():
-        pairs.append((student.model, student.teacher, "teacher"))
-        of_shape = (everyone["teacher"] == student.teacher) & (everyone["layers"] == student.layers)
+    for model in everyone[everyone["role"].isin(["teacher", "student"])].itertuples():
+        if model.role == "student":
+            pairs.append((model.model, model.teacher, "teacher"))
+        of_shape = (everyone["teacher"] == model.teacher) & (everyone["layers"] == model.layers)
         others = everyone[of_shape & everyone["role"].isin(CONTROLS)]
-        if len(student.teachers) > 1:
+        if model.role == "student" and len(model.teachers) > 1:
             others = pd.concat([others, single])
-        pairs += [(student.model, other.model, other.role) for other in others.itertuples()]
+        pairs += [(model.model, other.model, other.role) for other in others.itertuples()]
     return pairs
