@@ -119,7 +119,14 @@ rule evaluate:
         RUN + " $(printf -- '-f %s ' {input.parameters}) -p model {wildcards.model}"
 
 
-EVALUATIONS = [f"{DONE}/03-{model}.ipynb" for model in EVALUATED]
+def evaluation_of(model):
+    """The notebook that evaluates a model: of a teacher and its random control 01 runs one seed."""
+    teacher = model.removesuffix("-random")
+    in_01 = teacher in TEACHERS and len(STUDY["evaluate"].seeds) == 1
+    return f"{DONE}/01-{teacher}.ipynb" if in_01 else f"{DONE}/03-{model}.ipynb"
+
+
+EVALUATIONS = sorted({evaluation_of(model) for model in EVALUATED})
 
 
 rule loyalty:
@@ -186,7 +193,7 @@ rule ablation:  # on demand: make ablation PROFILE=...
 
 rule robustness:
     input:
-        [f"{DONE}/03-{model}.ipynb" for model in STUDY["robustness"].models or EVALUATED],
+        [evaluation_of(model) for model in STUDY["robustness"].models or EVALUATED],
         notebook="notebooks/07-measure-robustness.ipynb",
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/robustness.yaml"],
     output:

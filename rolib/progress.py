@@ -24,7 +24,8 @@ class StudyProgress(logging.Handler):
         event = getattr(record, "event", None)
         fields = vars(record)
         if event == "job_info":
-            name = Path(fields["output"][0]).stem
+            made = fields["output"]  # the rule `all` makes nothing itself
+            name = Path(made[0]).stem if made else fields["rule_name"]
             self.jobs[fields["jobid"]] = (name, time.monotonic())
         elif event == "job_finished":
             self.ended.append(fields["job_id"])

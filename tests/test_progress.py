@@ -15,7 +15,7 @@ def event(name, level=logging.INFO, message=None, **fields):
 
 
 def started(number, output):
-    return event("job_info", jobid=number, output=[output])
+    return event("job_info", jobid=number, output=[output], rule_name="a-rule")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def clock(monkeypatch):
 def test_a_finished_job_is_a_line_with_its_number_duration_and_time_left(tmp_path, clock, capsys):
     progress = StudyProgress(tmp_path)
     progress.emit(started(7, "runs/demo/notebooks/01-bert-cased.ipynb"))
-    progress.emit(started(3, "runs/demo/report.html"))
+    progress.emit(event("job_info", jobid=3, output=[], rule_name="all"))
     clock[0] += 30
     progress.emit(event("job_finished", job_id=7))
     progress.emit(event("progress", done=1, total=12))
@@ -38,7 +38,7 @@ def test_a_finished_job_is_a_line_with_its_number_duration_and_time_left(tmp_pat
     progress.emit(event("progress", done=12, total=12))
     one, other = capsys.readouterr().err.splitlines()
     assert one.split() == "[ 1/12] 01-bert-cased 30 s about 6 min left".split()  # 11 times 30 s
-    assert other.split() == "[12/12] report 40 s all done".split()
+    assert other.split() == "[12/12] all 40 s all done".split()
 
 
 def test_a_failed_job_names_its_log_and_the_reason(tmp_path, capsys):
