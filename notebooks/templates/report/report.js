@@ -1,5 +1,5 @@
 // A click, Enter or Space on a column's name sorts its table: by number if all cells have one.
-for (const table of document.querySelectorAll("table")) {
+for (const table of document.querySelectorAll(".wide > table")) {
   table.parentElement.tabIndex = 0;  // so that the keyboard can scroll a wide table
   table.parentElement.setAttribute("role", "region");
   table.parentElement.setAttribute("aria-label", "Table");
