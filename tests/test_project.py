@@ -32,7 +32,7 @@ PINS = {
         line.split("==") for line in (ROOT / "requirements.txt").read_text().split()
     )
 }
-TINY = ROOT / "params" / "tiny"
+DEMO = ROOT / "params" / "demo"
 FILES = {  # what the Snakefile gives each notebook
     "01-prepare-teachers": ["common", "training", "pretrain", "teachers/bert-cased"],
     "02-distil-student": ["common", "training", "distill", "students/distil-cased"],
@@ -110,11 +110,11 @@ def test_notebook_is_a_document(notebook):
 
 
 @pytest.mark.parametrize("stem", KINDS)
-def test_notebook_defaults_are_the_tiny_profile(stem):
+def test_notebook_defaults_are_the_demo_profile(stem):
     notebook = ROOT / "notebooks" / f"{stem}.ipynb"
     config = load(
         KINDS[stem],
-        *[TINY / f"{name}.yaml" for name in FILES[stem]],
+        *[DEMO / f"{name}.yaml" for name in FILES[stem]],
         **({"model": "distil-cased"} if stem[:2] == "03" else {}),
     )
     namespace = {}
@@ -174,7 +174,7 @@ def test_unknown_parameter_stops_before_a_kernel_starts(tmp_path):
         run(
             ROOT / "notebooks" / "08-explore-predictions.ipynb",
             tmp_path / "o.ipynb",
-            [str(TINY / "common.yaml")],
+            [str(DEMO / "common.yaml")],
             {"temprature": 1},
         )
     assert not list(tmp_path.iterdir())
@@ -189,7 +189,7 @@ def test_a_missing_input_is_one_clear_line(stem, tmp_path):
         f"notebooks/{stem}.ipynb",
         str(tmp_path / "out.ipynb"),
     ]
-    command += [word for name in FILES[stem] for word in ("-f", f"params/tiny/{name}.yaml")] + [
+    command += [word for name in FILES[stem] for word in ("-f", f"params/demo/{name}.yaml")] + [
         "-p",
         "profile",
         "empty",

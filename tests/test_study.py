@@ -1,4 +1,4 @@
-"""The tiny study from end to end. `make test` runs it into $ROLIB_RUNS first; these tests read what
+"""The demo study from end to end. `make test` runs it into $ROLIB_RUNS first; these tests read what
 it left."""
 
 import json
@@ -48,11 +48,11 @@ def headline_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def study() -> Path:
-    folder = Path(os.environ.get("ROLIB_RUNS", ROOT / "runs")) / "tiny"
+    folder = Path(os.environ.get("ROLIB_RUNS", ROOT / "runs")) / "demo"
     if not (folder / "report.html").exists():
         if os.environ.get("CI"):
-            pytest.fail(f"no finished tiny study in {folder}")
-        pytest.skip("no finished tiny study: run `make demo` or `make test`")
+            pytest.fail(f"no finished demo study in {folder}")
+        pytest.skip("no finished demo study: run `make demo` or `make test`")
     return folder
 
 
@@ -162,7 +162,7 @@ def test_loyalty_covers_every_measure_of_every_student(study):
 
 
 def test_robustness_covers_every_measure_and_perturbation(study):
-    config, table = load_profile("tiny")["robustness"], pd.read_csv(study / "robustness.csv")
+    config, table = load_profile("demo")["robustness"], pd.read_csv(study / "robustness.csv")
     scores = table[table["score"] == table["headline"]]
     units = {
         (model, task, name)
@@ -191,7 +191,7 @@ def test_scores_follow_from_the_stored_predictions(study):
     folder = study / "evaluation" / "distil-cased" / "upos" / "seed-1"
     predictions = pd.read_parquet(folder / "predictions.parquet")
     scores = json.loads((folder / "scores.json").read_text())["test"]
-    assert len(predictions) == 362  # the words of the sample's test split
+    assert len(predictions) == 1091  # the words of the sample's test split
     assert scores["accuracy"] == pytest.approx(
         (predictions["gold"] == predictions["predicted"]).mean()
     )
@@ -228,7 +228,7 @@ def test_a_control_never_saw_a_teacher(study, student):
 
 def test_manifests_name_what_made_the_result(study):
     manifest = json.loads((study / "students" / "distil-cased" / "manifest.json").read_text())
-    assert manifest["seed"] == load_profile("tiny")["students"]["distil-cased"].seed
+    assert manifest["seed"] == load_profile("demo")["students"]["distil-cased"].seed
     assert set(manifest["inputs"]) == {"corpus", "bert-cased"} and all(
         len(digest) == 64 for digest in manifest["inputs"].values()
     )
@@ -240,6 +240,6 @@ def test_manifests_name_what_made_the_result(study):
 
 
 def test_a_second_run_has_nothing_to_do(study):
-    command = ["snakemake", "--cores", "2", "--config", "profile=tiny", "--dry-run", "--nolock"]
+    command = ["snakemake", "--cores", "2", "--config", "profile=demo", "--dry-run", "--nolock"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
