@@ -13,6 +13,7 @@ import pandas as pd
 import seaborn as sns
 import seaborn.objects as so
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from rolib.runs import write_text
 
@@ -24,6 +25,7 @@ ROLES = {  # a role has one colour in every figure
     "mlm control": PALETTE[2],
     "random control": PALETTE[7],
 }
+DIFFERENT = "background-color: #fbd9a5; color: black"  # a cell whose answer differs
 
 
 def set_theme() -> None:
@@ -109,6 +111,14 @@ def plot_heat_maps(
         axes.yaxis.label.set_visible(axes.get_subplotspec().is_first_col())
     figure.colorbar(panels[0, 0].collections[0], ax=panels, label=bar)
     return figure
+
+
+def mark_differences(shown: pd.DataFrame, differs: pd.DataFrame) -> Styler:
+    """A table of texts; the cells that differ have a colour and the sign ≠. Texts are escaped."""
+    style = shown.mask(differs, "≠ " + shown).style.format(escape="html")
+    for axis in (0, 1):
+        style = style.format_index(escape="html", axis=axis)
+    return style.apply(lambda _: differs.replace({True: DIFFERENT, False: ""}), axis=None)
 
 
 def _write(figure: Figure, path: Path, **options: Any) -> None:

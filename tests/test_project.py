@@ -180,7 +180,7 @@ def test_unknown_parameter_stops_before_a_kernel_starts(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("stem", ["06-report-results", "08-explore-predictions"])
+@pytest.mark.parametrize("stem", ["06-report-results"])
 def test_a_missing_input_is_one_clear_line(stem, tmp_path):
     command = [
         sys.executable,

@@ -330,6 +330,20 @@ def test_a_typed_sentence_is_split_into_words_and_tagged(answering):
         pytest.fail("no sentence of the sample is split as it was annotated")
 
 
+def test_a_model_is_loaded_once_for_typed_texts(answering, monkeypatch):
+    loaded, load = [], finetune.load_for_task
+
+    def count(*given, **options):
+        loaded.append(given)
+        return load(*given, **options)
+
+    monkeypatch.setattr(finetune, "load_for_task", count)
+    robustness.remember_model.cache_clear()
+    for text in ("Ana are mere.", "Ana are pere.", "Ana are mere."):
+        predict_text(answering / "di" / "seed-1", text)
+    assert len(loaded) == 1
+
+
 def test_cedilla_and_control_characters_are_repaired(answering):
     run = answering / "sapn" / "seed-1"
     pd.testing.assert_frame_equal(

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
+from noise import noise
 from test_page import check_page
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -111,6 +112,13 @@ def test_report_page_holds_tables_figures_and_the_warning(study):
     assert (
         "made_by" not in page and "Previous:" not in page
     )  # neither code nor what the notebook says of itself
+
+
+def test_no_library_speaks_in_a_notebook(study):
+    """Bars of rolib itself may stand there; what libraries report of themselves may not."""
+    notebooks = sorted((study / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) > 20
+    assert {path.name: found for path in notebooks if (found := noise(path))} == {}
 
 
 def test_contact_sheet_shows_every_figure_but_itself(study):

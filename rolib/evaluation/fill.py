@@ -7,6 +7,7 @@ import pandas as pd
 import transformers
 
 from rolib.data.corpus import normalise
+from rolib.data.pretrained import first_teachers, pretrained_folder
 
 GAP = "___"
 
@@ -29,3 +30,18 @@ def fill_gap(folder: Path, sentence: str, count: int = 5) -> pd.DataFrame:
     found = reader(text, top_k=count)
     rows = [(one["token_str"], one["score"]) for one in found]
     return pd.DataFrame(rows, columns=["piece", "probability"])
+
+
+def compare_shipped(sentence: str, count: int = 5) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The best pieces of all shipped models for a gap, a column each, and where a student differs.
+
+    The first table holds pieces and probabilities as text. The second is True for a piece of a
+    student that is not among those of its first teacher. ValueError as in `fill_gap`.
+    """
+    teachers = first_teachers()
+    best = {name: fill_gap(pretrained_folder(name), sentence, count) for name in teachers}
+    shown, differs = pd.DataFrame(), pd.DataFrame()
+    for name, table in best.items():
+        shown[name] = table["piece"] + table["probability"].map("  {:.3f}".format)
+        differs[name] = ~table["piece"].isin(best[teachers[name]]["piece"])
+    return shown, differs

@@ -32,8 +32,6 @@ STS_MAX = 5.0  # RO-STS scores lie between 0 and 5; the model learns them divide
 READINGS = {"bi-encoder": [["text"], ["text_pair"]], "content": [["text_pair"]]}  # by protocol
 PAIR_READING = [["text", "text_pair"]]  # of every other protocol: both texts in one input
 ATTENTION_NORMS = ("attention.output.LayerNorm", "sa_layer_norm")  # of BERT and DistilBERT
-transformers.logging.set_verbosity_error()  # a new head is normal: no report of it
-transformers.logging.disable_progress_bar()
 Clean = Callable[[str], str]  # applied to every text or word before the tokenizer reads it
 Rows = list[dict[str, Any]]  # model inputs, see `encode`
 Splits = dict[str, tuple[Dataset, Rows, dict[str, int]]]  # a split and what `encode` makes of it

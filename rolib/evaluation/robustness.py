@@ -7,7 +7,7 @@ that: what is measured is a model without `corpus.normalise` in front of it.
 
 import unicodedata
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,19 @@ def task_of(run: Path) -> Task:
     return with_protocol(result["task"], result["protocol"])
 
 
+def load_model(run: Path) -> Any:
+    """The kept model of a fine-tuning run."""
+    task, labels = task_of(run), run_result(run)["labels"]
+    model = finetune.load_for_task(run / "model", task, labels, random_weights=False)
+    return model.to(Accelerator().device)
+
+
+@lru_cache(maxsize=40)  # 5 models of 7 measures
+def remember_model(run: Path, saved: float) -> Any:
+    """The same, loaded once for each time at which it was saved."""
+    return load_model(run)
+
+
 def predict_perturbed(
     run: Path, split: Dataset, functions: dict[str, Change], model: Any = None
 ) -> dict[str, pd.DataFrame]:
@@ -77,17 +90,16 @@ def predict_perturbed(
     """
     task, labels = task_of(run), run_result(run)["labels"]
     recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    device = Accelerator().device
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     if model is None:
-        model = finetune.load_for_task(run / "model", task, labels, random_weights=False).to(device)
+        model = load_model(run)
     max_length = min(recipe["max_length"], model.config.max_position_embeddings)
     precision = choose_precision(recipe["precision"], model.config.hidden_size)
     tables = {}
     for name, function in functions.items():
         change = partial(perturb, function=function)
         rows, _ = finetune.encode(split, task, tokenizer, max_length, clean=change)
-        with autocast(device, precision):
+        with autocast(Accelerator().device, precision):
             outputs = finetune.predict(model, rows, task, tokenizer, 4 * recipe["batch_size"])
         tables[name] = finetune.prediction_table(rows, outputs, task, split, labels)
     return tables
@@ -116,8 +128,8 @@ def predict_text(run: Path, text: str, other: str = "") -> pd.DataFrame:
 
     Index (position, text): one row per word for taggers, which read the words of
     `data.words.split_words`; otherwise one row. Columns: the probability of each label, or the STS
-    `score`. A LaRoSeDa model reads the text as a review without a title. ValueError for an empty
-    text.
+    `score`. A LaRoSeDa model reads the text as a review without a title. A model is loaded once.
+    ValueError for an empty text.
     """
     task, text, other = task_of(run), normalise(text), normalise(other)
     regression = task.kind == "regression"
@@ -129,7 +141,9 @@ def predict_text(run: Path, text: str, other: str = "") -> pd.DataFrame:
     if task.dataset == "LaRoSeDa":
         row |= {"text": "", "text_pair": text}
     units = {"tagging": words, "regression": [f"{text} ‖ {other}"]}.get(task.kind, [text])
-    table = predict_perturbed(run, Dataset.from_list([row]), {"typed": str})["typed"]
+    split = Dataset.from_list([row])
+    model = remember_model(run, (run / "model" / "model.safetensors").stat().st_mtime)
+    table = predict_perturbed(run, split, {"typed": str}, model)["typed"]
     index = pd.MultiIndex.from_arrays([range(len(units)), units], names=["position", "text"])
     if regression:
         return pd.DataFrame({"score": table["predicted"].to_numpy()}, index)

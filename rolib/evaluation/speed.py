@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, logging
+from transformers import AutoModel
 
 from rolib.config import SpeedConfig
-
-logging.set_verbosity_error()  # unused MLM weights are normal here: no report of them
-logging.disable_progress_bar()
 
 
 def time_forward(model: nn.Module, input_ids: Tensor) -> float:

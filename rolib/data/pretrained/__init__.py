@@ -4,7 +4,10 @@ A model folder is a plain Hugging Face folder. Its weights are stored in half pr
 `from_pretrained` reads them as float32. `make pretrained` trains all of them again.
 """
 
+from functools import cache
 from pathlib import Path
+
+import yaml
 
 from rolib.config import PRETRAINED, ConfigError
 from rolib.runs import read_json, sha256
@@ -30,3 +33,13 @@ def pretrained_folder(name: str) -> Path:
             problem = f"{folder / file} is missing or damaged"
             raise ConfigError(f"{problem}: get it again with `git checkout`, or run {MADE_BY}")
     return folder
+
+
+@cache
+def first_teachers() -> dict[str, str]:
+    """The first teacher of each shipped model, in order of teachers; a teacher has itself."""
+    found = {}
+    for name in pretrained_names():
+        settings = yaml.safe_load((PRETRAINED / name / "config.yaml").read_text(encoding="utf-8"))
+        found[name] = next(iter(settings.get("teachers", [name])))
+    return dict(sorted(found.items(), key=lambda pair: (pair[1], pair[0])))
