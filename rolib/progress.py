@@ -18,6 +18,7 @@ class StudyProgress(logging.Handler):
         self.logs, self.start = logs, time.monotonic()
         self.jobs: dict[int, tuple[str, float]] = {}  # by id: name and start
         self.ended: deque[int] = deque()
+        self.failed = False  # what Snakemake says after that adds nothing
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the line of an event, if it has one."""
@@ -32,12 +33,15 @@ class StudyProgress(logging.Handler):
         elif event == "progress":
             self.finished(fields["done"], fields["total"])
         elif event == "job_error":
+            self.failed = True
             name, _ = self.jobs[fields["jobid"]]
             log = self.logs / f"{name}.log"
             lines = log.read_text(encoding="utf-8").split("\n") if log.exists() else []
             reason = [line for line in lines if line.strip()][-1:]
             self.show("\n".join([f"{name} failed; its log is {log}", *reason]))
-        elif record.levelno >= logging.ERROR and record.msg:
+        elif str(record.msg).startswith("RuleException"):  # comes before the job's own error
+            self.failed = True
+        elif record.levelno >= logging.ERROR and not self.failed:
             self.show(str(record.msg))
 
     def finished(self, done: int, total: int) -> None:

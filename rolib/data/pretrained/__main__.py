@@ -41,7 +41,7 @@ def ship(source: Path, folder: Path) -> None:
 
 def main(runs: Path) -> None:
     """Copy every teacher and every student that has a teacher from the profile's folder `runs`."""
-    for source in sorted([*runs.glob("teachers/*"), *runs.glob("students/*")]):
+    for source in sorted([*runs.glob("teachers/[!.]*"), *runs.glob("students/[!.]*")]):
         if not source.name.endswith("-mlm"):
             ship(source, PRETRAINED / source.name)
             print(PRETRAINED / source.name)
