@@ -152,13 +152,19 @@ rule speed:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 
 
+# Of the notebooks that read the fine-tuned models a quick study on the sample leaves out the export.
+WITH_KEPT_MODELS = ["07-measure-robustness", "10-export-student"]
+if STUDY["export"].data == "sample":
+    WITH_KEPT_MODELS = WITH_KEPT_MODELS[:1]
+if not STUDY["evaluate"].keep_models:
+    WITH_KEPT_MODELS = []
+
+
 rule report:
     input:
         f"{DONE}/04-analyse-loyalty.ipynb",
         f"{DONE}/05-measure-speed.ipynb",
-        # 07 and 10 read the fine-tuned models.
-        [f"{DONE}/07-measure-robustness.ipynb"] if STUDY["evaluate"].keep_models else [],
-        [f"{DONE}/10-export-student.ipynb"] if STUDY["evaluate"].keep_models else [],
+        [f"{DONE}/{name}.ipynb" for name in WITH_KEPT_MODELS],
         notebook="notebooks/06-report-results.ipynb",
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/analyse.yaml"],
     output:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from rolib.analysis import study, uncertainty
-from rolib.analysis.claims import verdict_lines
 from rolib.config import AnalyseConfig, Config
 from rolib.evaluation.metrics import Scorer, at_ones, scorer
 from rolib.evaluation.predictions import check_paired
@@ -176,65 +175,66 @@ def _wide(
     return table.reset_index().rename_axis(columns=None)
 
 
-def not_above_random(comparisons: pd.DataFrame) -> str:
-    """The measures where each student is not above the control from random weights, as text."""
+def above_random(comparisons: pd.DataFrame) -> str:
+    """On which measures teachers and students are above their shape from random weights, as text.
+
+    Above means that the difference is positive and holds.
+    """
     rows = comparisons[(comparisons["role"] == "random control") & (comparisons["task"] != "mean")]
-    above = rows["holds"] & (rows["difference"] > 0)
-    return _by_model(rows[~above], rows["task"].nunique())
+    return _all_or_none(rows.assign(above=rows["holds"] & (rows["difference"] > 0)))
 
 
 def above_baseline(scores: pd.DataFrame, baseline: pd.DataFrame) -> str:
-    """The measures where a student's whole interval is above the baseline's score, as text.
+    """On which measures a student's whole interval is above the baseline's score, as text.
 
     baseline: of `baseline_scores`; its score has no interval.
     """
-    rows = scores[scores["headline"] & (scores["role"] == "student")]
-    bar = rows["task"].map(baseline.set_index("task")["score"])  # NaN for the mean
-    return _by_model(rows[rows["low"] > bar], len(baseline))
+    rows = scores[scores["headline"] & (scores["role"] == "student") & (scores["task"] != "mean")]
+    bar = rows["task"].map(baseline.set_index("task")["score"])
+    return _all_or_none(rows.assign(above=rows["low"] > bar))
 
 
-def _by_model(rows: pd.DataFrame, measures: int) -> str:
-    """ "distil-cased SAPN DI; distil-multi all 7" from rows with model and task."""
-    parts = []
-    for model, tasks in rows.groupby("model", sort=False)["task"]:
-        names = f"all {measures}" if len(tasks) == measures else " ".join(tasks.str.upper())
-        parts.append(f"{model} {names}")
-    return "; ".join(parts) or "none"
+def _all_or_none(rows: pd.DataFrame) -> str:
+    """ "all on UPOS NER; some on STS; none on DI", from rows with task and above."""
+    share = rows.groupby("task", sort=False)["above"].mean()
+    groups = {"all": share == 1, "some": share.between(0, 1, "neither"), "none": share == 0}
+    names = {word: " ".join(share.index[found].str.upper()) for word, found in groups.items()}
+    return "; ".join(f"{word} on {tasks}" for word, tasks in names.items() if tasks)
 
 
-def summary_text(config: Config, found: dict[str, pd.DataFrame], fills: list[str]) -> str:
+def summary_text(config: Config, found: dict[str, pd.DataFrame], fills: str) -> str:
     """The text of summary.txt: how good, loyal, small and fast each student is, and what is open.
 
-    found: the tables scores, comparisons, loyalty, speed, claims, baseline. fills: lines that say
-    what models put into a gap.
+    found: the tables scores, comparisons, loyalty, speed, baseline. fills: what models put into a
+    gap. A star marks a model whose mean score differs from that of random weights.
     """
     sizes = found["speed"].sort_values("batch_size").groupby("model").last()
     loyalty = found["loyalty"].query("measure == 'label_loyalty'")
     loyalty = loyalty.groupby(["model", "teacher"])[["value", "chance"]].mean()
     means = found["scores"].query("task == 'mean'").set_index("model")
-    pairs = found["comparisons"].query("role in ['teacher', 'random control']")
-    columns = ["model", "role", "score", "kept", "loyalty (chance)", "parameters", "speed-up"]
+    comparisons = found["comparisons"]
+    controls = comparisons.query("role == 'random control' and task == 'mean'").set_index("model")
     rows = []
-    for name, mean in means.loc[means.index.isin([*pairs["model"], *pairs["against"]])].iterrows():
-        row = {"model": name, "role": mean["role"]}
-        row["score"] = f"{100 * mean['value']:.1f} ± {50 * (mean['high'] - mean['low']):.1f}"
-        row["kept"] = f"{mean['value'] / max(means['value'][mean['teacher']], LEAST):.0%}"
-        if (name, mean["teacher"]) in loyalty.index:
-            row["loyalty (chance)"] = "{:.2f} ({:.2f})".format(*loyalty.loc[name, mean["teacher"]])
-        if name in sizes.index:
-            row["parameters"] = f"{sizes['parameters'][name]:,}"
-            row["speed-up"] = f"{sizes['speed_up'][name]:.2f}"
+    for name, mean in means[means["role"].isin(["teacher", "student"])].iterrows():
+        half, teacher = 50 * (mean["high"] - mean["low"]), mean["teacher"]
+        star = "*" if controls["holds"][name] else ""
+        row = {"model": name, "score": f"{100 * mean['value']:.1f} ± {half:.1f}{star}"}
+        row["random weights"] = f"{100 * means['value'][controls['against'][name]]:.1f}"
+        row["size"], row["speed"] = f"{sizes['parameters'][name]:,}", "1.0"
+        if mean["role"] == "student":
+            row["kept"] = f"{mean['value'] / max(means['value'][teacher], LEAST):.0%} of {teacher}"
+            row["loyalty"] = "{:.2f} ({:.2f})".format(*loyalty.loc[name, teacher])
+            row["size"] += f" (-{1 - sizes['size_ratio'][name]:.0%})"
+            row["speed"] = f"{sizes['speed_up'][name]:.1f}"
         rows.append(row)
-    words = f"{100 * found['baseline']['score'].mean():.1f}"
-    rows.append({"model": "bag of words", "role": "baseline", "score": words})
+    columns = ["model", "score", "random weights", "kept", "loyalty", "size", "speed"]
     lines = [
-        f"Profile {config.profile}. Score: mean of the measures, percent ± half the 95 % interval. "
-        "Beside the first teacher: share kept, label loyalty (chance level), speed-up.",
-        pd.DataFrame(rows, columns=columns).fillna("–").to_string(index=False),
-        *verdict_lines(found["claims"]),
-        f"Not above random weights: {not_above_random(found['comparisons'])}",
-        f"Above a bag of words: {above_baseline(found['scores'], found['baseline'])}",
-        *fills,
+        f"Study {config.profile}: mean score in percent ± half the 95 % interval (* differs from "
+        "random weights), label loyalty (chance level), parameters, times the teacher's speed.",
+        pd.DataFrame(rows, columns=columns).fillna("").to_string(index=False),
+        f"Above random weights: {above_random(comparisons)}.",
+        f"Students above a bag of words: {above_baseline(found['scores'], found['baseline'])}.",
+        fills,
         " ".join(study.data_notes(config)),
         f"Report: {config.folder / 'report.html'}",
     ]
