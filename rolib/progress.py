@@ -45,14 +45,19 @@ class StudyProgress(logging.Handler):
             self.show(str(record.msg))
 
     def finished(self, done: int, total: int) -> None:
-        """Print a line for each job that has ended since the last call."""
+        """Print a line for each job that has ended since the last call.
+
+        The first jobs say too little about the others, so the time left comes with a third of them.
+        """
         while self.ended:
             name, start = self.jobs[self.ended.popleft()]
             now = time.monotonic()
             left = (now - self.start) * (total - done) / done
-            remaining = f"about {duration(left)} left" if done < total else "all done"
+            remaining = f"about {duration(left)} left" if 3 * done >= total else ""
+            remaining = "all done" if done == total else remaining
             took = duration(now - start)
-            self.show(f"[{done:>{len(str(total))}}/{total}] {name:<28} {took:>8}   {remaining}")
+            line = f"[{done:>{len(str(total))}}/{total}] {name:<28} {took:>8}   {remaining}"
+            self.show(line.rstrip())
 
     def show(self, text: str) -> None:
         """Print at once, also into a pipe."""

@@ -4,6 +4,7 @@ Each reads finished inputs and leaves run folders. A stage that already ran with
 configuration and the same inputs returns its folder at once.
 """
 
+import gc
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -242,6 +243,7 @@ def evaluate_model(
     source = source or runs.model_folder(config, config.model.removesuffix("-random"))
     folder = folder or config.folder / "evaluation" / config.model
     weights, results = runs.sha256(source / "model.safetensors"), []
+    gc.freeze()  # each run ends with a collection, which need not search what was imported
     width = AutoConfig.from_pretrained(source).hidden_size
     precision = choose_precision(config.precision, width)
     for name in config.tasks:

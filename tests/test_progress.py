@@ -33,11 +33,15 @@ def test_a_finished_job_is_a_line_with_its_number_duration_and_time_left(tmp_pat
     clock[0] += 30
     progress.emit(event("job_finished", job_id=7))
     progress.emit(event("progress", done=1, total=12))
+    progress.emit(started(8, "x/01-bert-uncased.ipynb"))
     clock[0] += 10
+    progress.emit(event("job_finished", job_id=8))
+    progress.emit(event("progress", done=4, total=12))
     progress.emit(event("job_finished", job_id=3))
     progress.emit(event("progress", done=12, total=12))
-    one, other = capsys.readouterr().err.splitlines()
-    assert one.split() == "[ 1/12] 01-bert-cased 30 s about 6 min left".split()  # 11 times 30 s
+    early, one, other = capsys.readouterr().err.splitlines()
+    assert early.split() == "[ 1/12] 01-bert-cased 30 s".split()
+    assert one.split() == "[ 4/12] 01-bert-uncased 10 s about 80 s left".split()  # 40 s for a third
     assert other.split() == "[12/12] all 40 s all done".split()
 
 

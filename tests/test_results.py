@@ -393,8 +393,8 @@ def test_summary_text_by_hand(config):
     """Means over the measures, beside the first teacher and beside random weights."""
     text = tables.summary_text(config, summary_tables(), "Un ___. bert-cased: om")
     assert [" ".join(line.split()) for line in text.split("\n")] == [
-        "Study toy: mean score in percent ± half the 95 % interval (* differs from random weights), "
-        "label",
+        "Study toy: mean score in percent ± half the 95 % interval (* differs from random "
+        "weights), label",
         "loyalty (chance level), parameters, times the teacher's speed.",
         "model score random weights kept loyalty size speed",
         "bert-cased 80.0 ± 2.0* 40.0 10,000 1.0",

@@ -184,7 +184,7 @@ def test_official_rows(root):
 def test_a_carved_split_is_always_the_same():
     for name in ("sapn", "sar"):
         validation = load_task(name, SAMPLE)["validation"]
-        assert len(validation) == 22 and validation["id"][:3] == ["263", "66", "82"]
+        assert len(validation) == 23 and validation["id"][:3] == ["331", "366", "262"]
 
 
 def test_labels_are_taken_over_all_splits(root):
