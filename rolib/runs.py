@@ -63,7 +63,7 @@ def require(path: Path, made_by: str) -> Path:
 
 def made_by(config: Config) -> str:
     """The command that makes this profile's results, for error messages."""
-    return "`make demo`" if config.profile == "tiny" else f"`make study PROFILE={config.profile}`"
+    return "`make demo`" if config.profile == "demo" else f"`make study PROFILE={config.profile}`"
 
 
 def model_folder(config: Config, name: str) -> Path:

@@ -227,7 +227,7 @@ def test_a_missing_result_names_the_command(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("profile", "command"), [("tiny", "`make demo`"), ("mini", "PROFILE=mini|`make mini`")]
+    ("profile", "command"), [("demo", "`make demo`"), ("mini", "PROFILE=mini|`make mini`")]
 )
 def test_a_missing_model_names_the_command(tmp_path, monkeypatch, profile, command):
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
