@@ -3,6 +3,7 @@ it left."""
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -251,3 +252,15 @@ def test_a_second_run_has_nothing_to_do(study):
     command = ["snakemake", "--cores", "2", "--config", "profile=demo", "--dry-run", "--nolock"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_the_examples_of_the_readme_run(study, capsys):
+    """Five lines with transformers alone: a shipped model, and a tagger of the demo."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    fill, tag = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(fill.replace("rolib/data", str(ROOT / "rolib" / "data")), names)
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    exec(tag.replace("runs/demo", str(study)), names)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["Copilul", "NOUN"] in lines and len(lines) == 5
