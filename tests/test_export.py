@@ -20,7 +20,7 @@ from rolib import stages
 from rolib.config import ROOT, Config, ConfigError, EvaluateConfig, ExportConfig
 from rolib.data.tasks import SAMPLE, load_task
 from rolib.distillation.models import init_student, save_model
-from rolib.evaluation import export, finetune
+from rolib.evaluation import export, heads
 from rolib.measures import TASKS
 from rolib.profiles import load_profile
 
@@ -139,7 +139,7 @@ def test_int8_holds_every_matrix_and_the_embeddings_in_8_bits(encoder):
 def test_a_head_that_reads_the_mean_is_exported_so(layers, toy_bert, toy_tokenizer, study):
     bert, task, place = toy_bert(layers=1), TASKS["sapn"], study / f"mean-{layers}"
     save_model(init_student(bert, layers) if layers else bert, toy_tokenizer, place, "")
-    model = finetune.load_for_task(place, task, ["no", "yes"], False, "mean").eval()
+    model = heads.load_for_task(place, task, ["no", "yes"], False, "mean").eval()
     model.save_pretrained(place)
     folder = export.export_model(CONFIG, place, place.name)
     inputs = {"input_ids": torch.randint(5, 200, (3, 9))}

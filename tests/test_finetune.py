@@ -21,6 +21,7 @@ from rolib.config import EvaluateConfig
 from rolib.data.tasks import SAMPLE, load_task
 from rolib.distillation.models import init_student, save_model
 from rolib.evaluation import finetune as ft
+from rolib.evaluation import heads
 from rolib.measures import PROTOCOLS, TASKS, with_protocol
 from rolib.runs import read_metrics
 
@@ -303,7 +304,7 @@ def test_predict_does_not_depend_on_the_batches(name, model_folder, toy_tokenize
     task, data = TASKS[name], splits(name)
     labels = ft.label_names(task, data["test"])
     torch.manual_seed(0)
-    model = ft.load_for_task(model_folder, task, labels, False)
+    model = heads.load_for_task(model_folder, task, labels, False)
     rows, _ = ft.encode(data["test"], task, toy_tokenizer, 24)
     one, many = (ft.predict(model, rows, task, toy_tokenizer, size) for size in (1, 9))
     assert len(one) == len(rows)
@@ -329,7 +330,7 @@ def test_a_text_classifier_computes_what_the_plain_model_does(
     save_model(init_student(bert, layers) if layers else bert, toy_tokenizer, tmp_path, "")
     tokenizer, labels = AutoTokenizer.from_pretrained(tmp_path), ft.label_names(task, data)
     rows, _ = ft.encode(data, task, tokenizer, 24)
-    model = ft.load_for_task(tmp_path, task, labels, False)
+    model = heads.load_for_task(tmp_path, task, labels, False)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, config=model.config)
     plain.load_state_dict(model.state_dict())
     batch = ft.collate(rows, task, tokenizer)
@@ -357,7 +358,7 @@ def test_a_head_can_read_the_mean_of_the_states(layers, toy_bert, toy_tokenizer,
     save_model(init_student(bert, layers) if layers else bert, toy_tokenizer, tmp_path, "")
     tokenizer, labels = AutoTokenizer.from_pretrained(tmp_path), ft.label_names(task, data)
     rows, _ = ft.encode(data, task, tokenizer, 24)
-    model = ft.load_for_task(tmp_path, task, labels, False, "mean").eval()
+    model = heads.load_for_task(tmp_path, task, labels, False, "mean").eval()
     outputs = np.concatenate(ft.predict(model, rows, task, tokenizer, 8))
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, config=model.config)
     plain.load_state_dict(model.state_dict())
@@ -373,7 +374,7 @@ def test_a_head_can_read_the_mean_of_the_states(layers, toy_bert, toy_tokenizer,
                 logits = plain.classifier(torch.tanh(pooler(mean)))
         np.testing.assert_allclose(output, logits[0].softmax(-1).numpy(), atol=1e-5)
     model.save_pretrained(tmp_path / "kept")
-    again = ft.load_for_task(tmp_path / "kept", task, labels, False)  # it remembers
+    again = heads.load_for_task(tmp_path / "kept", task, labels, False)  # it remembers
     np.testing.assert_array_equal(
         np.concatenate(ft.predict(again, rows, task, tokenizer, 8)), outputs
     )
@@ -432,7 +433,7 @@ def test_a_bi_encoder_scores_by_the_cosine_of_mean_states(model_folder, toy_toke
         ("Casa", "Casa"),
     ]
     rows, _ = ft.encode(texts(pairs, 4.0), task, toy_tokenizer, 30)
-    model = ft.load_for_task(model_folder, task, [], False)
+    model = heads.load_for_task(model_folder, task, [], False)
     scores = np.concatenate(ft.predict(model, rows, task, toy_tokenizer, 2))[:, 0]
     encoder = AutoModel.from_pretrained(model_folder).eval()
     for pair, score in zip(pairs, scores, strict=True):
@@ -551,7 +552,7 @@ def test_bf16_is_used_where_it_is_asked_for_and_is_near(
 
 def test_random_weights_have_the_shape_and_nothing_else(model_folder):
     trained, fresh = (
-        ft.load_for_task(model_folder, TASKS["upos"], ["A", "B", "C"], flag)
+        heads.load_for_task(model_folder, TASKS["upos"], ["A", "B", "C"], flag)
         for flag in (False, True)
     )
     shapes = [

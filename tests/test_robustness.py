@@ -25,7 +25,7 @@ from rolib.data.corpus import normalise
 from rolib.data.tasks import SAMPLE, load_task
 from rolib.data.words import split_words
 from rolib.distillation.models import init_student, save_model
-from rolib.evaluation import finetune, robustness
+from rolib.evaluation import finetune, heads, robustness
 from rolib.evaluation.predictions import Predictions
 from rolib.evaluation.robustness import (
     PERTURBATIONS,
@@ -331,13 +331,13 @@ def test_a_typed_sentence_is_split_into_words_and_tagged(answering):
 
 
 def test_a_model_is_loaded_once_for_typed_texts(answering, monkeypatch):
-    loaded, load = [], finetune.load_for_task
+    loaded, load = [], heads.load_for_task
 
     def count(*given, **options):
         loaded.append(given)
         return load(*given, **options)
 
-    monkeypatch.setattr(finetune, "load_for_task", count)
+    monkeypatch.setattr(heads, "load_for_task", count)
     robustness.remember_model.cache_clear()
     for text in ("Ana are mere.", "Ana are pere.", "Ana are mere."):
         predict_text(answering / "di" / "seed-1", text)

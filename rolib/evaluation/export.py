@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rolib import runs
 from rolib.config import Config
-from rolib.evaluation import finetune
+from rolib.evaluation import heads
 
 try:
     import onnxruntime
@@ -70,7 +70,7 @@ def load(place: Path) -> Any:
     model = kind.from_pretrained(place)
     model.pooler = None  # of a bare BERT: nothing trained it
     if getattr(model.config, "pooling", "cls") == "mean":
-        model.base_model.register_forward_hook(finetune.mean_of_states, with_kwargs=True)
+        model.base_model.register_forward_hook(heads.mean_of_states, with_kwargs=True)
     return model.eval()
 
 

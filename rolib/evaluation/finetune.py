@@ -14,15 +14,15 @@ import torch
 import transformers
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerFast as Tokenizer
-from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 from rolib import training
 from rolib.config import EvaluateConfig, TaskName
 from rolib.data.corpus import normalise, windows
 from rolib.data.words import word_pieces
 from rolib.distillation.losses import IGNORE
+from rolib.evaluation.heads import load_for_task
 from rolib.evaluation.metrics import score_predictions
 from rolib.evaluation.predictions import COLUMNS, write_table
 from rolib.measures import Task, with_protocol
@@ -31,7 +31,6 @@ from rolib.runs import append_metrics, progress, write_json
 STS_MAX = 5.0  # RO-STS scores lie between 0 and 5; the model learns them divided by this
 READINGS = {"bi-encoder": [["text"], ["text_pair"]], "content": [["text_pair"]]}  # by protocol
 PAIR_READING = [["text", "text_pair"]]  # of every other protocol: both texts in one input
-ATTENTION_NORMS = ("attention.output.LayerNorm", "sa_layer_norm")  # of BERT and DistilBERT
 Clean = Callable[[str], str]  # applied to every text or word before the tokenizer reads it
 Rows = list[dict[str, Any]]  # model inputs, see `encode`
 Splits = dict[str, tuple[Dataset, Rows, dict[str, int]]]  # a split and what `encode` makes of it
@@ -118,87 +117,6 @@ def encode_texts(
     for example, (*readings, label) in enumerate(zip(*inputs, labels, strict=True)):
         rows.append({"inputs": readings, "words": [0], "labels": [label], "example": example})
     return rows, {"truncated": int(cut.sum())}
-
-
-class BiEncoder(nn.Module):
-    """Similarity of two texts: the cosine of their mean states (Reimers & Gurevych 2019).
-
-    See arXiv 1908.10084. The two texts are read separately. The score is (1 + cos) / 2. It lies in
-    [0, 1], like the gold score / 5. The map is linear, so the correlations are those of the cosine.
-    Unlike max(0, cos) it has a gradient everywhere.
-    """
-
-    def __init__(self, encoder: transformers.PreTrainedModel) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.config = encoder.config
-
-    def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> SequenceClassifierOutput:
-        """Scores as logits (B, 1), and the mean squared error as loss if there are labels (B,).
-
-        inputs (2B, T), with attention_mask: the B first texts, then the B second texts.
-        """
-        states = self.encoder(**inputs).last_hidden_state.float()
-        weights = inputs["attention_mask"].unsqueeze(-1).float()
-        first, second = ((states * weights).sum(1) / weights.sum(1)).chunk(2)
-        scores = (1 + nn.functional.cosine_similarity(first, second)) / 2
-        loss = None if labels is None else nn.functional.mse_loss(scores, labels)
-        return SequenceClassifierOutput(loss=loss, logits=scores.unsqueeze(-1))
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Save the encoder, which holds all weights, as a plain Hugging Face folder."""
-        self.encoder.save_pretrained(folder)
-
-
-def load_for_task(
-    folder: Path, task: Task, labels: list[str], random_weights: bool, pooling: str = ""
-) -> transformers.PreTrainedModel | BiEncoder:
-    """The model of `folder` with a head for the task; with `random_weights` only its shape is used.
-
-    The head is new if the folder has none. pooling: what the head of a classifier reads, the state
-    of [CLS] ("cls") or the mean of all states ("mean"); "": as saved with the fine-tuned model.
-    """
-    kinds = {"tagging": transformers.AutoModelForTokenClassification}
-    kind = kinds.get(task.kind, transformers.AutoModelForSequenceClassification)
-    options: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
-    if labels:
-        names = dict(enumerate(labels))
-        options = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
-    elif task.protocol == "bi-encoder":
-        kind, options = transformers.AutoModel, {}
-    plan = transformers.AutoConfig.from_pretrained(folder, **options)
-    text_classifier = kind is transformers.AutoModelForSequenceClassification
-    if text_classifier:
-        plan.pooling = pooling or getattr(plan, "pooling", "cls")
-    model = kind.from_config(plan) if random_weights else kind.from_pretrained(folder, config=plan)
-    if text_classifier and plan.pooling == "mean":
-        model.base_model.register_forward_hook(mean_of_states, with_kwargs=True)
-    elif text_classifier:
-        *_, norm = (part for name, part in model.named_modules() if name.endswith(ATTENTION_NORMS))
-        norm.register_forward_pre_hook(first_state_only)
-    return BiEncoder(model) if task.protocol == "bi-encoder" else model
-
-
-def first_state_only(layer_norm: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
-    """A hook after the last attention: the head reads [CLS] only. Training sums over all states."""
-    return None if layer_norm.training else inputs[0][:, :1]
-
-
-def mean_of_states(
-    encoder: nn.Module, _: tuple, inputs: dict[str, Tensor], output: BaseModelOutput
-) -> BaseModelOutput:
-    """A hook after an encoder: the head reads the mean of the states, padding left out.
-
-    Models that are pre-trained on masked words alone never trained the state of [CLS].
-    """
-    weights = inputs["attention_mask"].unsqueeze(-1)
-    states = output.last_hidden_state
-    mean = (states * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
-    output.last_hidden_state = mean.to(states.dtype)  # DistilBERT's head reads the first state,
-    pooler: Any = getattr(encoder, "pooler", None)
-    if pooler is not None:  # BERT's head what the pooler makes of it
-        output.pooler_output = pooler(output.last_hidden_state)
-    return output
 
 
 def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> transformers.BatchEncoding:

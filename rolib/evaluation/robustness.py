@@ -22,7 +22,7 @@ from rolib import runs
 from rolib.config import Config
 from rolib.data.corpus import normalise
 from rolib.data.words import split_words
-from rolib.evaluation import finetune
+from rolib.evaluation import finetune, heads
 from rolib.measures import Task, with_protocol
 from rolib.training import autocast, choose_precision
 
@@ -69,7 +69,7 @@ def task_of(run: Path) -> Task:
 def load_model(run: Path) -> Any:
     """The kept model of a fine-tuning run."""
     task, labels = task_of(run), run_result(run)["labels"]
-    model = finetune.load_for_task(run / "model", task, labels, random_weights=False)
+    model = heads.load_for_task(run / "model", task, labels, random_weights=False)
     return model.to(Accelerator().device)
 
 
