@@ -42,7 +42,8 @@ mini:
 ablation: $(STAMP)
 	@$(SNAKEMAKE) ablation
 
-# The shipped models, made again by the recipe of params/mini: an hour on 2 cores.
+# The shipped models, made again by the recipe of params/mini: an hour and more on 2 cores, with the
+# teachers' gate on the real measures.
 pretrained: $(STAMP)
 	@$(SNAKEMAKE) students --config profile=mini
 	$(BIN)/python -m rolib.data.pretrained $(or $(ROLIB_RUNS),runs)/mini

@@ -1,6 +1,6 @@
 # The study as a graph of notebooks: params/<profile>/*.yaml -> papermill -> runs/<profile>/.
 #
-#     snakemake --cores 2 --config profile=tiny
+#     snakemake --cores 2 --config profile=demo
 #
 # Small models leave most of a GPU idle, so several jobs may share it: with --cores 8 --resources
 # gpu=4 at most four of them train at a time. Without --resources the cores alone decide.
@@ -17,7 +17,7 @@ from rolib.config import ROOT
 from rolib.profiles import load_profile
 from rolib.progress import StudyProgress
 
-PROFILE = config.get("profile", "tiny")
+PROFILE = config.get("profile", "demo")
 STUDY = load_profile(PROFILE)  # every parameter is checked here, before the first job
 PARAMS = f"params/{PROFILE}"
 RUNS = Path(os.environ.get("ROLIB_RUNS") or ROOT / "runs") / PROFILE

@@ -243,7 +243,9 @@ def evaluate_model(
     source = source or runs.model_folder(config, config.model.removesuffix("-random"))
     folder = folder or config.folder / "evaluation" / config.model
     weights, results = runs.sha256(source / "model.safetensors"), []
-    gc.freeze()  # each run ends with a collection, which need not search what was imported
+    # Each run ends with a collection of garbage, which need not search what was imported.
+    gc.collect()
+    gc.freeze()
     width = AutoConfig.from_pretrained(source).hidden_size
     precision = choose_precision(config.precision, width)
     for name in config.tasks:
