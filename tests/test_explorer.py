@@ -114,11 +114,11 @@ def test_without_a_study_the_models_in_the_box_answer(tmp_path, monkeypatch):
 
 
 def test_what_was_typed_is_shown_as_typed_and_never_run(tmp_path):
-    study = Path(os.environ.get("ROLIB_RUNS", ROOT / "runs")) / "tiny"
+    study = Path(os.environ.get("ROLIB_RUNS", ROOT / "runs")) / "demo"
     if not (study / "report.html").exists():
-        pytest.skip("no finished tiny study: run `make test`")
+        pytest.skip("no finished demo study: run `make demo`")
     typed = f"Ana n-are  {SCRIPT}\tşi ( mere ) & pere."
-    notebook = execute(tmp_path, "tiny", typed)
+    notebook = execute(tmp_path, "demo", typed)
     page, text = pages(notebook), notebook.read_text(encoding="utf-8")
     assert "<script" not in page and html.escape(SCRIPT) in page and noise(notebook) == []
     lines = re.findall(r'<p style="white-space: pre-wrap">(.*?)</p>', page, flags=re.S)
