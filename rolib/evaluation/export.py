@@ -69,8 +69,7 @@ def load(place: Path) -> Any:
     kind = transformers.AutoModel if name.endswith("MaskedLM") else getattr(transformers, name)
     model = kind.from_pretrained(place)
     model.pooler = None  # of a bare BERT: nothing trained it
-    if getattr(model.config, "pooling", "cls") == "mean":
-        model.base_model.register_forward_hook(heads.mean_of_states, with_kwargs=True)
+    heads.apply_pooling(model)
     return model.eval()
 
 

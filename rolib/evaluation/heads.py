@@ -12,6 +12,12 @@ from rolib.measures import Task
 ATTENTION_NORMS = ("attention.output.LayerNorm", "sa_layer_norm")  # of BERT and DistilBERT
 
 
+def mean_state(states: Tensor, mask: Tensor) -> Tensor:
+    """The mean (B, H) of the states (B, T, H) where the mask (B, T) is 1, without the padding."""
+    weights = mask.unsqueeze(-1)
+    return (states * weights).sum(1) / weights.sum(1)
+
+
 class BiEncoder(nn.Module):
     """Similarity of two texts: the cosine of their mean states (Reimers & Gurevych 2019).
 
@@ -31,8 +37,7 @@ class BiEncoder(nn.Module):
         inputs (2B, T), with attention_mask: the B first texts, then the B second texts.
         """
         states = self.encoder(**inputs).last_hidden_state.float()
-        weights = inputs["attention_mask"].unsqueeze(-1).float()
-        first, second = ((states * weights).sum(1) / weights.sum(1)).chunk(2)
+        first, second = mean_state(states, inputs["attention_mask"].float()).chunk(2)
         scores = (1 + nn.functional.cosine_similarity(first, second)) / 2
         loss = None if labels is None else nn.functional.mse_loss(scores, labels)
         return SequenceClassifierOutput(loss=loss, logits=scores.unsqueeze(-1))
@@ -64,7 +69,7 @@ def load_for_task(
         plan.pooling = pooling or getattr(plan, "pooling", "cls")
     model = kind.from_config(plan) if random_weights else kind.from_pretrained(folder, config=plan)
     if text_classifier and plan.pooling == "mean":
-        model.base_model.register_forward_hook(mean_of_states, with_kwargs=True)
+        apply_pooling(model)
     elif text_classifier:
         *_, norm = (part for name, part in model.named_modules() if name.endswith(ATTENTION_NORMS))
         norm.register_forward_pre_hook(first_state_only)
@@ -76,16 +81,21 @@ def first_state_only(layer_norm: nn.Module, inputs: tuple[Tensor]) -> Tensor | N
     return None if layer_norm.training else inputs[0][:, :1]
 
 
-def mean_of_states(
+def apply_pooling(model: transformers.PreTrainedModel) -> None:
+    """Let the head of a model read the mean of the states, if its configuration says so."""
+    if getattr(model.config, "pooling", "cls") == "mean":
+        model.base_model.register_forward_hook(mean_to_head, with_kwargs=True)
+
+
+def mean_to_head(
     encoder: nn.Module, _: tuple, inputs: dict[str, Tensor], output: BaseModelOutput
 ) -> BaseModelOutput:
-    """A hook after an encoder: the head reads the mean of the states, padding left out.
+    """A hook after an encoder: the head reads the mean of the states.
 
     Models that are pre-trained on masked words alone never trained the state of [CLS].
     """
-    weights = inputs["attention_mask"].unsqueeze(-1)
     states = output.last_hidden_state
-    mean = (states * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+    mean = mean_state(states, inputs["attention_mask"]).unsqueeze(1)
     output.last_hidden_state = mean.to(states.dtype)  # DistilBERT's head reads the first state,
     pooler: Any = getattr(encoder, "pooler", None)
     if pooler is not None:  # BERT's head what the pooler makes of it
