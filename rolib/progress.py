@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class StudyProgress(logging.Handler):
-    """A handler of Snakemake's log that prints a line when a job starts first, ends or fails.
+    """A handler of Snakemake's log that prints a line when a job ends or fails, and other errors.
 
     logs: the folder where each job leaves what it wrote, as <job>.log.
     """
@@ -39,7 +39,7 @@ class StudyProgress(logging.Handler):
             lines = log.read_text(encoding="utf-8").split("\n") if log.exists() else []
             reason = [line for line in lines if line.strip()][-1:]
             self.show("\n".join([f"{name} failed; its log is {log}", *reason]))
-        elif str(record.msg).startswith("RuleException"):  # comes before the job's own error
+        elif "CalledProcessError" in str(record.msg):  # the error of the job comes right after it
             self.failed = True
         elif record.levelno >= logging.ERROR and not self.failed:
             self.show(str(record.msg))

@@ -62,6 +62,20 @@ def test_other_errors_are_printed_and_other_messages_are_not(tmp_path, capsys):
     assert capsys.readouterr().err == "Directory cannot be locked.\n"
 
 
+def test_the_error_of_a_command_comes_once_and_that_of_a_rule_is_not_lost(tmp_path, capsys):
+    wrong = "RuleException in rule teacher: NameError: The name 'foo' is unknown"
+    StudyProgress(tmp_path).emit(event(None, logging.ERROR, wrong))
+    assert capsys.readouterr().err == wrong + "\n"
+    progress = StudyProgress(tmp_path)
+    progress.emit(started(1, "x/02-distil-multi.ipynb"))
+    progress.emit(event(None, logging.ERROR, "RuleException: CalledProcessError in line 70"))
+    progress.emit(event("job_error", logging.ERROR, "Error in rule", jobid=1))
+    progress.emit(event(None, logging.ERROR, "Exiting because a job execution failed."))
+    assert capsys.readouterr().err.startswith("02-distil-multi failed; its log is ")
+    progress.emit(event(None, logging.ERROR, "WorkflowError"))
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min")]
 )

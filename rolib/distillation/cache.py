@@ -54,6 +54,7 @@ class TeacherCache:
         """The collator, which also adds the stored answers to its views."""
 
         def collate(blocks: list[dict], epoch: int) -> list[View]:
+            """The collator's views, with the answers of each teacher in its own view."""
             batch = collator(blocks, epoch)
             cells = self.tables[f"{split}-{epoch}"][[block["index"] for block in blocks]]
             for teacher in objective.asked:

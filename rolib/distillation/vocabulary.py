@@ -106,6 +106,7 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, terms: tuple
     ) -> tuple[Tensor, Tensor]:
+        """The loss, a scalar, and the sums (2,) of its terms; the gradients are made with them."""
         labels, factors, temperature, soft_targets, wants_gradients = terms
         device, size = weight.device.type, len(weight)
         mixed = torch.is_autocast_enabled(device)
