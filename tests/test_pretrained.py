@@ -7,15 +7,19 @@ import shutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
+from rolib import stages
 from rolib.config import PRETRAINED, ROOT, ConfigError
 from rolib.data import pretrained
 from rolib.data.pretrained.__main__ import main
 from rolib.distillation.models import init_student, load_teacher, save_model
 from rolib.evaluation.fill import fill_gap
 from rolib.profiles import load_profile
+from rolib.runs import sha256
 
+TEXTS = yaml.safe_load((PRETRAINED / "texts.yaml").read_text(encoding="utf-8"))
 NAMES = ["bert-cased", "bert-uncased", "distil-cased", "distil-multi", "distil-uncased"]
 
 
@@ -29,14 +33,14 @@ def test_five_models_are_in_the_box_and_weigh_less_than_16_megabytes():
 def test_a_shipped_model_says_where_it_comes_from(name):
     folder = pretrained.pretrained_folder(name)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    assert len(manifest["inputs"]["corpus"]) == 64 and manifest["duration_seconds"] > 60
+    assert manifest["inputs"]["corpus"] == TEXTS["corpus"] and manifest["duration_seconds"] > 60
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     assert manifest["seed"] == settings["seed"] and settings["profile"] == "mini"
     study = load_profile("mini")
     configs = study["teachers"] | study["students"]
     assert settings == json.loads(configs[name].model_dump_json())  # the recipe of today
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert len(manifest["texts"]) == 6
+    assert manifest["texts"] == TEXTS["texts"] and len(manifest["texts"]) == 6
     for text in manifest["texts"]:
         assert text["licence"] and text["licence"] in card and text["file"] in card
 
@@ -71,7 +75,8 @@ def test_the_box_is_what_training_left_in_half_precision(
         save_model(model, copy.deepcopy(toy_tokenizer), tmp_path / "runs" / place, "card\n")
         (tmp_path / "runs" / place / "config.yaml").write_text("seed: 1\n")
         (tmp_path / "runs" / place / "metrics.jsonl").write_text('{"step": 1}\n')
-        (tmp_path / "runs" / place / "manifest.json").write_text('{"seed": 1}')
+        facts = {"seed": 1, "inputs": {"corpus": TEXTS["corpus"]}}
+        (tmp_path / "runs" / place / "manifest.json").write_text(json.dumps(facts))
     main(tmp_path / "runs")
     assert pretrained.pretrained_names() == ["big", "small"]  # controls are not shipped
     for name, model in {"big": bert, "small": students["small"]}.items():
@@ -81,6 +86,10 @@ def test_the_box_is_what_training_left_in_half_precision(
             assert torch.equal(again.state_dict()[key], weight.half().float()), key
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "box" / name)
         assert tokenizer.get_vocab() == toy_tokenizer.get_vocab()
+    other = {"seed": 1, "inputs": {"corpus": "another"}}
+    (tmp_path / "runs" / "teachers" / "big" / "manifest.json").write_text(json.dumps(other))
+    with pytest.raises(ConfigError, match="big: trained on another corpus than texts.yaml has"):
+        main(tmp_path / "runs")
     with pytest.raises(ConfigError, match="no shipped model 'other': use one of big, small"):
         pretrained.pretrained_folder("other")
     damaged = tmp_path / "box" / "big" / "tokenizer.json"
@@ -107,3 +116,25 @@ def test_a_wrong_name_is_refused_before_anything_is_loaded():
     with pytest.raises(ValueError, match="no model 'mine' in the box, which has bert-cased, "):
         type(load_profile("demo")["teachers"]["bert-cased"])(**values)
     assert (ROOT / "params" / "demo").is_dir()
+
+
+def test_a_changed_box_prepares_the_teacher_again(tmp_path, monkeypatch):
+    """With other weights under the same name; and its training curve comes along."""
+    box, name = tmp_path / "box", "bert-uncased"
+    config = load_profile("demo")["teachers"][name]
+    shutil.copytree(PRETRAINED / name, box / name)
+    for module in ("rolib.config", "rolib.data.pretrained"):
+        monkeypatch.setattr(f"{module}.PRETRAINED", box)
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path / "runs"))
+    folder = stages.prepare_teacher(config)
+    assert (folder / "metrics.jsonl").read_bytes() == (box / name / "metrics.jsonl").read_bytes()
+    before = load_file(folder / "model.safetensors")
+    weights = load_file(box / name / "model.safetensors")
+    bias = "cls.predictions.bias"
+    weights[bias] = weights[bias] + 1
+    save_file(weights, box / name / "model.safetensors", {"format": "pt"})
+    manifest = json.loads((box / name / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"]["model.safetensors"] = sha256(box / name / "model.safetensors")
+    (box / name / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    after = load_file(stages.prepare_teacher(config) / "model.safetensors")
+    assert (after[bias] > before[bias] + 0.5).all()

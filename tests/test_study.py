@@ -254,6 +254,19 @@ def test_a_second_run_has_nothing_to_do(study):
     assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
 
 
+def test_the_demo_shows_what_distillation_did(study):
+    """Five models above random weights on the mean, students near their teachers, gates passed."""
+    means = pd.read_csv(study / "comparisons.csv").query("task == 'mean'")
+    random = means[means["role"] == "random control"]
+    assert set(random["model"]) == {*STUDENTS, *STUDENTS.values()}
+    assert random["holds"].all() and (random["difference"] > 0).all()
+    beside = means[means["role"] == "teacher"].set_index("model")
+    assert set(beside.index) == set(STUDENTS) and (beside["kept"] >= 0.9).all()
+    for teacher in set(STUDENTS.values()):
+        gate = json.loads((study / "teachers" / teacher / "gate.json").read_text())
+        assert gate["left_plateau"]
+
+
 def test_the_examples_of_the_readme_run(study, capsys):
     """Five lines with transformers alone: a shipped model, and a tagger of the demo."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")

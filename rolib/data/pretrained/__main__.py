@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from rolib.config import PRETRAINED
+from rolib.config import PRETRAINED, ConfigError
 from rolib.runs import read_json, sha256, write_json, write_text
 
 CHECKED = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json")
@@ -20,6 +20,9 @@ CHECKED = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "conf
 def ship(source: Path, folder: Path) -> None:
     """Copy the finished model of the run folder `source` to `folder`, weights in half precision."""
     manifest = read_json(source / "manifest.json", "`make study PROFILE=mini`")
+    listed = yaml.safe_load((PRETRAINED / "texts.yaml").read_text(encoding="utf-8"))
+    if manifest["inputs"]["corpus"] != listed["corpus"]:
+        raise ConfigError(f"{source}: trained on another corpus than texts.yaml has: correct it")
     weights = load_file(source / "model.safetensors")
     halves = {name: weight.to(torch.float16) for name, weight in weights.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,14 +32,13 @@ def ship(source: Path, folder: Path) -> None:
         write_text(folder / file, json.dumps(content, ensure_ascii=False, separators=(",", ":")))
     for file in ("config.yaml", "metrics.jsonl"):
         write_text(folder / file, (source / file).read_text(encoding="utf-8"))
-    texts = yaml.safe_load((PRETRAINED / "texts.yaml").read_text(encoding="utf-8"))
+    texts = listed["texts"]
     card = (source / "README.md").read_text(encoding="utf-8")
     card += "\nWeights in half precision. Small: for teaching and demonstration. Trained on:\n\n"
     card += "".join(f"- {text['file']} ({text['source']}): {text['licence']}\n" for text in texts)
     write_text(folder / "README.md", card)
-    manifest["texts"] = texts
-    manifest["files"] = {file: sha256(folder / file) for file in CHECKED}
-    write_json(folder / "manifest.json", manifest)
+    files = {file: sha256(folder / file) for file in CHECKED}
+    write_json(folder / "manifest.json", manifest | {"texts": texts, "files": files})
 
 
 def main(runs: Path) -> None:
