@@ -40,16 +40,20 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
 
     Metrics of later steps are removed, since those steps will be trained again.
     """
-    step = 0
+    step, spoiled = 0, []
     for path in reversed(checkpoints(folder)):
         try:
-            check_files(path, "the same command")
-        except (ValueError, FileNotFoundError) as error:
-            print(f"{error}. Going on from an earlier step", file=sys.stderr, flush=True)
+            check_files(path, "")
+        except (ValueError, FileNotFoundError):
+            spoiled.append(path)
             continue
         accelerator.load_state(str(path))
         step = int(path.name.removeprefix("step-"))
         break
+    accelerator.wait_for_everyone()
+    for path in spoiled if accelerator.is_main_process else []:
+        print(f"{path} is damaged: going on from step {step}", file=sys.stderr, flush=True)
+        shutil.rmtree(path)
     metrics = folder / "metrics.jsonl"
     if accelerator.is_main_process and metrics.exists():
         kept = [record for record in read_metrics(metrics) if record["step"] <= step]
