@@ -16,9 +16,10 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
 from transformers import PreTrainedTokenizerFast as Tokenizer
+from transformers.utils.hub import extract_commit_hash
 
 from rolib import runs
-from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig
+from rolib.config import ConfigError, EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig
 from rolib.data import corpus
 from rolib.data.download import data_root
 from rolib.data.pretrained import pretrained_folder
@@ -59,13 +60,15 @@ def frequency_baseline(
     It predicts the add-one smoothed unigram distribution of the train blocks at the masked held-out
     positions. A masked language model rests on this plateau before it starts to use context.
     """
-    counts = torch.ones(len(tokenizer))
+    counts, masked = torch.ones(len(tokenizer)), torch.zeros(len(tokenizer))
     for batch in blocks["train"].select_columns("input_ids").iter(1000):
         pieces = torch.tensor([piece for block in batch["input_ids"] for piece in block[0][1:-1]])
         counts += torch.bincount(pieces, minlength=len(tokenizer))
-    labels = collator(list(blocks["held_out"]))[0]["labels"]
+    for block in blocks["held_out"]:  # one at a time: a batch of all would be padded to the longest
+        labels = collator([block])[0]["labels"]
+        masked += torch.bincount(labels[labels != IGNORE], minlength=len(tokenizer))
     log_probs = counts.log() - counts.sum().log()
-    return -log_probs[labels[labels != IGNORE]].mean().item()
+    return -(log_probs @ masked / masked.sum()).item()
 
 
 def model_card(config: TrainingConfig, name: str, what: str) -> str:
@@ -80,29 +83,42 @@ def model_card(config: TrainingConfig, name: str, what: str) -> str:
 def prepare_teacher(config: TeacherConfig, on_log: OnRecord = ignore) -> Path:
     """The folder of a teacher that was pre-trained or fetched, with its gate.json.
 
-    It is runs/<profile>/teachers/<teacher>. on_log is called with each metrics record.
+    It is runs/<profile>/teachers/<teacher>. on_log is called with each metrics record. Raises
+    ConfigError for a teacher on the plateau, if config.require_gate; its folder stays.
     """
     root, folder = data_root(config.data), config.folder / "teachers" / config.teacher
+    identity = config.model_copy(update={"require_gate": True})  # on which the teacher depends not
     inputs = {"corpus": corpus.corpus_identity(config, root), "source": config.source}
     inputs["revision"] = config.revision
     if config.shipped:
         inputs["weights"] = runs.sha256(pretrained_folder(config.shipped) / "model.safetensors")
-    if runs.is_finished(folder, config, inputs):
-        return folder
-    texts = corpus.load_corpus(config, root)
+    if not runs.is_finished(folder, identity, inputs):
+        make_teacher(identity, root, folder, inputs, on_log)
+    gate = runs.read_json(folder / "gate.json", "notebook 01")
+    if config.require_gate and not gate["left_plateau"]:
+        loss = f"loss {gate['held_out_mlm']:.2f}, by frequencies {gate['frequency_baseline']:.2f}"
+        remedy = "more steps, another learning_rate or source, or require_gate: false to go on"
+        raise ConfigError(f"{folder}: knows little more than frequencies ({loss}): {remedy}")
+    return folder
+
+
+def make_teacher(
+    config: TeacherConfig, root: Path, folder: Path, inputs: dict[str, str], on_log: OnRecord
+) -> None:
+    """Pre-train or fetch a teacher and leave it in `folder`."""
     pretrain, facts = config.source == "pretrain", {}
+    if not pretrain:  # before the corpus, which may take an hour to read
+        teacher, tokenizer = models.load_teacher(config)
+        check_positions(config.block_length, teacher.config.max_position_embeddings, config.source)
+        facts["source_commit"] = extract_commit_hash(f"{teacher.name_or_path}/config.json", None)
+    texts = corpus.load_corpus(config, root)
     if pretrain:
         texts_read = texts["train"]["text"]
         tokenizer = models.train_tokenizer(texts_read, config.vocab_size, config.lowercase)
-    else:
-        teacher, tokenizer = models.load_teacher(config)
-        check_positions(config.block_length, teacher.config.max_position_embeddings, config.source)
-        facts["source_commit"] = getattr(teacher.config, "_commit_hash", None)
-    blocks = prepare_blocks(config, texts, [tokenizer])
-    if pretrain:
         torch.manual_seed(config.seed)
         teacher = models.build_teacher(config, tokenizer)
         facts["precision"] = choose_precision(config.precision, config.hidden_size)
+    blocks = prepare_blocks(config, texts, [tokenizer])
     with runs.new_run(folder, config, inputs, notes=[], **facts) as working:
         if pretrain:
             teacher = loop.train(config, teacher, [tokenizer], blocks, working, on_log=on_log)
@@ -113,7 +129,6 @@ def prepare_teacher(config: TeacherConfig, on_log: OnRecord = ignore) -> Path:
         what = f"BERT teacher, {origin}, {case}, accents kept"
         models.save_model(teacher, tokenizer, working, model_card(config, config.teacher, what))
         runs.write_json(working / "gate.json", leave_plateau(config, teacher, tokenizer, blocks))
-    return folder
 
 
 def leave_plateau(
