@@ -138,9 +138,7 @@ class TeacherConfig(TrainingConfig):
         local = self.source == "pretrain" or self.shipped or Path(self.source).is_dir()
         if not local and not self.revision:
             problem = f"empty, but source {self.source!r} is no folder"
-            raise ValueError(
-                f"revision: {problem}: correct the folder, or name a commit of the hub"
-            )
+            raise ValueError(f"revision: {problem}: correct the folder, or name a commit")
         return self
 
 

@@ -60,15 +60,14 @@ def frequency_baseline(
     It predicts the add-one smoothed unigram distribution of the train blocks at the masked held-out
     positions. A masked language model rests on this plateau before it starts to use context.
     """
-    counts, masked = torch.ones(len(tokenizer)), torch.zeros(len(tokenizer))
+    counts = torch.ones(len(tokenizer))
     for batch in blocks["train"].select_columns("input_ids").iter(1000):
         pieces = torch.tensor([piece for block in batch["input_ids"] for piece in block[0][1:-1]])
         counts += torch.bincount(pieces, minlength=len(tokenizer))
-    for block in blocks["held_out"]:  # one at a time: a batch of all would be padded to the longest
-        labels = collator([block])[0]["labels"]
-        masked += torch.bincount(labels[labels != IGNORE], minlength=len(tokenizer))
+    # One block at a time: a batch of all of them would be padded to the longest.
+    labels = torch.cat([collator([block])[0]["labels"][0] for block in blocks["held_out"]])
     log_probs = counts.log() - counts.sum().log()
-    return -(log_probs @ masked / masked.sum()).item()
+    return -log_probs[labels[labels != IGNORE]].mean().item()
 
 
 def model_card(config: TrainingConfig, name: str, what: str) -> str:
@@ -92,20 +91,8 @@ def prepare_teacher(config: TeacherConfig, on_log: OnRecord = ignore) -> Path:
     inputs["revision"] = config.revision
     if config.shipped:
         inputs["weights"] = runs.sha256(pretrained_folder(config.shipped) / "model.safetensors")
-    if not runs.is_finished(folder, identity, inputs):
-        make_teacher(identity, root, folder, inputs, on_log)
-    gate = runs.read_json(folder / "gate.json", "notebook 01")
-    if config.require_gate and not gate["left_plateau"]:
-        loss = f"loss {gate['held_out_mlm']:.2f}, by frequencies {gate['frequency_baseline']:.2f}"
-        remedy = "more steps, another learning_rate or source, or require_gate: false to go on"
-        raise ConfigError(f"{folder}: knows little more than frequencies ({loss}): {remedy}")
-    return folder
-
-
-def make_teacher(
-    config: TeacherConfig, root: Path, folder: Path, inputs: dict[str, str], on_log: OnRecord
-) -> None:
-    """Pre-train or fetch a teacher and leave it in `folder`."""
+    if runs.is_finished(folder, identity, inputs):
+        return pass_gate(config, folder)
     pretrain, facts = config.source == "pretrain", {}
     if not pretrain:  # before the corpus, which may take an hour to read
         teacher, tokenizer = models.load_teacher(config)
@@ -119,7 +106,7 @@ def make_teacher(
         teacher = models.build_teacher(config, tokenizer)
         facts["precision"] = choose_precision(config.precision, config.hidden_size)
     blocks = prepare_blocks(config, texts, [tokenizer])
-    with runs.new_run(folder, config, inputs, notes=[], **facts) as working:
+    with runs.new_run(folder, identity, inputs, notes=[], **facts) as working:
         if pretrain:
             teacher = loop.train(config, teacher, [tokenizer], blocks, working, on_log=on_log)
         elif config.shipped:  # the curve of its training, on the text of its own manifest
@@ -129,6 +116,17 @@ def make_teacher(
         what = f"BERT teacher, {origin}, {case}, accents kept"
         models.save_model(teacher, tokenizer, working, model_card(config, config.teacher, what))
         runs.write_json(working / "gate.json", leave_plateau(config, teacher, tokenizer, blocks))
+    return pass_gate(config, folder)
+
+
+def pass_gate(config: TeacherConfig, folder: Path) -> Path:
+    """The folder of a finished teacher. ConfigError if it has to leave the plateau and did not."""
+    gate = runs.read_json(folder / "gate.json", "notebook 01")
+    if config.require_gate and not gate["left_plateau"]:
+        loss = f"loss {gate['held_out_mlm']:.2f}, by frequencies {gate['frequency_baseline']:.2f}"
+        remedy = "more steps, another learning_rate or source, or require_gate: false to go on"
+        raise ConfigError(f"{folder}: knows little more than frequencies ({loss}): {remedy}")
+    return folder
 
 
 def leave_plateau(

@@ -398,7 +398,11 @@ def test_load_teacher_with_a_bare_vocabulary(folder, load, toy_tokenizer):
 
 
 def test_load_teacher_from_a_missing_folder(tmp_path, refused):
-    refused(tmp_path / "nowhere", "no such folder: correct source", revision="main")
+    refused(
+        tmp_path / "nowhere",
+        "no such folder, and no such model on the hub: correct source",
+        revision="main",
+    )
     with pytest.raises(ValueError, match="no folder: correct the folder, or name a commit"):
         refused(tmp_path / "nowhere", "")
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import constants, errors, snapshot_download
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -80,10 +79,8 @@ def check_tokenizer(
     require(read == expected, f"{name}: the tokenizer reads {PROBE!r} as {read!r}: {hint}")
     # Without vocabulary files the library builds a tokenizer of special tokens only.
     known = tokenizer.unk_token_id not in tokenizer(PROBE)["input_ids"]
-    require(
-        known,
-        f"{name}: its tokenizer cannot read {PROBE!r}: check its vocabulary files and lowercase",
-    )
+    fault = f"its tokenizer cannot read {PROBE!r}: check its vocabulary files and lowercase"
+    require(known, f"{name}: {fault}")
     plain = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     cased = sum(piece != piece.lower() for piece in plain) > 0.01 * len(plain)
     kind = "cased: set lowercase to false" if cased else "lower-cased: set lowercase to true"
@@ -166,15 +163,14 @@ def fetch_model(source: str, revision: str) -> Path:
         if not any(folder.glob("*.safetensors")):
             snapshot_download(source, allow_patterns="pytorch_model*", **options)
         return folder
-    except GatedRepoError:
-        ask = f"ask for access at {constants.ENDPOINT}/{source}"
-        problem = f"its authors must let you in: {ask}, then run `hf auth login`"
-    except RepositoryNotFoundError:
-        problem = "the hub has no such model: correct source (a private one wants `hf auth login`)"
-    except RevisionNotFoundError:
-        problem = f"it has no revision {revision!r}: correct revision"
-    except ValueError:  # no hub id has this form
-        problem = "no such folder: correct source"
+    except errors.GatedRepoError:
+        page = f"{constants.ENDPOINT}/{source}"
+        problem = f"is gated: ask for access at {page}, then run `hf auth login`"
+    except errors.RevisionNotFoundError:
+        problem = f"has no revision {revision!r}: correct revision"
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        remedy = "correct source, or `hf auth login` for a private one"
+        problem = f"no such folder, and no such model on the hub: {remedy}"
     except Exception as error:  # many kinds, from a missing network to a broken transfer
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         remedy = "check the network, HF_HUB_OFFLINE and HF_ENDPOINT, run again, or name a folder"

@@ -197,9 +197,7 @@ def read_splits(
     max_length = min(config.max_length, positions)
     most = dict.fromkeys(splits, config.max_eval_examples) | {"train": config.max_train_examples}
     parts = {name: sample_examples(splits[name], most[name], config.seed) for name in splits}
-    return {
-        name: (part, *encode(part, task, tokenizer, max_length)) for name, part in parts.items()
-    }
+    return {key: (part, *encode(part, task, tokenizer, max_length)) for key, part in parts.items()}
 
 
 def finetune(
