@@ -114,6 +114,9 @@ class TeacherConfig(TrainingConfig):
     hidden_size: Count = Field(description="width of the hidden states")
     num_heads: Count = Field(description="attention heads")
     dropout: Share = Field(description="dropout of states and attention")
+    require_gate: bool = Field(
+        True, description="stop if it knows little more than word frequencies"
+    )
 
     @property
     def shipped(self) -> str:
@@ -136,9 +139,7 @@ class TeacherConfig(TrainingConfig):
         local = self.source == "pretrain" or self.shipped or Path(self.source).is_dir()
         if not local and not self.revision:
             problem = f"empty, but source {self.source!r} is no folder"
-            raise ValueError(
-                f"revision: {problem}: correct the folder, or name a commit of the hub"
-            )
+            raise ValueError(f"revision: {problem}: correct the folder, or name a commit")
         return self
 
 
@@ -196,6 +197,7 @@ class EvaluateConfig(Config):
     seeds: Seeds = Field(description="fine-tuning seeds")
     keep_models: bool = Field(description="save the fine-tuned models of the first seed")
     max_train_examples: Size = Field(description="training examples of a measure; 0: all")
+    max_eval_examples: Size = Field(0, description="of validation and test split each; 0: all")
     max_length: Pieces = Field(description="pieces of a text; the rest is cut or windowed")
     pooling: Pooling = Field(description="what the head of a text measure reads: [CLS] or the mean")
     batch_size: Count = Field(description="examples in a step")

@@ -16,9 +16,10 @@ from accelerate import Accelerator, PartialState
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
 from transformers import PreTrainedTokenizerFast as Tokenizer
+from transformers.utils.hub import extract_commit_hash
 
 from rolib import runs
-from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig
+from rolib.config import ConfigError, EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig
 from rolib.data import corpus
 from rolib.data.download import data_root
 from rolib.data.pretrained import MADE_BY, pretrained_folder
@@ -63,7 +64,8 @@ def frequency_baseline(
     for batch in blocks["train"].select_columns("input_ids").iter(1000):
         pieces = torch.tensor([piece for block in batch["input_ids"] for piece in block[0][1:-1]])
         counts += torch.bincount(pieces, minlength=len(tokenizer))
-    labels = collator(list(blocks["held_out"]))[0]["labels"]
+    # One block at a time: a batch of all of them would be padded to the longest.
+    labels = torch.cat([collator([block])[0]["labels"][0] for block in blocks["held_out"]])
     log_probs = counts.log() - counts.sum().log()
     return -log_probs[labels[labels != IGNORE]].mean().item()
 
@@ -80,39 +82,56 @@ def model_card(config: TrainingConfig, name: str, what: str) -> str:
 def prepare_teacher(config: TeacherConfig, on_log: OnRecord = ignore) -> Path:
     """The folder of a teacher that was pre-trained or fetched, with its gate.json.
 
-    It is runs/<profile>/teachers/<teacher>. on_log is called with each metrics record.
+    It is runs/<profile>/teachers/<teacher>. on_log is called with each metrics record. Raises
+    ConfigError for a teacher on the plateau, if config.require_gate; its folder stays.
     """
     root, folder = data_root(config.data), config.folder / "teachers" / config.teacher
+    identity = config.model_copy(update={"require_gate": True})  # on which the teacher depends not
     inputs = {"corpus": corpus.corpus_identity(config, root), "source": config.source}
     inputs["revision"] = config.revision
     if config.shipped:
         inputs["weights"] = runs.model_identity(pretrained_folder(config.shipped), MADE_BY)
-    if runs.is_finished(folder, config, inputs):
-        return folder
-    texts = corpus.load_corpus(config, root)
+    if runs.is_finished(folder, identity, inputs):
+        return pass_gate(config, folder)
     pretrain, facts = config.source == "pretrain", dict[str, Any](notes=[])
+    if not pretrain:  # before the corpus, which may take an hour to read
+        teacher, tokenizer = models.load_teacher(config)
+        check_positions(config.block_length, teacher.config.max_position_embeddings, config.source)
+        facts["source_commit"] = extract_commit_hash(f"{teacher.name_or_path}/config.json", None)
+    state = PartialState()
+    with state.main_process_first():  # the others find what it has stored
+        texts = corpus.load_corpus(config, root)
     if pretrain:
         texts_read = texts["train"]["text"]
         tokenizer = models.train_tokenizer(texts_read, config.vocab_size, config.lowercase)
-    else:
-        teacher, tokenizer = models.load_teacher(config)
-        check_positions(config.block_length, teacher.config.max_position_embeddings, config.source)
-        facts["source_commit"] = getattr(teacher.config, "_commit_hash", None)
-    blocks = prepare_blocks(config, texts, [tokenizer])
-    if pretrain:
         torch.manual_seed(config.seed)
         teacher = models.build_teacher(config, tokenizer)
         facts["precision"] = choose_precision(config.precision, config.hidden_size)
-    with runs.new_run(folder, config, inputs, **facts) as working:
+    with state.main_process_first():
+        blocks = prepare_blocks(config, texts, [tokenizer])
+    with runs.new_run(folder, identity, inputs, **facts) as working:
         if pretrain:
             teacher = loop.train(config, teacher, [tokenizer], blocks, working, on_log=on_log)
-        elif config.shipped:  # the curve of its training, on the text of its own manifest
-            shutil.copy(pretrained_folder(config.shipped) / "metrics.jsonl", working)
         origin = "pre-trained from random weights" if pretrain else f"a copy of {config.source}"
         case = "lower-cased" if config.lowercase else "cased"
         what = f"BERT teacher, {origin}, {case}, accents kept"
-        models.save_model(teacher, tokenizer, working, model_card(config, config.teacher, what))
-        runs.write_json(working / "gate.json", leave_plateau(config, teacher, tokenizer, blocks))
+        if state.is_main_process:
+            if config.shipped:  # the curve of its training, on the text of its own manifest
+                shutil.copy(pretrained_folder(config.shipped) / "metrics.jsonl", working)
+            card = model_card(config, config.teacher, what)
+            models.save_model(teacher, tokenizer, working, card)
+            gate = leave_plateau(config, teacher, tokenizer, blocks)
+            runs.write_json(working / "gate.json", gate)
+    return pass_gate(config, folder)
+
+
+def pass_gate(config: TeacherConfig, folder: Path) -> Path:
+    """The folder of a finished teacher. ConfigError if it has to leave the plateau and did not."""
+    gate = runs.read_json(folder / "gate.json", "notebook 01")
+    if config.require_gate and not gate["left_plateau"]:
+        loss = f"loss {gate['held_out_mlm']:.2f}, by frequencies {gate['frequency_baseline']:.2f}"
+        remedy = "more steps, another learning_rate or source, or require_gate: false to go on"
+        raise ConfigError(f"{folder}: knows little more than frequencies ({loss}): {remedy}")
     return folder
 
 

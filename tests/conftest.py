@@ -148,6 +148,7 @@ def teacher_config():
         "revision": "",
         "lowercase": False,
         "vocab_size": 200,
+        "require_gate": False,
     }
     return lambda **changes: TeacherConfig(**(RECIPE | shape | source | changes))
 

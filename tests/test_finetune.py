@@ -759,3 +759,30 @@ def test_seeds_share_the_encoded_splits(model_folder, splits, tmp_path, monkeypa
             for kind in ("together", "alone")
         )
         assert one == two
+
+
+def test_half_precision_is_trained_as_float32(tmp_path, toy_bert, toy_tokenizer):
+    save_model(toy_bert(layers=1).half(), toy_tokenizer, tmp_path, "")
+    for name, random_weights in (("upos", False), ("sapn", False), ("sts", False), ("sapn", True)):
+        labels = ["A", "B"] if name != "sts" else []
+        model = heads.load_for_task(tmp_path, TASKS[name], labels, random_weights)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_few_validation_and_test_examples_the_same_for_every_model(
+    model_folder, tmp_path, toy_bert, lower_tokenizer, splits
+):
+    save_model(toy_bert(layers=1, vocab_size=150), lower_tokenizer, tmp_path / "other", "")
+    recipe = config("sapn", max_eval_examples=7, seed=3)
+    read = ft.read_splits(recipe, "sapn", model_folder, splits("sapn"))
+    assert {name: len(part) for name, (part, *_) in read.items()} == {
+        "train": 16,
+        "validation": 7,
+        "test": 7,
+    }
+    other = ft.read_splits(recipe, "sapn", tmp_path / "other", splits("sapn"))
+    for name in read:
+        assert read[name][0]["id"][:] == other[name][0]["id"][:]
+    scores = ft.finetune(recipe, "sapn", 1, model_folder, False, read, tmp_path)
+    assert scores["counts"]["test"]["examples"] == 7
+    assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == 7

@@ -1,12 +1,16 @@
 """Tokenizers, teachers, students: shapes, equal functions, plain folders, and what is refused."""
 
 import copy
+import json
 import math
+import os
+import pickle
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import BertNormalizer
@@ -14,6 +18,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     BertConfig,
+    BertForPreTraining,
     BertModel,
     BertTokenizer,
     DistilBertModel,
@@ -393,7 +398,11 @@ def test_load_teacher_with_a_bare_vocabulary(folder, load, toy_tokenizer):
 
 
 def test_load_teacher_from_a_missing_folder(tmp_path, refused):
-    refused(tmp_path / "nowhere", "not a model folder", revision="main")
+    refused(
+        tmp_path / "nowhere",
+        "no such folder, and no such model on the hub: correct source",
+        revision="main",
+    )
     with pytest.raises(ValueError, match="no folder: correct the folder, or name a commit"):
         refused(tmp_path / "nowhere", "")
 
@@ -482,8 +491,118 @@ def test_the_revision_goes_to_the_hub(teacher_config, monkeypatch):
         calls.append((source, options.get("revision")))
         raise OSError("no network")
 
-    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", fetch)
+    monkeypatch.setattr(models, "snapshot_download", fetch)
     config = teacher_config(source="some/model", revision="0123abc")
-    with pytest.raises(ConfigError, match="'some/model': .*: correct source or revision"):
+    with pytest.raises(ConfigError, match=r"'some/model': .*\(no network\): check the network"):
         models.load_teacher(config)
     assert calls == [("some/model", "0123abc")]
+
+
+# --- what a source may have, or lack --------------------------------------------------------------
+
+
+def change_weights(folder, change):
+    """Rewrite the weights of a folder through `change`, a function of their dict."""
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_teacher_without_its_head_is_refused(folder, refused):
+    """The library would give it a random one."""
+    change_weights(folder, lambda old: {k: v for k, v in old.items() if not k.startswith("cls")})
+    refused(folder, "no weights for cls.predictions.bias, .*transform.dense.weight")
+
+
+def test_a_teacher_with_tied_weights_stored_twice_is_accepted(folder, load, toy_bert, batch):
+    embeddings = "bert.embeddings.word_embeddings.weight"
+    twice = {"cls.predictions.decoder.weight": embeddings}
+    twice["cls.predictions.decoder.bias"] = "cls.predictions.bias"
+    change_weights(folder, lambda old: old | {new: old[key].clone() for new, key in twice.items()})
+    assert torch.equal(logits(load(folder)[0], batch).logits, logits(toy_bert(), batch).logits)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_teacher_with_an_untied_decoder_is_refused(said, folder, refused):
+    """Its student's embeddings would become the decoder."""
+    decoder = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
+    more = {"cls.predictions.decoder.weight": decoder}
+    more["cls.predictions.decoder.bias"] = torch.zeros(200)
+    change_weights(folder, lambda old: old | more)
+    change_json(folder / "config.json", tie_word_embeddings=said)
+    refused(folder, "its decoder is not tied to its embeddings")
+
+
+def test_half_precision_is_read_as_float32(folder, load, toy_bert):
+    toy_bert().half().save_pretrained(folder)
+    model, _ = load(folder)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_teacher_keeps_its_sources_pooler(tmp_path, folder, load, toy_tokenizer):
+    torch.manual_seed(1)
+    source = BertForPreTraining(BertConfig.from_pretrained(folder))
+    source.save_pretrained(folder)
+    model, tokenizer = load(folder)
+    models.save_model(model, tokenizer, tmp_path / "saved", "")
+    saved = BertModel.from_pretrained(tmp_path / "saved")
+    assert torch.equal(saved.pooler.dense.weight, source.bert.pooler.dense.weight)
+    assert torch.equal(saved.pooler.dense.bias, source.bert.pooler.dense.bias)
+
+
+def test_the_longest_text_is_what_the_model_can_read(tmp_path, folder, load):
+    change_json(folder / "tokenizer_config.json", model_max_length=10**30)
+    model, tokenizer = load(folder)
+    assert tokenizer.model_max_length == model.config.max_position_embeddings == 32
+    models.save_model(model, tokenizer, tmp_path / "saved", "")
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").model_max_length == 32
+
+
+def test_no_code_of_a_source_is_run_or_copied(tmp_path, folder, load, refused, monkeypatch):
+    """The library would ask on standard input whether it may."""
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n"
+    (folder / "code.py").write_text(code)
+    maps = {"AutoConfig": "code.Config", "AutoModelForMaskedLM": "code.Config"}
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on standard input"))
+    change_json(folder / "config.json", auto_map=maps)
+    models.save_model(*load(folder), tmp_path / "saved", "")
+    assert "auto_map" not in (tmp_path / "saved" / "config.json").read_text()
+    change_json(folder / "config.json", auto_map=maps, model_type="own")
+    refused(folder, "not a model folder, or its files are damaged")
+    assert not (tmp_path / "ran").exists()
+
+
+class Hostile:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.file}",)
+
+
+@pytest.mark.parametrize("damage", ["hostile", "text", "empty", "cut"])
+def test_a_hostile_or_damaged_pytorch_model_is_one_clear_error(damage, folder, refused, tmp_path):
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "whole")
+    content = {"hostile": pickle.dumps(Hostile(tmp_path / "ran")), "text": b"<html>no</html>"}
+    content |= {"empty": b"", "cut": (tmp_path / "whole").read_bytes()[:2000]}
+    (folder / "pytorch_model.bin").write_bytes(content[damage])
+    refused(folder, "its files are damaged .*fetch it again")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("length", [0, 4, 3000])
+def test_damaged_safetensors_are_one_clear_error(length, folder, refused):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:length])
+    refused(folder, "its files are damaged .*fetch it again")
+
+
+def test_a_damaged_configuration_is_one_clear_error(folder, refused):
+    (folder / "config.json").write_text('{"model_type": "bert",')
+    refused(folder, "its files are damaged")

@@ -74,13 +74,33 @@ def test_the_commit_of_a_hub_teacher_stands_in_its_manifest(
     teacher_config, toy_bert, toy_tokenizer, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
-    model = toy_bert()
-    model.config._commit_hash = "0123456789abcdef"
+    model, commit = toy_bert(), "0123456789abcdef" + 24 * "0"
+    model.name_or_path = f"/cache/models--some--model/snapshots/{commit}"
     monkeypatch.setattr(models, "load_teacher", lambda config: (model, toy_tokenizer))
     config = teacher_config(source="some/model", revision="main")
     folder = stages.prepare_teacher(config)
     manifest = read_json(folder / "manifest.json", "")
-    assert manifest["source_commit"] == "0123456789abcdef"
+    assert manifest["source_commit"] == commit
     assert manifest["inputs"]["revision"] == "main" and len(manifest["inputs"]["corpus"]) == 64
     assert stages.prepare_teacher(config) == folder  # finished
     assert (folder / "gate.json").exists() and not (folder / "metrics.jsonl").exists()
+
+
+def test_a_teacher_on_the_plateau_stops_the_study_and_stays(teacher_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    config = teacher_config(steps=1, block_length=24, require_gate=True)
+    with pytest.raises(ConfigError, match="knows little more than frequencies .*more steps, "):
+        stages.prepare_teacher(config)
+    weights = config.folder / "teachers" / "toy" / "model.safetensors"
+    made = weights.stat().st_mtime_ns
+    with pytest.raises(ConfigError, match="require_gate: false"):  # finished, but not let through
+        stages.prepare_teacher(config)
+    assert stages.prepare_teacher(config.model_copy(update={"require_gate": False}))
+    assert weights.stat().st_mtime_ns == made  # not trained again
+
+
+def test_a_wrong_source_shows_before_the_corpus_is_read(teacher_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    monkeypatch.setattr(stages.corpus, "load_corpus", lambda *_: pytest.fail("read the corpus"))
+    with pytest.raises(ConfigError, match="some/model"):
+        stages.prepare_teacher(teacher_config(source="some/model", revision="main"))

@@ -5,16 +5,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import constants, errors, snapshot_download
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import WordPieceTrainer
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
-from transformers.models.bert import BertConfig, BertForMaskedLM, BertTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers.models.bert import BertConfig, BertForMaskedLM, BertModel, BertTokenizer
 from transformers.models.distilbert import DistilBertConfig, DistilBertForMaskedLM
 
 from rolib.config import MAX_POSITIONS, ConfigError, TeacherConfig
@@ -78,10 +79,8 @@ def check_tokenizer(
     require(read == expected, f"{name}: the tokenizer reads {PROBE!r} as {read!r}: {hint}")
     # Without vocabulary files the library builds a tokenizer of special tokens only.
     known = tokenizer.unk_token_id not in tokenizer(PROBE)["input_ids"]
-    require(
-        known,
-        f"{name}: its tokenizer cannot read {PROBE!r}: check its vocabulary files and lowercase",
-    )
+    fault = f"its tokenizer cannot read {PROBE!r}: check its vocabulary files and lowercase"
+    require(known, f"{name}: {fault}")
     plain = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     cased = sum(piece != piece.lower() for piece in plain) > 0.01 * len(plain)
     kind = "cased: set lowercase to false" if cased else "lower-cased: set lowercase to true"
@@ -149,31 +148,76 @@ def build_teacher(config: TeacherConfig, tokenizer: BertTokenizer) -> BertForMas
     return init_local_attention(BertForMaskedLM(shape))
 
 
-def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]:
-    """A BERT teacher and its tokenizer from the shipped models, a hub id or a folder.
+def fetch_model(source: str, revision: str) -> Path:
+    """The folder of a model: `source` itself, or what a hub id has at a revision, downloaded once.
 
-    Raises ConfigError if they differ from the parameters.
+    The weights are safetensors, or else pytorch_model.bin. ConfigError for what the hub does not
+    give, in one line with the remedy.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    files, name = ["*.json", "vocab.txt", "*.safetensors"], f"source {source!r}"
+    options: dict[str, Any] = {"revision": revision or None, "ignore_patterns": "*/*"}
+    try:
+        folder = Path(snapshot_download(source, allow_patterns=files, **options))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(source, allow_patterns="pytorch_model*", **options)
+        return folder
+    except errors.GatedRepoError:
+        page = f"{constants.ENDPOINT}/{source}"
+        problem = f"is gated: ask for access at {page}, then run `hf auth login`"
+    except errors.RevisionNotFoundError:
+        problem = f"has no revision {revision!r}: correct revision"
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        remedy = "correct source, or `hf auth login` for a private one"
+        problem = f"no such folder, and no such model on the hub: {remedy}"
+    except Exception as error:  # many kinds, from a missing network to a broken transfer
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        remedy = "check the network, HF_HUB_OFFLINE and HF_ENDPOINT, run again, or name a folder"
+        problem = f"not available from the hub ({reason}): {remedy}"
+    raise ConfigError(f"{name}: {problem}")
+
+
+def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]:
+    """A BERT teacher and its tokenizer from the shipped models, a hub id or a folder, in float32.
+
+    It has a pooler if its source has one: text classifiers start from it. Raises ConfigError for a
+    model that students cannot start from, or that differs from the parameters.
     """
     source, name = config.source, f"source {config.source!r}"
-    if config.shipped:
-        source = str(pretrained_folder(config.shipped))
-    hub = {"revision": config.revision} if config.revision else {}
-    reading = {"do_lower_case": config.lowercase, "strip_accents": False}
+    known = pretrained_folder(config.shipped) if config.shipped else None
+    folder = known or fetch_model(source, config.revision)
+    safe: dict[str, Any] = {"trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **reading, **hub)
-        model = AutoModelForMaskedLM.from_pretrained(source, **hub)
-    except (OSError, ValueError) as error:
-        problem = f"not a model folder, not available from the hub ({str(error).splitlines()[0]})"
-        raise ConfigError(f"{name}: {problem}: correct source or revision") from None
-    found, kind = model.config, model.config.model_type
+        found = AutoConfig.from_pretrained(folder, dtype=torch.float32, **safe)
+        vars(found).pop("auto_map", None)  # it names code of the source, which is not copied
+        accents = {"do_lower_case": config.lowercase, "strip_accents": False}
+        # The length in the source may be 10**30: texts longer than the model would not be cut.
+        accents["model_max_length"] = found.max_position_embeddings
+        tokenizer = AutoTokenizer.from_pretrained(folder, **accents, **safe)
+        reading = {"config": found, "output_loading_info": True} | safe
+        model, report = AutoModelForMaskedLM.from_pretrained(folder, **reading)
+        if "bert.pooler.dense.weight" in report["unexpected_keys"]:
+            model.bert.pooler = BertModel.from_pretrained(folder, config=found).pooler
+    except Exception as error:  # damaged files raise many kinds; a pickle is read as weights only
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        problem = f"not a model folder, or its files are damaged ({reason})"
+        raise ConfigError(f"{name}: {problem}: correct source, or fetch it again") from None
+    kind = found.model_type
     require(kind == "bert", f"{name}: is a {kind} model; the teacher must be a BERT")
+    missing = ", ".join(sorted(report["missing_keys"]))
+    require(not missing, f"{name}: has no weights for {missing}: take one with its MLM head")
+    decoder, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    # A student has one matrix for both, and would get the decoder as its embeddings.
+    tied = torch.equal(decoder.weight, embeddings.weight)
+    require(tied, f"{name}: its decoder is not tied to its embeddings, as it is in students")
     # DistilBERT's layer norm has this constant built in; another one would make a wrong student.
     epsilon = found.layer_norm_eps
     require(epsilon == 1e-12, f"{name}: its layer_norm_eps is {epsilon}, students have 1e-12")
     check_tokenizer(tokenizer, model, config.lowercase, source)
     fit_vocabulary(model, tokenizer)
     shape = {"num_layers": found.num_hidden_layers, "num_heads": found.num_attention_heads}
-    shape |= {"hidden_size": found.hidden_size, "vocab_size": found.vocab_size}
+    shape |= {"hidden_size": found.hidden_size, "vocab_size": model.config.vocab_size}
     for key, value in shape.items():
         expected = getattr(config, key)
         fault = f"{key}: {expected} in the parameters, but {source} has {value}: correct it"

@@ -21,7 +21,7 @@ ENDINGS = ["1", "2", "3", "4", "5"]  # letters
 def baseline_scores(config: EvaluateConfig) -> pd.DataFrame:
     """The headline score (a fraction) of a baseline on each of the config's tasks: task, score.
 
-    It has the training examples of the models, and of a text the first `max_length` words.
+    It has the examples of the models, and of a text the first `max_length` words.
     Classification: TF-IDF of words and characters, then logistic regression. Similarity: the cosine
     of the TF-IDF vectors. Tagging: the commonest tag of the word, else of its longest known ending.
     """
@@ -30,8 +30,9 @@ def baseline_scores(config: EvaluateConfig) -> pd.DataFrame:
         task = with_protocol(name, config.protocols[name])
         splits = load_task(name, data_root(config.data))
         train = sample_examples(splits["train"], config.max_train_examples, config.seed)
+        test = sample_examples(splits["test"], config.max_eval_examples, config.seed)
         answer = {"tagging": _tag, "classification": _classify, "regression": _compare}[task.kind]
-        table = pd.DataFrame(answer(train, splits["test"], config.max_length))
+        table = pd.DataFrame(answer(train, test, config.max_length))
         table = table.astype({"gold": object, "predicted": object})
         table["probabilities"] = [()] * len(table)
         rows.append((name, score_predictions(task, table)[task.headline]))

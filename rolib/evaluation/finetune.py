@@ -196,9 +196,9 @@ def read_splits(
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     positions = transformers.AutoConfig.from_pretrained(model_folder).max_position_embeddings
     max_length = min(config.max_length, positions)
-    train = sample_examples(splits["train"], config.max_train_examples, config.seed)
-    parts = dict(splits, train=train).items()
-    return {name: (part, *encode(part, task, tokenizer, max_length)) for name, part in parts}
+    most = dict.fromkeys(splits, config.max_eval_examples) | {"train": config.max_train_examples}
+    parts = {name: sample_examples(splits[name], most[name], config.seed) for name in splits}
+    return {key: (part, *encode(part, task, tokenizer, max_length)) for key, part in parts.items()}
 
 
 def finetune(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
@@ -63,7 +64,7 @@ def load_for_task(
         options = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
     elif task.protocol == "bi-encoder":
         kind, options = transformers.AutoModel, {}
-    plan = transformers.AutoConfig.from_pretrained(folder, **options)
+    plan = transformers.AutoConfig.from_pretrained(folder, dtype=torch.float32, **options)
     text_classifier = kind is transformers.AutoModelForSequenceClassification
     if text_classifier:
         plan.pooling = pooling or getattr(plan, "pooling", "cls")
