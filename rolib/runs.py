@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
-from accelerate import PartialState
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from rolib.config import ROOT, Config, to_dict
+from rolib.training import processes
 
 PACKAGES = "torch transformers tokenizers datasets accelerate numpy scipy pandas".split()
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -226,7 +226,7 @@ def new_run(
     other one is deleted. Of several processes that work together the main one makes the folder and
     gives it its name; the others wait. Errors as in `lock`, and OSError for a full disk.
     """
-    state, working = PartialState(), partial_folder(folder)
+    state, working = processes(), partial_folder(folder)
     wait = state.wait_for_everyone if together else lambda: None
     main = state.is_main_process or not together
     with contextlib.ExitStack() as held:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
 from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -32,7 +31,7 @@ from rolib.distillation.masking import MaskingCollator
 from rolib.distillation.objective import Objective, Teacher
 from rolib.evaluation.finetune import finetune, read_splits
 from rolib.profiles import check_depth, check_positions
-from rolib.training import choose_precision
+from rolib.training import choose_precision, processes
 
 PLATEAU_MARGIN = 1.0  # nats below the frequency baseline at which a model has left the plateau
 OnRecord = Callable[[dict], None]
@@ -98,7 +97,7 @@ def prepare_teacher(config: TeacherConfig, on_log: OnRecord = ignore) -> Path:
         teacher, tokenizer = models.load_teacher(config)
         check_positions(config.block_length, teacher.config.max_position_embeddings, config.source)
         facts["source_commit"] = extract_commit_hash(f"{teacher.name_or_path}/config.json", None)
-    state = PartialState()
+    state = processes()
     with state.main_process_first():  # the others find what it has stored
         texts = corpus.load_corpus(config, root)
     if pretrain:
@@ -145,7 +144,7 @@ def leave_plateau(
     it beats random weights on the measures, is `evaluate_model` of both (notebook 01).
     """
     collator = MaskingCollator([tokenizer], config.mask_share, config.seed)
-    model = models.MaskedLM(teacher).to(Accelerator().device)
+    model = models.MaskedLM(teacher).to(processes().device)
     gate = loop.held_out_losses(model, Objective(config), blocks["held_out"], collator)
     teacher.cpu()
     gate["frequency_baseline"] = frequency_baseline(blocks, tokenizer, collator)
@@ -191,7 +190,7 @@ def open_cache(
     """
     if not (config.cached_pieces and teachers):
         return None
-    accelerator, identity = Accelerator(), dict[str, Any](inputs)
+    accelerator, identity = processes(), dict[str, Any](inputs)
     precision = choose_precision(config.precision, teachers[0].model.model.config.hidden_size)
     for view, tokenizer in enumerate(tokenizers):
         text = tokenizer.backend_tokenizer.to_str()
@@ -228,7 +227,7 @@ def distil_student(
     check_depth(config.num_layers, first.config.num_hidden_layers)
     if config.objective == "mlm":
         teachers, tokenizers = [], tokenizers[:1]
-    state = PartialState()
+    state = processes()
     with state.main_process_first():  # the others find what it has stored
         blocks = prepare_blocks(config, corpus.load_corpus(config, root), tokenizers)
     torch.manual_seed(config.seed)
@@ -270,7 +269,7 @@ def evaluate_model(
     gc.freeze()
     width = AutoConfig.from_pretrained(source).hidden_size
     precision = choose_precision(config.precision, width)
-    state, scores = PartialState(), list[Path]()
+    state, scores = processes(), list[Path]()
     for name in config.tasks:
         files, splits = task_source(name, root), None
         notes = [files.note] if files.note else []

@@ -1,16 +1,27 @@
 """What both training loops share: precision, optimizer groups, batches of similar length."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 CPU_BF16_WIDTH = 256  # narrower models gain nothing from bf16 on a CPU: see LOG.md
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's mallopt
 BATCHES_A_POOL = 50  # examples are sorted by length within pools of so many batches
+
+
+def processes() -> Accelerator:
+    """The processes that make a run together, and the device of this one.
+
+    Without a GPU Accelerate would let each process of a launch start a run of its own.
+    """
+    launched = "LOCAL_RANK" in os.environ
+    return Accelerator(cpu=launched and not torch.accelerator.is_available())
 
 
 def has_bf16() -> bool:

@@ -2,9 +2,6 @@
 
 import copy
 import itertools
-import os
-import subprocess
-import sys
 import threading
 from types import SimpleNamespace
 
@@ -17,9 +14,7 @@ from steps import alphas_of, counts_of, loss_of, terms_of
 from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from rolib import training
-from rolib.config import ROOT
 from rolib.distillation import loop
-from rolib.distillation.checkpoints import checkpoints
 from rolib.distillation.losses import IGNORE
 from rolib.distillation.masking import MaskingCollator
 from rolib.distillation.models import MaskedLM, init_student
@@ -373,62 +368,6 @@ def test_bf16_on_a_cpu_wants_its_instructions_and_a_wide_model(
     assert training.choose_precision("auto", width) == wanted
     assert training.choose_precision("float32", width) == "float32"
     assert training.choose_precision("bfloat16", width) == "bfloat16"
-
-
-def test_two_processes_train_like_one(
-    run, work, student_config, toy_bert, toy_tokenizer, toy_blocks
-):
-    recipe = {
-        "steps": 5,
-        "batch_size": 4,
-        "checkpoint_every": 2,
-        "log_every": 2,
-        "soft_targets": "masked",
-    }
-    one, two = work(), work()
-    alone = run(student_config(accumulation=2, **recipe), folder=one)
-    arguments = {
-        "config": student_config(accumulation=1, **recipe),
-        "tokenizers": [toy_tokenizer],
-        "blocks": toy_blocks,
-    }
-    arguments |= {
-        "student": init_student(toy_bert(layers=3), 2),
-        "teachers": [guide(toy_bert(layers=3, seed=7))],
-    }
-    torch.save(arguments, two / "arguments.pt")
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    # Without the variable Accelerate starts two runs of their own on a machine without a GPU.
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*torchrun, ROOT / "tests" / "train_saved.py", two],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    together = torch.load(two / "weights.pt")
-    assert (
-        max(
-            (value - together[name]).abs().max().item()
-            for name, value in alone.state_dict().items()
-        )
-        < 1e-5
-    )
-    assert [path.name for path in checkpoints(two)] == ["step-2", "step-4"]
-    for ours, theirs in zip(
-        read_metrics(one / "metrics.jsonl"), read_metrics(two / "metrics.jsonl"), strict=True
-    ):
-        assert ours.keys() == theirs.keys() and ours["step"] == theirs["step"]
-        for name in ours.keys() - {"tokens_per_second"}:  # the tokens of both processes count
-            assert ours[name] == pytest.approx(theirs[name], abs=1e-4), name
 
 
 def test_the_same_seed_gives_the_same_weights(run, student_config):

@@ -27,7 +27,13 @@ from rolib.distillation.masking import Collate, MaskingCollator, View
 from rolib.distillation.models import MaskedLM
 from rolib.distillation.objective import Objective, Teacher
 from rolib.runs import append_metrics, progress
-from rolib.training import choose_precision, keep_freed_memory, length_batches, parameter_groups
+from rolib.training import (
+    choose_precision,
+    keep_freed_memory,
+    length_batches,
+    parameter_groups,
+    processes,
+)
 
 # DistilBERT's recipe.
 ADAM: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6, "fused": True}
@@ -184,7 +190,7 @@ def train(
     """
     # Step 1: all randomness comes from the seed. Each process draws dropout masks of its own.
     keep_freed_memory()
-    accelerator = Accelerator()
+    accelerator = processes()
     set_seed(config.seed, device_specific=True)
     device, is_main = accelerator.device, accelerator.is_main_process
     precision = choose_precision(config.precision, student.config.hidden_size)

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, DatasetDict
 from torch import nn
@@ -222,7 +221,7 @@ def finetune(
     task = with_protocol(task_name, config.protocols[task_name])
     labels = label_names(task, splits["train"][0])
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
-    device = PartialState().device
+    device = training.processes().device
     model = load_for_task(model_folder, task, labels, random_weights, config.pooling).to(device)
 
     def predictions(name: str) -> pd.DataFrame:
@@ -274,6 +273,8 @@ def finetune(
     model.load_state_dict(best)
     table = predictions("test")
     if config.keep_models:
+        # Each process makes runs of its own; transformers would save those of the first one alone.
+        model.should_save_on_this_rank = bool
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     write_table(folder / "predictions.parquet", table)
