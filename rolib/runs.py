@@ -185,16 +185,19 @@ def lock(folder: Path, timeout: float = 0) -> Iterator[None]:
     """Hold the right to write the run `folder`, which the system gives back if the process dies.
 
     RuntimeError, which names the other process, if one has held it for `timeout` seconds (-1:
-    wait as long as it takes); PermissionError for a folder that cannot be written.
+    wait as long as it takes); OSError for a folder that cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     file = folder.with_name(f".{folder.name}.lock")
     right = FileLock(file, timeout)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         right.acquire()
     except Timeout:
         process = f"process {file.read_text()} is making it"
         raise RuntimeError(f"{folder}: {process}: wait for it, or stop it") from None
+    except OSError as error:  # a folder of somebody else, a file system that is read-only, a file
+        problem = f"{folder}: cannot be written ({error})"
+        raise OSError(f"{problem}: change its rights, or set ROLIB_RUNS") from None
     file.write_text(str(os.getpid()))
     try:
         yield

@@ -201,7 +201,8 @@ def open_cache(
     number = len(blocks["train"])
     identity["epochs"] = loop.epochs_of(config, number, accelerator.num_processes)
     folder = config.folder / "teacher-cache" / "+".join(config.shares)
-    with accelerator.main_process_first():
+    # Another run that wants the same answers waits for them.
+    with accelerator.main_process_first(), runs.lock(folder, timeout=-1):
         if not folder.exists():
             objective = Objective(config, teachers, precision)
             write_cache(folder, identity, objective, blocks, tokenizers, accelerator.device)

@@ -165,6 +165,19 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "ro")])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, error):
+    def refuse(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with (
+        pytest.raises(OSError, match="small: cannot be written .*: change its rights"),
+        runs.new_run(tmp_path / "small", config(), INPUTS),
+    ):
+        pass
+
+
 # --- training -------------------------------------------------------------------------------------
 
 

@@ -265,9 +265,8 @@ def train(
                 save_checkpoint(accelerator, folder, step)
                 saved = time.monotonic()
             if stop and step < config.steps:
-                bar.write(
-                    f"Stopped after step {step}. The same command goes on from there.", sys.stderr
-                )
+                if is_main:
+                    bar.write(f"Stopped after step {step}: run it again to go on", sys.stderr)
                 signals[:] = signals or [signal.SIGTERM]  # for a process that got none itself
                 break
     trained = bare.model.cpu().eval()
