@@ -5,10 +5,12 @@
 
 This adds to the `papermill` command: an unknown or impossible parameter stops before the kernel
 starts, the output takes its name only when every cell has run, and a widget cannot make the run
-hang.
+hang. Whatever stops it (Ctrl-C, SIGTERM, a closed terminal, the time limit) stops the kernel, in
+which a training writes its checkpoint first.
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +20,9 @@ cast(Any, sys.modules)["rfc3987_syntax"] = None
 
 import nbclient.output_widget  # noqa: E402
 import papermill  # noqa: E402
+import psutil  # type: ignore[import-untyped]  # noqa: E402
 import yaml  # noqa: E402
+from nbclient.exceptions import DeadKernelError  # noqa: E402
 
 from rolib import config, profiles  # noqa: E402
 
@@ -35,11 +39,30 @@ KINDS: dict[str, type[config.Config]] = {
     "10-export-student": config.ExportConfig,
 }
 
+stops: list[signal.Signals] = []  # that came so far
 
-def run(notebook: Path, output: Path, files: list[str], overrides: dict[str, Any]) -> None:
+
+def stop(number: int, frame: Any) -> None:
+    """Handle a signal: end the kernel, and so the run. The second signal, or a minute, kills it.
+
+    In a training SIGTERM makes a checkpoint; any other kernel dies of it.
+    """
+    kernels = psutil.Process().children()
+    for kernel in kernels:
+        kernel.send_signal(signal.SIGKILL if stops else signal.SIGTERM)
+    stops.append(signal.Signals(number))
+    signal.alarm(60)
+    if not kernels:
+        raise DeadKernelError
+
+
+def run(
+    notebook: Path, output: Path, files: list[str], overrides: dict[str, Any], minutes: float = 4320
+) -> None:
     """Validate the parameters, execute the notebook, and give the output its name.
 
-    Raises ConfigError for bad parameters and papermill's error for a cell that fails.
+    Raises ConfigError for bad parameters and papermill's error for a cell that fails, or that takes
+    longer than so many minutes. Then it is interrupted, so that the copy shows where it was.
     """
     if notebook.stem not in KINDS:
         raise config.ConfigError(f"{notebook}: takes no parameters; these do: {', '.join(KINDS)}")
@@ -48,30 +71,42 @@ def run(notebook: Path, output: Path, files: list[str], overrides: dict[str, Any
     nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial.ipynb")
-    # A cell that takes longer than 72 hours hangs.
-    settings = {"cwd": config.ROOT, "execution_timeout": 72 * 3600}
+    late = {"ename": "KeyboardInterrupt", "evalue": "", "traceback": []}
+    limit = {"execution_timeout": round(60 * minutes), "interrupt_on_timeout": True}
     streams = {"progress_bar": False, "stderr_file": sys.stderr, "stdout_file": sys.stdout}
-    papermill.execute_notebook(notebook, partial, config.to_dict(values), **settings, **streams)
+    options = {"cwd": config.ROOT, "error_on_timeout": late, **limit, **streams}
+    papermill.execute_notebook(notebook, partial, config.to_dict(values), **options)
     partial.replace(output)
 
 
 def main() -> None:
-    """The command line; errors in parameters are one line."""
+    """The command line; errors are one line."""
     parser = argparse.ArgumentParser("python -m rolib.notebook", description=__doc__.split("\n")[0])
     parser.add_argument("notebook", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("-f", action="append", default=[], metavar="FILE", help="a later one wins")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
+    parser.add_argument("--minutes", type=float, default=4320, help="limit for a cell")
     options = parser.parse_args()
     overrides = {name: yaml.safe_load(value) for name, value in options.p}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, stop)
     try:
-        run(options.notebook, options.output, options.f, overrides)
+        run(options.notebook, options.output, options.f, overrides, options.minutes)
     except config.ConfigError as error:
         sys.exit(f"error: {error}")
-    except papermill.PapermillExecutionError as error:
-        first = str(error.evalue).strip().partition("\n")[0]
-        partial = options.output.with_suffix(".partial.ipynb")
-        sys.exit(f"error: {error.ename}: {first} (the cells that ran are in {partial})")
+    except (papermill.PapermillExecutionError, DeadKernelError) as error:
+        ran = f"(the cells that ran are in {options.output.with_suffix('.partial.ipynb')})"
+        if stops:
+            print(f"stopped by {stops[0].name}: the same command goes on {ran}", file=sys.stderr)
+            sys.exit(128 + stops[0])
+        name = getattr(error, "ename", "the kernel died")
+        text = str(getattr(error, "evalue", "is there enough memory?"))
+        if name == "KeyboardInterrupt":
+            text = f"a cell took longer than {options.minutes:g} minutes"
+        first = text.strip().partition("\n")[0]
+        sys.exit(f"error: {name}: {first} {ran}")
 
 
 if __name__ == "__main__":
