@@ -43,13 +43,17 @@ stops: list[signal.Signals] = []  # that came so far
 
 
 def stop(number: int, frame: Any) -> None:
-    """Handle a signal: end the kernel, and so the run. The second signal, or a minute, kills it.
+    """Handle a signal: end the kernel, and so the run; after a minute, by a kill.
 
-    In a training SIGTERM makes a checkpoint; any other kernel dies of it.
+    In a training SIGTERM makes a checkpoint; any other kernel dies of it. It is sent once, since a
+    terminal and Snakemake may both tell of the same stop.
     """
     kernels = psutil.Process().children()
     for kernel in kernels:
-        kernel.send_signal(signal.SIGKILL if stops else signal.SIGTERM)
+        if number == signal.SIGALRM:
+            kernel.kill()
+        elif not stops:
+            kernel.terminate()
     stops.append(signal.Signals(number))
     signal.alarm(60)
     if not kernels:

@@ -1,0 +1,160 @@
+"""Studies that are stopped, killed or fail, and batches on a cluster; their notebooks only wait."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from rolib.config import ROOT
+
+TINY = ROOT / "params" / "tiny"
+# A training that takes a minute, and writes its checkpoint when it is asked to stop.
+WAIT = """
+import os, signal, time
+from pathlib import Path
+place = Path(os.environ["ROLIB_RUNS"])
+def leave(number, frame):
+    time.sleep(0.5)
+    with open(place / "checkpoints", "a") as file:
+        file.write("one\\n")
+    raise SystemExit(128 + number)
+signal.signal(signal.SIGTERM, leave)
+(place / "started").touch()
+end = time.monotonic() + 60
+while time.monotonic() < end and not (place / "go-on").exists():
+    time.sleep(0.02)
+"""
+
+
+def write_notebook(path, *cells):
+    parameters = new_code_cell("profile = teacher = ''", metadata={"tags": ["parameters"]})
+    notebook = new_notebook(cells=[parameters, *map(new_code_cell, cells)])
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    nbformat.write(notebook, path)
+
+
+def errors_in(path):
+    """The names of the errors that an executed notebook shows."""
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return [output["ename"] for output in outputs if output["output_type"] == "error"]
+
+
+def wait_for(path, seconds=30):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a Python module in tmp_path; it and its children are killed at the end."""
+    started = []
+
+    def start(*words, **more):
+        environment = {**os.environ, "ROLIB_RUNS": str(tmp_path / "runs"), "PYTHONPATH": str(ROOT)}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", *map(str, words)],
+            cwd=tmp_path,
+            env=environment | more,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # as a terminal does: a signal reaches the whole group
+        )
+        started.append(process)
+        return process
+
+    (tmp_path / "runs").mkdir()
+    yield start
+    for process in started:
+        if process.poll() is None:
+            children = psutil.Process(process.pid).children(recursive=True)
+            for child in [*children, process]:
+                child.kill()
+
+
+@pytest.fixture
+def study(tmp_path, start):
+    """Start the study `tiny` with stand-ins for its notebooks; returns the process."""
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    shutil.copytree(ROOT / "notebooks" / "templates", tmp_path / "notebooks" / "templates")
+    (tmp_path / "params").symlink_to(ROOT / "params")
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        write_notebook(tmp_path / "notebooks" / path.name, WAIT, "assert teacher != 'bert-cased'")
+
+    def study(*targets, options=("--cores", "2")):
+        done = tmp_path / "runs" / "tiny" / "notebooks"
+        flags = "--quiet all --keep-going --nolock --rerun-incomplete --config profile=tiny".split()
+        return start("snakemake", *options, *flags, "--", *(done / f"{t}.ipynb" for t in targets))
+
+    return study
+
+
+def test_a_stopped_or_killed_study_leaves_no_process_and_goes_on(tmp_path, study):
+    runs = tmp_path / "runs"
+    checkpoints, started = runs / "checkpoints", runs / "started"
+    for count, how in enumerate((signal.SIGINT, signal.SIGKILL), 1):
+        process = study("01-bert-uncased")
+        wait_for(started)
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert sum("ipykernel" in " ".join(child.cmdline()) for child in below) == 1
+        if how == signal.SIGINT:  # Ctrl-C reaches the notebook and Snakemake
+            os.killpg(process.pid, how)
+            assert process.wait(20) == 130
+            line = "stopped: `make study PROFILE=tiny` goes on from here"
+            assert process.stderr.read().split("\n")[0] == line
+        else:
+            second = study("01-bert-uncased")
+            assert second.wait(20) == 1
+            told = second.stderr.read()
+            assert told.startswith(f"error: process {process.pid} works on {runs / 'tiny'}")
+            assert "Traceback" not in told
+            process.kill()
+        assert psutil.wait_procs(below, timeout=10)[1] == []
+        assert checkpoints.read_text().split() == ["one"] * count  # one signal each
+        started.unlink()
+
+    (runs / "go-on").touch()
+    process = study("01-bert-cased", "01-bert-uncased", "02-distil-cased")
+    assert process.wait(60) == 1
+    # A failing notebook stops what rests on it, and nothing else.
+    done = runs / "tiny" / "notebooks"
+    assert {path.name for path in done.iterdir()} == {
+        "01-bert-cased.partial.ipynb",
+        "01-bert-uncased.ipynb",
+    }
+    assert errors_in(done / "01-bert-cased.partial.ipynb") == ["AssertionError"]
+    log = runs / "tiny" / "logs" / "01-bert-cased.log"
+    said = process.stderr.read().split("\n")
+    assert said[-3:-1] == [
+        "not finished; what rests on these was not run:",
+        f"01-bert-cased failed; its log is {log}",
+    ]
+    assert log.read_text().split("\n")[-2].startswith("error: AssertionError: ")
+
+
+def test_a_cell_that_hangs_ends_at_the_time_limit(tmp_path, start):
+    notebook, output = tmp_path / "08-explore-predictions.ipynb", tmp_path / "out.ipynb"
+    write_notebook(notebook, "import time\nwhile True:\n    time.sleep(0.1)")
+    arguments = [notebook, output, "-f", TINY / "common.yaml", "--minutes", "0.02"]
+    process = start("rolib.notebook", *arguments)
+    assert process.wait(30) == 1
+    last = process.stderr.read().strip().split("\n")[-1]
+    assert last.startswith("error: KeyboardInterrupt: a cell took longer than 0.02 minutes")
+    partial = output.with_suffix(".partial.ipynb")
+    assert str(partial) in last and errors_in(partial) == ["KeyboardInterrupt"]
+    assert not output.exists()
