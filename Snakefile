@@ -46,7 +46,7 @@ EVALUATED = TEACHERS + STUDENTS + CONTROLS + [f"{name}-random" for name in TEACH
 
 # A job is single-threaded unless it has the machine for itself; two-thread jobs side by side are
 # slower than one. A job on a cluster has the cores that it asked for.
-CORES = workflow.cores or 1  # None where a cluster runs the jobs
+CORES = workflow.resource_settings.cores or 1  # None where a cluster runs the jobs
 if workflow.local_exec:
     threads_of_a_job = os.cpu_count() // CORES if workflow.is_main_process else CORES
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads_of_a_job)))
@@ -59,7 +59,7 @@ RUN = LOG + EXEC + "python -m rolib.notebook --minutes {resources.runtime} {inpu
 # What a job may take at most, with room: at the paper's shapes 2 to 5 GB were measured. A cell that
 # takes longer than `runtime` hangs and is stopped. --set-resources student:runtime=24h changes it.
 TRAINS = {"gpu": 1, "mem_mb": 16000, "runtime": "72h"}
-READS = {"mem_mb": 8000, "runtime": "8h"}
+READS = {"gpu": 0, "mem_mb": 8000, "runtime": "8h"}
 TRAINING = [f"{PARAMS}/common.yaml", f"{PARAMS}/training.yaml"]
 
 

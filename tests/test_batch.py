@@ -158,3 +158,33 @@ def test_a_cell_that_hangs_ends_at_the_time_limit(tmp_path, start):
     partial = output.with_suffix(".partial.ipynb")
     assert str(partial) in last and errors_in(partial) == ["KeyboardInterrupt"]
     assert not output.exists()
+
+
+# A cluster of one machine: it starts the job, which is a shell script, and prints a number.
+SUBMIT = """#!/bin/sh
+echo "$@" >> "$ROLIB_RUNS/submitted"
+setsid sh "$4" > "$4.log" 2>&1 &
+echo $!
+"""
+
+
+def test_a_batch_runs_on_a_cluster(tmp_path, study):
+    """With profiles/slurm, but for its executor."""
+    pytest.importorskip("snakemake_executor_plugin_cluster_generic", reason="extra `cluster`")
+    shutil.copytree(ROOT / "profiles" / "slurm", tmp_path / "profiles" / "slurm")
+    submit = tmp_path / "submit"
+    submit.write_text(SUBMIT)
+    submit.chmod(0o755)
+    (tmp_path / "runs" / "go-on").touch()
+    command = f"{submit} {{resources.mem_mb}} {{resources.runtime}} {{resources.gpu}}"
+    options = ["--profile", "profiles/slurm", "--executor", "cluster-generic", "--retries", "0"]
+    options += ["--cluster-generic-submit-cmd", command, "--seconds-between-status-checks", "1"]
+    process = study("01-bert-cased", "01-bert-uncased", "02-distil-cased", options=options)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 1, told
+    asked = (tmp_path / "runs" / "submitted").read_text().splitlines()
+    assert [line.split()[:3] for line in asked] == [["16000", "4320", "1"]] * 2
+    done = tmp_path / "runs" / "tiny" / "notebooks"
+    assert (done / "01-bert-uncased.ipynb").exists()
+    assert errors_in(done / "01-bert-cased.partial.ipynb") == ["AssertionError"]
+    assert "01-bert-uncased" in told and told.split("\n")[-2].startswith("01-bert-cased failed; ")
