@@ -88,6 +88,7 @@ class TrainingConfig(Config):
     weight_decay: Weight = Field(description="decay of the weight matrices")
     log_every: Count = Field(description="steps between two records")
     checkpoint_every: Count = Field(description="steps between checkpoints and held-out losses")
+    checkpoint_minutes: Positive = Field(10.0, description="at most between checkpoints")
 
     @property
     def mask_seed(self) -> int:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,16 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
+from accelerate import PartialState
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from rolib.config import ROOT, Config, to_dict
 
 PACKAGES = "torch transformers tokenizers datasets accelerate numpy scipy pandas".split()
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+# What Python, safetensors and torch.save say of it.
+FULL_DISK = re.compile("No space left on device|inline_container")
 T = TypeVar("T")
 
 
@@ -37,11 +43,18 @@ def sha256(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole: under a temporary name, then renamed."""
+    """Write a text file whole: under a temporary name, onto the disk, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
+    wait_for_disk(temporary)
     os.replace(temporary, path)
+
+
+def wait_for_disk(path: Path) -> None:
+    """Return when the content of a file has reached the disk."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -50,8 +63,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, made_by: str) -> Any:
-    """The content of a result of an earlier notebook; errors as in `require`."""
-    return json.loads(require(path, made_by).read_text(encoding="utf-8"))
+    """The content of a result of an earlier notebook; errors as in `require`, or ValueError."""
+    try:
+        return json.loads(require(path, made_by).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(path, made_by, str(error)) from None
+
+
+def damaged(path: Path, made_by: str, problem: str) -> ValueError:
+    """The error for a file of a run that is not as it was written."""
+    return ValueError(f"{path} is damaged ({problem}): delete {path.parent} and run {made_by}")
 
 
 def require(path: Path, made_by: str) -> Path:
@@ -67,12 +88,35 @@ def made_by(config: Config) -> str:
 
 
 def model_folder(config: Config, name: str) -> Path:
-    """The folder of a finished teacher or student; FileNotFoundError names the remedy."""
+    """The folder of a finished teacher or student, its files unchanged.
+
+    FileNotFoundError or ValueError (a damaged file) name the remedy.
+    """
     for kind in ("teachers", "students"):
-        if (config.folder / kind / name / "manifest.json").exists():
-            return config.folder / kind / name
+        folder = config.folder / kind / name
+        if (folder / "manifest.json").exists():
+            check_files(folder, made_by(config))
+            return folder
     problem = f"{config.folder}: no finished model {name!r}"
     raise FileNotFoundError(f"{problem}: run {made_by(config)} first")
+
+
+def model_identity(folder: Path, made_by: str) -> str:
+    """The SHA-256 of a model's weights, shape and tokenizer; for errors see `require`.
+
+    Without tokenizer.json transformers would make a tokenizer of special pieces only.
+    """
+    digest = hashlib.sha256()
+    for file in MODEL_FILES:
+        digest.update(sha256(require(folder / file, made_by)).encode())
+    return digest.hexdigest()
+
+
+def check_files(folder: Path, made_by: str) -> None:
+    """Raise ValueError for a file of a finished run that differs from its manifest's hash."""
+    for file, checksum in read_json(folder / "manifest.json", made_by).get("files", {}).items():
+        if sha256(require(folder / file, made_by)) != checksum:
+            raise damaged(folder / file, made_by, "its SHA-256 is not that of manifest.json")
 
 
 def device_name() -> str:
@@ -111,43 +155,136 @@ def manifest(config: Config, inputs: dict[str, str], seconds: float) -> dict:
     }
 
 
+def partial_folder(folder: Path) -> Path:
+    """The folder in which the run `folder` is made."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
 def is_finished(folder: Path, config: Config, inputs: dict[str, str]) -> bool:
-    """True if the run in `folder` ended with this configuration and these inputs."""
+    """True if the run in `folder` ended with this configuration and these inputs.
+
+    ValueError for a file that changed since.
+    """
+    if (whole := partial_folder(folder) / "manifest.json").exists():
+        with lock(folder, timeout=60):
+            if whole.exists():  # a kill came before the last rename
+                publish(folder)
     if not (folder / "manifest.json").exists() or not (folder / "config.yaml").exists():
         return False
     saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    read = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["inputs"]
+    read = read_json(folder / "manifest.json", made_by(config))["inputs"]
     # As text, since the order of keys may matter: the first teacher gives the vocabulary.
-    return json.dumps(saved) == json.dumps(to_dict(config)) and read == inputs
+    same = json.dumps(saved) == json.dumps(to_dict(config)) and read == inputs
+    if same:
+        check_files(folder, made_by(config))
+    return same
 
 
 @contextlib.contextmanager
-def new_run(folder: Path, config: Config, inputs: dict[str, str], **more: Any) -> Iterator[Path]:
+def lock(folder: Path, timeout: float = 0) -> Iterator[None]:
+    """Hold the right to write the run `folder`, which the system gives back if the process dies.
+
+    RuntimeError, which names the other process, if one has held it for `timeout` seconds (-1:
+    wait as long as it takes); PermissionError for a folder that cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.with_name(f".{folder.name}.lock")
+    right = FileLock(file, timeout)
+    try:
+        right.acquire()
+    except Timeout:
+        process = f"process {file.read_text()} is making it"
+        raise RuntimeError(f"{folder}: {process}: wait for it, or stop it") from None
+    file.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        file.unlink()  # filelock looks whether the file that it opened is still this one
+        right.release()
+
+
+def publish(folder: Path) -> None:
+    """Give a whole run its name. Whenever a kill comes, one whole run stays, and is found again."""
+    working, old = partial_folder(folder), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(working / "checkpoints", ignore_errors=True)
+    (working / "identity.json").unlink(missing_ok=True)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(working, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_run(
+    folder: Path, config: Config, inputs: dict[str, str], together: bool = True, **more: Any
+) -> Iterator[Path]:
     """A working folder beside `folder`, which takes its name when the block ends without an error.
 
     A manifest is added then, with `more` in it. A working folder that an interrupted run with the
     same configuration and inputs left is given as it is, so that its checkpoints are used. Any
-    other one is deleted.
+    other one is deleted. Of several processes that work together the main one makes the folder and
+    gives it its name; the others wait. Errors as in `lock`, and OSError for a full disk.
     """
-    working = folder.with_name(f".{folder.name}.partial")
-    identity_file = working / "identity.json"
+    state, working = PartialState(), partial_folder(folder)
+    wait = state.wait_for_everyone if together else lambda: None
+    main = state.is_main_process or not together
+    with contextlib.ExitStack() as held:
+        if main:
+            held.enter_context(lock(folder))
+            earlier = take_over(working, config, inputs)
+        wait()
+        start = time.perf_counter()
+        try:
+            yield working
+        except Exception as error:
+            if FULL_DISK.search(str(error)):
+                problem = f"{working}: no space left on the disk"
+                raise OSError(f"{problem}: free some, then run the same command again") from error
+            raise
+        wait()
+        if main:
+            origin = manifest(config, inputs, earlier + time.perf_counter() - start)
+            write_json(working / "manifest.json", origin | more | {"files": hash_files(working)})
+            publish(folder)
+    wait()
+
+
+def take_over(working: Path, config: Config, inputs: dict[str, str]) -> float:
+    """Make the working folder of a run, or keep that of the same run interrupted.
+
+    Returns the seconds that were spent on it before.
+    """
     identity = {"config": to_dict(config), "inputs": inputs}
-    if working.exists():
-        same = identity_file.exists() and json.loads(identity_file.read_text()) == identity
-        if not same:
-            shutil.rmtree(working)
-    write_json(identity_file, identity)
+    identity_file, seconds = working / "identity.json", 0.0
+    found = read_json(identity_file, made_by(config)) if identity_file.exists() else {}
+    if {key: found.get(key) for key in identity} == identity:
+        last_write = max(path.stat().st_mtime for path in working.rglob("*"))
+        seconds = found["seconds"] + last_write - found["started"]
+        for path in working.rglob(".*.tmp"):
+            path.unlink()
+    elif working.exists():
+        shutil.rmtree(working)
+    write_json(identity_file, identity | {"seconds": seconds, "started": time.time()})
     settings = yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False)
     write_text(working / "config.yaml", settings)
-    start = time.perf_counter()
-    yield working
-    origin = manifest(config, inputs, time.perf_counter() - start)
-    write_json(working / "manifest.json", origin | more)
-    shutil.rmtree(working / "checkpoints", ignore_errors=True)
-    identity_file.unlink()
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(working, folder)
+    return seconds
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a run, by path, once all are on the disk.
+
+    Without the files of the work, and without the model card, which people may edit.
+    """
+    mode, hashes = folder.stat().st_mode & 0o666, {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not name.startswith(("checkpoints/", "identity.json")):
+            path.chmod(mode)  # safetensors writes files that nobody else may read
+            wait_for_disk(path)
+            hashes[name] = sha256(path)
+    hashes.pop("README.md", None)
+    return hashes
 
 
 def append_metrics(path: Path, record: dict) -> None:
@@ -157,8 +294,12 @@ def append_metrics(path: Path, record: dict) -> None:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """All records of a metrics.jsonl, in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """All records of a metrics.jsonl, in order; a last line that a kill cut off is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise damaged(path, "the same command", str(error)) from None
 
 
 def progress(iterable: Iterable[T], **options: Any) -> "tqdm[T]":

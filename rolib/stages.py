@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
 from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -21,7 +21,7 @@ from rolib import runs
 from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig
 from rolib.data import corpus
 from rolib.data.download import data_root
-from rolib.data.pretrained import pretrained_folder
+from rolib.data.pretrained import MADE_BY, pretrained_folder
 from rolib.data.tasks import load_task, task_source
 from rolib.distillation import loop, models
 from rolib.distillation.alignment import Projection, check_wordpiece, same_vocabulary
@@ -86,11 +86,11 @@ def prepare_teacher(config: TeacherConfig, on_log: OnRecord = ignore) -> Path:
     inputs = {"corpus": corpus.corpus_identity(config, root), "source": config.source}
     inputs["revision"] = config.revision
     if config.shipped:
-        inputs["weights"] = runs.sha256(pretrained_folder(config.shipped) / "model.safetensors")
+        inputs["weights"] = runs.model_identity(pretrained_folder(config.shipped), MADE_BY)
     if runs.is_finished(folder, config, inputs):
         return folder
     texts = corpus.load_corpus(config, root)
-    pretrain, facts = config.source == "pretrain", {}
+    pretrain, facts = config.source == "pretrain", dict[str, Any](notes=[])
     if pretrain:
         texts_read = texts["train"]["text"]
         tokenizer = models.train_tokenizer(texts_read, config.vocab_size, config.lowercase)
@@ -103,7 +103,7 @@ def prepare_teacher(config: TeacherConfig, on_log: OnRecord = ignore) -> Path:
         torch.manual_seed(config.seed)
         teacher = models.build_teacher(config, tokenizer)
         facts["precision"] = choose_precision(config.precision, config.hidden_size)
-    with runs.new_run(folder, config, inputs, notes=[], **facts) as working:
+    with runs.new_run(folder, config, inputs, **facts) as working:
         if pretrain:
             teacher = loop.train(config, teacher, [tokenizer], blocks, working, on_log=on_log)
         elif config.shipped:  # the curve of its training, on the text of its own manifest
@@ -201,7 +201,7 @@ def distil_student(
     root, folder = data_root(config.data), folder or config.folder / "students" / config.student
     inputs = {"corpus": corpus.corpus_identity(config, root)}
     for name in config.shares:
-        inputs[name] = runs.sha256(runs.model_folder(config, name) / "model.safetensors")
+        inputs[name] = runs.model_identity(runs.model_folder(config, name), runs.made_by(config))
     if runs.is_finished(folder, config, inputs):
         return folder
     teachers, tokenizers = load_teachers(config)
@@ -209,7 +209,9 @@ def distil_student(
     check_depth(config.num_layers, first.config.num_hidden_layers)
     if config.objective == "mlm":
         teachers, tokenizers = [], tokenizers[:1]
-    blocks = prepare_blocks(config, corpus.load_corpus(config, root), tokenizers)
+    state = PartialState()
+    with state.main_process_first():  # the others find what it has stored
+        blocks = prepare_blocks(config, corpus.load_corpus(config, root), tokenizers)
     torch.manual_seed(config.seed)
     if teachers:
         student = models.init_student(first, config.num_layers)
@@ -224,7 +226,8 @@ def distil_student(
         student = loop.train(config, student, tokenizers, blocks, working, teachers, on_log, cache)
         what = f"DistilBERT with {config.num_layers} layers, {how}"
         card = model_card(config, config.student, what)
-        models.save_model(student, tokenizers[0], working, card)
+        if state.is_main_process:
+            models.save_model(student, tokenizers[0], working, card)
     return folder
 
 
@@ -242,27 +245,32 @@ def evaluate_model(
     root, random_weights = data_root(config.data), config.model.endswith("-random")
     source = source or runs.model_folder(config, config.model.removesuffix("-random"))
     folder = folder or config.folder / "evaluation" / config.model
-    weights, results = runs.sha256(source / "model.safetensors"), []
+    model = runs.model_identity(source, runs.made_by(config))
     # Each run ends with a collection of garbage, which need not search what was imported.
     gc.collect()
     gc.freeze()
     width = AutoConfig.from_pretrained(source).hidden_size
     precision = choose_precision(config.precision, width)
+    state, scores = PartialState(), list[Path]()
     for name in config.tasks:
         files, splits = task_source(name, root), None
-        inputs = {"model": weights}
+        notes = [files.note] if files.note else []
+        facts: dict[str, Any] = {"notes": notes, "precision": precision, "together": False}
+        inputs = {"model": model}
         inputs |= {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
         for seed in config.seeds:
             run, one = folder / name / f"seed-{seed}", single_run(config, name, seed)
+            scores.append(run / "scores.json")
+            if len(scores) % state.num_processes != state.process_index:
+                continue  # several processes share the runs out
             if not runs.is_finished(run, one, inputs):
                 splits = splits or read_splits(config, name, source, load_task(name, root))
-                notes = [files.note] if files.note else []
-                with runs.new_run(run, one, inputs, notes=notes, precision=precision) as working:
+                with runs.new_run(run, one, inputs, **facts) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     finetune(one, name, seed, source, random_weights, splits, working)
-            results.append(runs.read_json(run / "scores.json", "`make demo`"))
-            on_result(results[-1])
-    return results
+            on_result(runs.read_json(scores[-1], runs.made_by(config)))
+    state.wait_for_everyone()
+    return [runs.read_json(path, runs.made_by(config)) for path in scores]
 
 
 def single_run(config: EvaluateConfig, task: str, seed: int) -> EvaluateConfig:

@@ -19,6 +19,7 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM
 from rolib import training
 from rolib.config import ROOT
 from rolib.distillation import loop
+from rolib.distillation.checkpoints import checkpoints
 from rolib.distillation.losses import IGNORE
 from rolib.distillation.masking import MaskingCollator
 from rolib.distillation.models import MaskedLM, init_student
@@ -421,7 +422,7 @@ def test_two_processes_train_like_one(
         )
         < 1e-5
     )
-    assert [path.name for path in (two / "checkpoints").iterdir()] == ["step-4"]
+    assert [path.name for path in checkpoints(two)] == ["step-2", "step-4"]
     for ours, theirs in zip(
         read_metrics(one / "metrics.jsonl"), read_metrics(two / "metrics.jsonl"), strict=True
     ):
@@ -616,12 +617,13 @@ def test_taking_checkpoints_does_not_change_the_training(run, student_config, to
     assert same_weights(often, never)
 
 
-def test_the_newest_checkpoint_alone_is_kept_and_none_is_half_written(
+def test_the_last_two_checkpoints_are_kept_and_none_is_half_written(
     run, work, student_config, monkeypatch
 ):
     folder = work()
-    run(student_config(steps=5, checkpoint_every=2), folder=folder)
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-4"]
+    run(student_config(steps=7, checkpoint_every=2), folder=folder)
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["step-4", "step-6"]
 
     def broken_save(self, output_dir, **options):
         (folder / "checkpoints" / ".partial").mkdir(exist_ok=True)
@@ -629,8 +631,9 @@ def test_the_newest_checkpoint_alone_is_kept_and_none_is_half_written(
 
     monkeypatch.setattr("accelerate.Accelerator.save_state", broken_save)
     with pytest.raises(Interrupted):
-        run(student_config(steps=7, checkpoint_every=2), folder=folder)
-    assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == ["step-4"]
+        run(student_config(steps=9, checkpoint_every=2), folder=folder)
+    kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+    assert kept == ["step-4", "step-6"]
 
 
 def test_a_control_trains_from_random_weights(work, student_config, toy_tokenizer, toy_blocks):

@@ -1,9 +1,9 @@
 """The training loop on Accelerate, for distillation and for pre-training by masked words."""
 
 import contextlib
-import json
 import math
-import shutil
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +15,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from datasets import Dataset, DatasetDict
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers import get_linear_schedule_with_warmup as linear_schedule
 
 from rolib.config import StudentConfig, TrainingConfig
 from rolib.distillation.cache import TeacherCache
+from rolib.distillation.checkpoints import delayed_signals, resume, save_checkpoint
 from rolib.distillation.masking import Collate, MaskingCollator, View
 from rolib.distillation.models import MaskedLM
 from rolib.distillation.objective import Objective, Teacher
-from rolib.runs import append_metrics, progress, read_metrics, write_text
+from rolib.runs import append_metrics, progress
 from rolib.training import choose_precision, keep_freed_memory, length_batches, parameter_groups
 
 # DistilBERT's recipe.
@@ -104,32 +106,61 @@ def step_batches(
         yield [load(blocks, numbers, collate, epoch) for numbers in mine]
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """Save model, optimizer, schedule and random generators; remove the older checkpoint."""
-    temporary = folder / "checkpoints" / ".partial"
-    accelerator.save_state(str(temporary), safe_serialization=False)  # tied weights stay tied
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        older = list(temporary.parent.glob("step-*"))
-        temporary.rename(temporary.with_name(f"step-{step}"))
-        for path in older:
-            shutil.rmtree(path)
+def optimizer_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    micro_batches: list[list[View]],
+    alphas: Tensor,
+) -> Tensor:
+    """Train one step and return the mean of each term over it (terms,), on the device.
 
-
-def resume(accelerator: Accelerator, folder: Path) -> int:
-    """Load the newest checkpoint and return its step; 0 without a checkpoint.
-
-    Metrics of later steps are removed, since those steps will be trained again.
+    L = sum of alpha_k * S_k / n_k: S_k is the sum of a term over its places in the micro-batches of
+    all processes, n_k the number of these places. alphas: (terms,).
     """
-    found = (folder / "checkpoints").glob("step-*")
-    step = max((int(path.name.removeprefix("step-")) for path in found), default=0)
-    if step:
-        accelerator.load_state(str(folder / "checkpoints" / f"step-{step}"))
-    metrics = folder / "metrics.jsonl"
-    if accelerator.is_main_process and metrics.exists():
-        kept = [record for record in read_metrics(metrics) if record["step"] <= step]
-        write_text(metrics, "".join(json.dumps(record) + "\n" for record in kept))
-    return step
+    device = accelerator.device
+    # The places are counted before any forward pass.
+    places = torch.tensor([objective.counts(batch) for batch in micro_batches]).sum(0)
+    counts = accelerator.reduce(places.to(device)).clamp(min=1)
+    # DDP averages gradients over processes; the counts already span all of them.
+    weights = alphas / counts * accelerator.num_processes
+    means = torch.zeros_like(alphas)
+    for i, batch in enumerate(micro_batches):
+        batch = send_to_device(batch, device, non_blocking=True)
+        last = i == len(micro_batches) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            loss, sums = objective.loss(model, batch, weights)
+            accelerator.backward(loss)
+        means = means + sums / counts
+    accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
+    optimizer.step()
+    optimizer.zero_grad()
+    return means
+
+
+def agree(accelerator: Accelerator, wishes: list[bool], meeting: bool) -> list[bool]:
+    """Which wishes at least one process has. Several processes can only tell at a meeting."""
+    if accelerator.num_processes == 1:
+        return wishes
+    if not meeting:
+        return [False] * len(wishes)
+    return accelerator.reduce(torch.tensor(wishes).int().to(accelerator.device)).bool().tolist()
+
+
+def mean_losses(
+    accelerator: Accelerator, objective: Objective, totals: Tensor, step: int, steps: int
+) -> dict[str, float]:
+    """The mean of each term, and of the loss, over the last `steps` steps of all processes.
+
+    Raises FloatingPointError for a loss that is not finite.
+    """
+    means = (accelerator.reduce(totals) / steps).tolist()
+    record = {term.name: mean for term, mean in zip(objective.terms, means, strict=True)}
+    record["loss"] = sum(term.alpha * record[term.name] for term in objective.terms)
+    if not math.isfinite(record["loss"]):
+        raise FloatingPointError(f"step {step}: the loss is {record['loss']}: lower learning_rate")
+    return record
 
 
 def train(
@@ -148,7 +179,8 @@ def train(
     student its vocabulary and its start. The states of each further one are compared through a
     trainable map, which is not saved. Without teachers the student is pre-trained by masked words.
     cache: stored answers, read in place of running the teachers. on_log is called with each
-    metrics record. Raises FloatingPointError for a loss that is not finite.
+    metrics record. SIGINT and SIGTERM act after the step, when a checkpoint is saved. Raises
+    FloatingPointError for a loss that is not finite.
     """
     # Step 1: all randomness comes from the seed. Each process draws dropout masks of its own.
     keep_freed_memory()
@@ -157,88 +189,81 @@ def train(
     device, is_main = accelerator.device, accelerator.is_main_process
     precision = choose_precision(config.precision, student.config.hidden_size)
     objective = Objective(config, teachers, precision)
-    alphas = torch.tensor([term.alpha for term in objective.terms], device=device)
     compared = objective.soft_targets, objective.states
     collator = MaskingCollator(tokenizers, config.mask_share, config.mask_seed, *compared)
     reading: dict[str, Collate] = dict.fromkeys(blocks, collator)
     if cache:
         reading = {split: cache.reading(collator, split, objective) for split in blocks}
 
-    # Step 2: optimizer and schedule. Accelerate would step a prepared schedule once per process.
+    # Step 2: the optimizer, and teachers, which are not prepared: Accelerate would put them into
+    # every checkpoint.
     if isinstance(config, StudentConfig) and config.freeze_positions:
         student.base_model.embeddings.position_embeddings.weight.requires_grad_(False)
     widths = [teacher.model.model.config.hidden_size for teacher in objective.mapped]
-    model = MaskedLM(student, widths)
-    groups = parameter_groups(model, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, **ADAM)
-    schedule = linear_schedule(optimizer, round(config.warmup_share * config.steps), config.steps)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(schedule)
-    for teacher in teachers:  # not prepared: Accelerate would put them into every checkpoint
+    bare = MaskedLM(student, widths)
+    groups = parameter_groups(bare, config.weight_decay)
+    plain = torch.optim.AdamW(groups, lr=config.learning_rate, **ADAM)
+    model, optimizer = accelerator.prepare(bare, plain)
+    for teacher in teachers:
         teacher.place(device, "" if cache else precision)
 
-    # Step 3: continue from a checkpoint.
+    # Step 3: continue from a checkpoint. The schedule follows from the step.
     done = resume(accelerator, folder)
+    warmup = round(config.warmup_share * config.steps)
+    schedule = linear_schedule(plain, warmup, config.steps, last_epoch=done - 1)
     model.train()
     steps = step_batches(blocks["train"], reading["train"], config, accelerator, done)
     name = folder.name.strip(".")
     bar = progress(
         in_background(steps), total=config.steps, initial=done, desc=name, disable=not is_main
     )
+    alphas = torch.tensor([term.alpha for term in objective.terms], device=device)
     totals, tokens, logged = torch.zeros_like(alphas), 0, done
-    clock = time.perf_counter()
+    clock = saved = time.monotonic()
 
-    for step, micro_batches in enumerate(bar, start=done + 1):
-        # Step 4: n_k, the places of each term in the whole step, before any forward pass.
-        places = torch.tensor([objective.counts(batch) for batch in micro_batches]).sum(0)
-        counts = accelerator.reduce(places.to(device)).clamp(min=1)
+    with delayed_signals() as signals:
+        for step, micro_batches in enumerate(bar, start=done + 1):
+            # Step 4: forward, backward, update.
+            parts = accelerator, model, optimizer, objective
+            totals = totals + optimizer_step(*parts, micro_batches, alphas)
+            schedule.step()
+            tokens += sum(len(batch[0]["tokens"]) for batch in micro_batches)
 
-        # Step 5: forward and backward, L = sum of alpha_k * S_k / n_k.
-        # DDP averages gradients over processes; the counts already span all of them.
-        weights = alphas / counts * accelerator.num_processes
-        for i, batch in enumerate(micro_batches):
-            batch = send_to_device(batch, device, non_blocking=True)
-            last = i == len(micro_batches) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                loss, sums = objective.loss(model, batch, weights)
-                accelerator.backward(loss)
-            totals = totals + sums / counts
+            # Step 5: log. Only here and at a checkpoint the device is waited for.
+            record: dict[str, float] = {}
+            at_log = step % config.log_every == 0 or step == config.steps
+            if at_log:
+                record = mean_losses(accelerator, objective, totals, step, step - logged)
+                record["learning_rate"] = schedule.get_last_lr()[0]
+                record["tokens"] = int(accelerator.reduce(torch.tensor(tokens, device=device)))
+                record["tokens_per_second"] = record["tokens"] / (time.monotonic() - clock)
+                totals, tokens, logged = torch.zeros_like(alphas), 0, step
+                clock = time.monotonic()
 
-        # Step 6: update.
-        accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        tokens += sum(len(batch[0]["tokens"]) for batch in micro_batches)
+            # Step 6: the held-out loss.
+            at_checkpoint = step % config.checkpoint_every == 0
+            if at_checkpoint or step == config.steps:
+                paused = time.monotonic()
+                record |= held_out_losses(bare, objective, blocks["held_out"], reading["held_out"])
+                clock += time.monotonic() - paused
+            if record and is_main:
+                append_metrics(folder / "metrics.jsonl", {"step": step, **record})
+                shown = {key: f"{value:.3f}" for key, value in record.items() if value < 1e3}
+                bar.set_postfix(shown, refresh=False)
+                on_log({"step": step, **record})
 
-        # Step 7: log, evaluate, keep. Only here the device is waited for.
-        record: dict[str, float] = {}
-        at_checkpoint = step % config.checkpoint_every == 0
-        if step % config.log_every == 0 or step == config.steps:
-            means = accelerator.reduce(totals) / (step - logged)
-            for term, mean in zip(objective.terms, means.tolist(), strict=True):
-                record[term.name] = mean
-            record["loss"] = sum(term.alpha * record[term.name] for term in objective.terms)
-            if not math.isfinite(record["loss"]):
-                problem = f"the loss is {record['loss']}"
-                raise FloatingPointError(f"step {step}: {problem}: lower learning_rate")
-            record["learning_rate"] = schedule.get_last_lr()[0]
-            record["tokens"] = int(accelerator.reduce(torch.tensor(tokens, device=device)))
-            record["tokens_per_second"] = record["tokens"] / (time.perf_counter() - clock)
-            totals, tokens, logged = torch.zeros_like(alphas), 0, step
-            clock = time.perf_counter()
-        if at_checkpoint or step == config.steps:
-            paused = time.perf_counter()
-            bare = accelerator.unwrap_model(model)
-            record |= held_out_losses(bare, objective, blocks["held_out"], reading["held_out"])
-            clock += time.perf_counter() - paused
-        if record and is_main:
-            append_metrics(folder / "metrics.jsonl", {"step": step, **record})
-            shown = {key: f"{value:.3f}" for key, value in record.items() if value < 1e3}
-            bar.set_postfix(shown, refresh=False)
-            on_log({"step": step, **record})
-        if at_checkpoint and step < config.steps:
-            save_checkpoint(accelerator, folder, step)
-    trained = accelerator.unwrap_model(model).model.cpu().eval()
+            # Step 7: keep, and stop if a signal came.
+            late = time.monotonic() - saved > 60 * config.checkpoint_minutes
+            late, stop = agree(accelerator, [late, bool(signals)], at_log)
+            if step < config.steps and (at_checkpoint or late or stop):
+                save_checkpoint(accelerator, folder, step)
+                saved = time.monotonic()
+            if stop and step < config.steps:
+                bar.write(
+                    f"Stopped after step {step}. The same command goes on from there.", sys.stderr
+                )
+                signals[:] = signals or [signal.SIGTERM]  # for a process that got none itself
+                break
+    trained = bare.model.cpu().eval()
     accelerator.free_memory()
     return trained

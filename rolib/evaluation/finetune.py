@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import PreTrainedTokenizerFast as Tokenizer
@@ -221,16 +222,16 @@ def finetune(
     task = with_protocol(task_name, config.protocols[task_name])
     labels = label_names(task, splits["train"][0])
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
-    model = load_for_task(model_folder, task, labels, random_weights, config.pooling)
+    device = PartialState().device
+    model = load_for_task(model_folder, task, labels, random_weights, config.pooling).to(device)
 
     def predictions(name: str) -> pd.DataFrame:
         split, rows, _ = splits[name]
-        with training.autocast(accelerator.device, precision):
+        with training.autocast(device, precision):
             outputs = predict(model, rows, task, tokenizer, 4 * config.batch_size)
         return prediction_table(rows, outputs, task, split, labels)
 
     # Step 2: optimizer and schedule.
-    accelerator = Accelerator()
     precision = training.choose_precision(config.precision, model.config.hidden_size)
     epochs, rate = config.epochs[task_name], config.learning_rates[task_name]
     train_rows: Any = splits["train"][1]  # a list, which a DataLoader takes as a data set
@@ -239,8 +240,6 @@ def finetune(
     optimizer = torch.optim.AdamW(
         training.parameter_groups(model, config.weight_decay), lr=rate, fused=True
     )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    plain = accelerator.unwrap_model(model)
     warmup = round(config.warmup_share * steps)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
     best, best_score, best_epoch = {}, -np.inf, 0
@@ -252,10 +251,10 @@ def finetune(
         losses = []
         batches = training.length_batches(lengths, config.batch_size, seed, epoch)
         for rows in torch.utils.data.DataLoader(train_rows, batch_sampler=batches, collate_fn=list):
-            with training.autocast(accelerator.device, precision):
-                loss = model(**collate(rows, task, tokenizer).to(accelerator.device)).loss
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            with training.autocast(device, precision):
+                loss = model(**collate(rows, task, tokenizer).to(device)).loss
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -265,17 +264,17 @@ def finetune(
         score = score_predictions(task, predictions("validation"))[task.headline]
         if score > best_score:
             best_score, best_epoch = score, epoch
-            best = {key: value.clone() for key, value in plain.state_dict().items()}
+            best = {key: value.clone() for key, value in model.state_dict().items()}
         record = {"epoch": epoch, "loss": torch.stack(losses).mean().item()}
         record[f"validation_{task.headline}"] = score
         append_metrics(folder / "metrics.jsonl", record)
         bar.set_postfix(loss=f"{record['loss']:.3f}", validation=f"{score:.3f}", refresh=False)
 
     # Step 5: the test split with the best weights.
-    plain.load_state_dict(best)
+    model.load_state_dict(best)
     table = predictions("test")
     if config.keep_models:
-        plain.save_pretrained(folder / "model")
+        model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     write_table(folder / "predictions.parquet", table)
     result: dict[str, Any] = {"task": task_name, "seed": seed, "protocol": task.protocol}
@@ -283,5 +282,5 @@ def finetune(
     result |= {"validation": {task.headline: best_score}, "best_epoch": best_epoch}
     result |= {"labels": labels, "counts": {name: found for name, (*_, found) in splits.items()}}
     write_json(folder / "scores.json", result)
-    accelerator.free_memory()
+    clear_device_cache(garbage_collection=True)
     return result
