@@ -55,7 +55,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # may stand between the two, therefore exec.
 EXEC = "exec setpriv --pdeathsig TERM " if shutil.which("setpriv") else "exec "
 LOG = "> {LOGS}/$(basename {output} .ipynb).log 2>&1 "  # bars, warnings, errors
-RUN = LOG + EXEC + "python -m rolib.notebook --minutes {resources.runtime} {input.notebook} {output}"
+NOTEBOOK = " -m rolib.notebook --minutes {resources.runtime} {input.notebook} {output}"
+RUN = LOG + EXEC + "python" + NOTEBOOK
+# What trains a teacher or student with several processes: profiles/accelerate says how.
+TRAIN = LOG + EXEC + config.get("launch", "python") + NOTEBOOK
 # What a job may take at most, with room: at the paper's shapes 2 to 5 GB were measured. A cell that
 # takes longer than `runtime` hangs and is stopped. --set-resources student:runtime=24h changes it.
 TRAINS = {"gpu": 1, "mem_mb": 16000, "runtime": "72h"}
@@ -130,7 +133,7 @@ rule teacher:
         DONE + "/01-{teacher}.ipynb",
     resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        TRAIN + " $(printf -- '-f %s ' {input.parameters})"
 
 
 def teachers_of(wildcards):
@@ -149,7 +152,7 @@ rule student:
         DONE + "/02-{student}.ipynb",
     resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        TRAIN + " $(printf -- '-f %s ' {input.parameters})"
 
 
 rule mlm_control:
@@ -161,7 +164,7 @@ rule mlm_control:
         DONE + "/02-{student}-mlm.ipynb",
     resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        TRAIN + " $(printf -- '-f %s ' {input.parameters})"
         " -p student {wildcards.student}-mlm -p objective mlm"
 
 
