@@ -51,16 +51,20 @@ if workflow.local_exec:
     threads_of_a_job = os.cpu_count() // CORES if workflow.is_main_process else CORES
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads_of_a_job)))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# A killed Snakemake takes its jobs with it (Linux): setpriv has the job get SIGTERM then. No shell
-# may stand between the two, therefore exec.
-EXEC = "exec setpriv --pdeathsig TERM " if shutil.which("setpriv") else "exec "
+# setpriv: a killed Snakemake takes its jobs with it. timeout: what takes longer than `runtime` hangs.
+# No shell may stand between them and Snakemake, therefore exec. macOS has neither.
+EXEC = "exec "
+if shutil.which("setpriv"):
+    EXEC += "setpriv --pdeathsig TERM "
+if shutil.which("timeout"):
+    EXEC += "timeout --foreground --signal XCPU --kill-after 90 {resources.runtime}m "
 LOG = "> {LOGS}/$(basename {output} .ipynb).log 2>&1 "  # bars, warnings, errors
-NOTEBOOK = " -m rolib.notebook --minutes {resources.runtime} {input.notebook} {output}"
+NOTEBOOK = " -m rolib.notebook {input.notebook} {output}"
 RUN = LOG + EXEC + "python" + NOTEBOOK
 # What trains a teacher or student with several processes: profiles/accelerate says how.
 TRAIN = LOG + EXEC + config.get("launch", "python") + NOTEBOOK
-# What a job may take at most, with room: at the paper's shapes 2 to 5 GB were measured. A cell that
-# takes longer than `runtime` hangs and is stopped. --set-resources student:runtime=24h changes it.
+# What a job may take at most, with room: at the paper's shapes 2 to 5 GB were measured. Another
+# limit: --set-resources student:runtime=24h. What was stopped at its limit goes on from there.
 TRAINS = {"gpu": 1, "mem_mb": 16000, "runtime": "72h"}
 READS = {"gpu": 0, "mem_mb": 8000, "runtime": "8h"}
 TRAINING = [f"{PARAMS}/common.yaml", f"{PARAMS}/training.yaml"]

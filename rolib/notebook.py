@@ -5,8 +5,8 @@
 
 This adds to the `papermill` command: an unknown or impossible parameter stops before the kernel
 starts, the output takes its name only when every cell has run, and a widget cannot make the run
-hang. Whatever stops it (Ctrl-C, SIGTERM, a closed terminal, the time limit) stops the kernel, in
-which a training writes its checkpoint first.
+hang. Whatever stops it (Ctrl-C, SIGTERM, a closed terminal, SIGXCPU for a time limit) stops the
+kernel, in which a training writes its checkpoint first.
 """
 
 import argparse
@@ -81,13 +81,10 @@ def train_together(stem: str, values: Any) -> bool:
     return state.is_main_process
 
 
-def run(
-    notebook: Path, output: Path, files: list[str], overrides: dict[str, Any], minutes: float = 4320
-) -> None:
+def run(notebook: Path, output: Path, files: list[str], overrides: dict[str, Any]) -> None:
     """Validate the parameters, execute the notebook, and give the output its name.
 
-    Raises ConfigError for bad parameters and papermill's error for a cell that fails, or that takes
-    longer than so many minutes. Then it is interrupted, so that the copy shows where it was.
+    Raises ConfigError for bad parameters and papermill's error for a cell that fails.
     """
     if notebook.stem not in KINDS:
         raise config.ConfigError(f"{notebook}: takes no parameters; these do: {', '.join(KINDS)}")
@@ -98,10 +95,8 @@ def run(
     nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial.ipynb")
-    late = {"ename": "KeyboardInterrupt", "evalue": "", "traceback": []}
-    limit = {"execution_timeout": round(60 * minutes), "interrupt_on_timeout": True}
-    streams = {"progress_bar": False, "stderr_file": sys.stderr, "stdout_file": sys.stdout}
-    options = {"cwd": config.ROOT, "error_on_timeout": late, **limit, **streams}
+    options: dict[str, Any] = {"cwd": config.ROOT, "progress_bar": False}
+    options |= {"stderr_file": sys.stderr, "stdout_file": sys.stdout}
     papermill.execute_notebook(notebook, partial, config.to_dict(values), **options)
     partial.replace(output)
 
@@ -113,26 +108,23 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("-f", action="append", default=[], metavar="FILE", help="a later one wins")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
-    parser.add_argument("--minutes", type=float, default=4320, help="limit for a cell")
     options = parser.parse_args()
     overrides = {name: yaml.safe_load(value) for name, value in options.p}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGALRM):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, stop)
     try:
-        run(options.notebook, options.output, options.f, overrides, options.minutes)
+        run(options.notebook, options.output, options.f, overrides)
     except config.ConfigError as error:
         sys.exit(f"error: {error}")
     except (papermill.PapermillExecutionError, DeadKernelError) as error:
         ran = f"(the cells that ran are in {options.output.with_suffix('.partial.ipynb')})"
         if stops:
-            print(f"stopped by {stops[0].name}: the same command goes on {ran}", file=sys.stderr)
+            how = signal.strsignal(stops[0])
+            print(f"stopped ({how}): the same command goes on {ran}", file=sys.stderr)
             sys.exit(128 + stops[0])
         name = getattr(error, "ename", "the kernel died")
-        text = str(getattr(error, "evalue", "is there enough memory?"))
-        if name == "KeyboardInterrupt":
-            text = f"a cell took longer than {options.minutes:g} minutes"
-        first = text.strip().partition("\n")[0]
+        first = str(getattr(error, "evalue", "is there enough memory?")).strip().partition("\n")[0]
         sys.exit(f"error: {name}: {first} {ran}")
 
 
