@@ -4,8 +4,9 @@ PROFILE ?= demo
 CORES ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
-# --nolock: the Snakefile has a lock of its own, which no kill leaves behind.
-SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --config profile=$(PROFILE) \
+# exec, so that a signal to make reaches Snakemake. --nolock: the Snakefile has a lock of its own,
+# which no kill leaves behind.
+SNAKEMAKE = exec env PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --config profile=$(PROFILE) \
     --quiet all --cores $(CORES) --keep-going --nolock --rerun-incomplete
 RUNS = $(or $(ROLIB_RUNS),runs)/$(PROFILE)
 
