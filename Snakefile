@@ -51,11 +51,12 @@ if workflow.local_exec:
     threads_of_a_job = os.cpu_count() // CORES if workflow.is_main_process else CORES
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads_of_a_job)))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# setpriv: a killed Snakemake takes its jobs with it. timeout: what takes longer than `runtime` hangs.
-# No shell may stand between them and Snakemake, therefore exec. macOS has neither.
+# setsid: of Ctrl-C a job hears once, from Snakemake. setpriv: a killed Snakemake takes its jobs with
+# it. timeout: what takes longer than `runtime` hangs. No shell may stand between them and Snakemake,
+# therefore exec. macOS has none of them.
 EXEC = "exec "
 if shutil.which("setpriv"):
-    EXEC += "setpriv --pdeathsig TERM "
+    EXEC += "setsid setpriv --pdeathsig TERM "
 if shutil.which("timeout"):
     EXEC += "timeout --foreground --signal XCPU --kill-after 90 {resources.runtime}m "
 LOG = "> {LOGS}/$(basename {output} .ipynb).log 2>&1 "  # bars, warnings, errors
