@@ -4,8 +4,10 @@ PROFILE ?= demo
 CORES ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
-SNAKEMAKE = PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --config profile=$(PROFILE) \
-    --quiet all --cores $(CORES)
+# exec, so that a signal to make reaches Snakemake. --nolock: the Snakefile has a lock of its own,
+# which no kill leaves behind.
+SNAKEMAKE = exec env PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --config profile=$(PROFILE) \
+    --quiet all --cores $(CORES) --keep-going --nolock --rerun-incomplete
 RUNS = $(or $(ROLIB_RUNS),runs)/$(PROFILE)
 
 .PHONY: help demo mini study ablation pretrained publish bench lab test lint clean

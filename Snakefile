@@ -1,15 +1,23 @@
 # The study as a graph of notebooks: params/<profile>/*.yaml -> papermill -> runs/<profile>/.
 #
-#     snakemake --cores 2 --config profile=demo
+#     snakemake --cores 2 --config profile=demo --nolock       # what `make study` does
+#     snakemake --profile profiles/slurm --config profile=mini  # the same on a cluster
 #
 # Small models leave most of a GPU idle, so several jobs may share it: with --cores 8 --resources
 # gpu=4 at most four of them train at a time. Without --resources the cores alone decide.
 #
 # Each job runs one notebook. What it leaves for the graph is the executed notebook in
 # runs/<profile>/notebooks/. A job that runs again finds its finished run by configuration and
-# inputs and ends at once, so that only changes cost time.
+# inputs and ends at once, so that only changes cost time. A job that was stopped in a training goes
+# on from its checkpoint.
+import fcntl
 import os
+import shutil
+import signal
+import sys
 from pathlib import Path
+
+import psutil
 
 from snakemake.logging import logger
 
@@ -24,8 +32,9 @@ RUNS = Path(os.environ.get("ROLIB_RUNS") or ROOT / "runs") / PROFILE
 DONE = f"{RUNS}/notebooks"
 LOGS = RUNS / "logs"
 LOGS.mkdir(parents=True, exist_ok=True)
+PROGRESS = StudyProgress(LOGS)
 if workflow.is_main_process:
-    logger.addHandler(StudyProgress(LOGS))
+    logger.addHandler(PROGRESS)
 
 TEACHERS, STUDENTS = list(STUDY["teachers"]), list(STUDY["students"])
 # Controls: the same architecture and budget with masked words alone, and from random weights. A
@@ -36,12 +45,74 @@ CONTROLS = [f"{student}-mlm" for student in CONTROLLED]
 EVALUATED = TEACHERS + STUDENTS + CONTROLS + [f"{name}-random" for name in TEACHERS + CONTROLLED]
 
 # A job is single-threaded unless it has the machine for itself; two-thread jobs side by side are
-# slower than one.
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // workflow.cores)))
+# slower than one. A job on a cluster has the cores that it asked for.
+CORES = workflow.resource_settings.cores or 1  # None where a cluster runs the jobs
+if workflow.local_exec:
+    threads_of_a_job = os.cpu_count() // CORES if workflow.is_main_process else CORES
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads_of_a_job)))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# setsid: of Ctrl-C a job hears once, from Snakemake. setpriv: a killed Snakemake takes its jobs with
+# it. timeout: what takes longer than `runtime` hangs. No shell may stand between them and Snakemake,
+# therefore exec. macOS has none of them.
+EXEC = "exec "
+if shutil.which("setpriv"):
+    EXEC += "setsid setpriv --pdeathsig TERM "
+if shutil.which("timeout"):
+    EXEC += "timeout --foreground --signal XCPU --kill-after 90 {resources.runtime}m "
 LOG = "> {LOGS}/$(basename {output} .ipynb).log 2>&1 "  # bars, warnings, errors
-RUN = LOG + "python -m rolib.notebook {input.notebook} {output}"
+NOTEBOOK = " -m rolib.notebook {input.notebook} {output}"
+RUN = LOG + EXEC + "python" + NOTEBOOK
+# What trains a teacher or student with several processes: profiles/accelerate says how.
+TRAIN = LOG + EXEC + config.get("launch", "python") + NOTEBOOK
+# What a job may take at most, with room: at the paper's shapes 2 to 5 GB were measured. Another
+# limit: --set-resources student:runtime=24h. What was stopped at its limit goes on from there.
+TRAINS = {"gpu": 1, "mem_mb": 16000, "runtime": "72h"}
+READS = {"gpu": 0, "mem_mb": 8000, "runtime": "8h"}
 TRAINING = [f"{PARAMS}/common.yaml", f"{PARAMS}/training.yaml"]
+
+
+def stop(number, frame):
+    """Stop the jobs, as Ctrl-C does; Snakemake would let them end, which may take days."""
+    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    logger.removeHandler(PROGRESS)  # that the jobs fail now is no news
+    for job in psutil.Process().children():
+        job.terminate()
+    STOPPED.append(number)
+    raise KeyboardInterrupt
+
+
+STOPPED, LOCK = [], open(RUNS / ".lock", "a+")
+
+
+# The operating system releases this lock when Snakemake ends, however it ends. Snakemake's own lock
+# stays after a kill and is off (--nolock).
+onstart:
+    try:
+        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        LOCK.seek(0)
+        print(f"error: process {LOCK.read()} works on {RUNS}: wait for it or stop it", file=sys.stderr)
+        os._exit(1)
+    LOCK.truncate(0)
+    LOCK.write(str(os.getpid()))
+    LOCK.flush()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, stop)
+    # Notebooks of a killed study may still write their checkpoints.
+    notebooks = [job for job in psutil.process_iter(["cmdline"]) if job.info["cmdline"]]
+    command = ["-m", "rolib.notebook", f"{DONE}/"]
+    old = [job for job in notebooks if all(word in " ".join(job.info["cmdline"]) for word in command)]
+    psutil.wait_procs(old, timeout=90)
+
+
+onerror:
+    if STOPPED:
+        print(f"stopped: `make study PROFILE={PROFILE}` goes on from here", file=sys.stderr)
+        sys.exit(128 + STOPPED[0])
+    print("not finished; what rests on these was not run:", file=sys.stderr)
+    print(*PROGRESS.failures.values(), sep="\n", file=sys.stderr)
 
 
 wildcard_constraints:
@@ -65,9 +136,9 @@ rule teacher:
         parameters=TRAINING + [f"{PARAMS}/pretrain.yaml", PARAMS + "/teachers/{teacher}.yaml"],
     output:
         DONE + "/01-{teacher}.ipynb",
-    resources: gpu=1
+    resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        TRAIN + " $(printf -- '-f %s ' {input.parameters})"
 
 
 def teachers_of(wildcards):
@@ -84,9 +155,9 @@ rule student:
         parameters=STUDENT,
     output:
         DONE + "/02-{student}.ipynb",
-    resources: gpu=1
+    resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        TRAIN + " $(printf -- '-f %s ' {input.parameters})"
 
 
 rule mlm_control:
@@ -96,9 +167,9 @@ rule mlm_control:
         parameters=STUDENT,
     output:
         DONE + "/02-{student}-mlm.ipynb",
-    resources: gpu=1
+    resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        TRAIN + " $(printf -- '-f %s ' {input.parameters})"
         " -p student {wildcards.student}-mlm -p objective mlm"
 
 
@@ -114,7 +185,7 @@ rule evaluate:
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/evaluate.yaml"],
     output:
         DONE + "/03-{model}.ipynb",
-    resources: gpu=1
+    resources: **TRAINS
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters}) -p model {wildcards.model}"
 
@@ -136,6 +207,7 @@ rule loyalty:
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/analyse.yaml"],
     output:
         f"{DONE}/04-analyse-loyalty.ipynb",
+    resources: **READS
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 
@@ -147,7 +219,8 @@ rule speed:
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/speed.yaml"],
     output:
         f"{DONE}/05-measure-speed.ipynb",
-    threads: workflow.cores  # alone on the machine, or the clock measures the neighbours
+    threads: CORES  # alone on the machine, or the clock measures the neighbours
+    resources: **READS
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 
@@ -169,6 +242,7 @@ rule report:
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/analyse.yaml"],
     output:
         f"{DONE}/06-report-results.ipynb",
+    resources: **READS
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 
@@ -179,8 +253,9 @@ rule page:  # what notebook 06 shows, without its code
         template=sorted(map(str, Path("notebooks/templates/report").iterdir())),
     output:
         f"{RUNS}/report.html",
+    resources: **READS
     shell:
-        LOG + "jupyter nbconvert --log-level WARN --to html --template report "
+        LOG + EXEC + "jupyter nbconvert --log-level WARN --to html --template report "
         "--TemplateExporter.extra_template_basedirs=notebooks/templates "
         "--output-dir {RUNS} --output report {input.notebook}"
 
@@ -192,7 +267,7 @@ rule ablation:  # on demand: make ablation PROFILE=...
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/ablation.yaml"],
     output:
         f"{DONE}/09-ablate-ensemble.ipynb",
-    resources: gpu=1
+    resources: **TRAINS
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 
@@ -204,7 +279,7 @@ rule robustness:
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/robustness.yaml"],
     output:
         f"{DONE}/07-measure-robustness.ipynb",
-    resources: gpu=1
+    resources: **TRAINS
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 
@@ -216,7 +291,8 @@ rule export:
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/export.yaml"],
     output:
         f"{DONE}/10-export-student.ipynb",
-    threads: workflow.cores  # alone on the machine, as `speed`
+    threads: CORES  # alone on the machine, as `speed`
+    resources: **READS
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 
@@ -228,5 +304,6 @@ rule explore:  # not part of `all`: it leaves nothing but its page
         parameters=f"{PARAMS}/common.yaml",
     output:
         f"{DONE}/08-explore-predictions.ipynb",
+    resources: **READS
     shell:
         RUN + " -f {input.parameters}"

@@ -5,10 +5,13 @@
 
 This adds to the `papermill` command: an unknown or impossible parameter stops before the kernel
 starts, the output takes its name only when every cell has run, and a widget cannot make the run
-hang.
+hang. Whatever stops it (Ctrl-C, SIGTERM, a closed terminal, SIGXCPU for a time limit) stops the
+kernel, in which a training writes its checkpoint first.
 """
 
 import argparse
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +21,9 @@ cast(Any, sys.modules)["rfc3987_syntax"] = None
 
 import nbclient.output_widget  # noqa: E402
 import papermill  # noqa: E402
+import psutil  # type: ignore[import-untyped]  # noqa: E402
 import yaml  # noqa: E402
+from nbclient.exceptions import DeadKernelError  # noqa: E402
 
 from rolib import config, profiles  # noqa: E402
 
@@ -35,6 +40,46 @@ KINDS: dict[str, type[config.Config]] = {
     "10-export-student": config.ExportConfig,
 }
 
+stops: list[signal.Signals] = []  # that came so far
+
+
+def stop(number: int, frame: Any) -> None:
+    """Handle a signal: end the kernel, and so the run; after a minute, by a kill.
+
+    In a training SIGTERM makes a checkpoint; any other kernel dies of it. It is sent once, since a
+    terminal and Snakemake may both tell of the same stop.
+    """
+    kernels = psutil.Process().children()
+    for kernel in kernels:
+        if number == signal.SIGALRM:
+            kernel.kill()
+        elif not stops:
+            kernel.terminate()
+    stops.append(signal.Signals(number))
+    signal.alarm(60)
+    if not kernels:
+        raise DeadKernelError
+
+
+def train_together(stem: str, values: Any) -> bool:
+    """Train in all processes of `accelerate launch`; True in the one that then runs the notebook.
+
+    The notebook finds the finished run.
+    """
+    import torch  # takes seconds, as the next two do
+    from accelerate import PartialState
+
+    from rolib import stages
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if stem == "01-prepare-teachers":
+        stages.prepare_teacher(values)
+    elif stem == "02-distil-student":
+        stages.distil_student(values)
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):  # the kernel belongs to no group
+        del os.environ[name]
+    return state.is_main_process
+
 
 def run(notebook: Path, output: Path, files: list[str], overrides: dict[str, Any]) -> None:
     """Validate the parameters, execute the notebook, and give the output its name.
@@ -44,19 +89,20 @@ def run(notebook: Path, output: Path, files: list[str], overrides: dict[str, Any
     if notebook.stem not in KINDS:
         raise config.ConfigError(f"{notebook}: takes no parameters; these do: {', '.join(KINDS)}")
     values = profiles.load(KINDS[notebook.stem], *files, **overrides)
+    if "WORLD_SIZE" in os.environ and not train_together(notebook.stem, values):
+        return
     # nbclient waits without end for the state of an output widget that nobody shows (issue 197).
     nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial.ipynb")
-    # A cell that takes longer than 72 hours hangs.
-    settings = {"cwd": config.ROOT, "execution_timeout": 72 * 3600}
-    streams = {"progress_bar": False, "stderr_file": sys.stderr, "stdout_file": sys.stdout}
-    papermill.execute_notebook(notebook, partial, config.to_dict(values), **settings, **streams)
+    options: dict[str, Any] = {"cwd": config.ROOT, "progress_bar": False}
+    options |= {"stderr_file": sys.stderr, "stdout_file": sys.stdout}
+    papermill.execute_notebook(notebook, partial, config.to_dict(values), **options)
     partial.replace(output)
 
 
 def main() -> None:
-    """The command line; errors in parameters are one line."""
+    """The command line; errors are one line."""
     parser = argparse.ArgumentParser("python -m rolib.notebook", description=__doc__.split("\n")[0])
     parser.add_argument("notebook", type=Path)
     parser.add_argument("output", type=Path)
@@ -64,14 +110,22 @@ def main() -> None:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
     options = parser.parse_args()
     overrides = {name: yaml.safe_load(value) for name, value in options.p}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGALRM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, stop)
     try:
         run(options.notebook, options.output, options.f, overrides)
     except config.ConfigError as error:
         sys.exit(f"error: {error}")
-    except papermill.PapermillExecutionError as error:
-        first = str(error.evalue).strip().partition("\n")[0]
-        partial = options.output.with_suffix(".partial.ipynb")
-        sys.exit(f"error: {error.ename}: {first} (the cells that ran are in {partial})")
+    except (papermill.PapermillExecutionError, DeadKernelError) as error:
+        ran = f"(the cells that ran are in {options.output.with_suffix('.partial.ipynb')})"
+        if stops:
+            how = signal.strsignal(stops[0])
+            print(f"stopped ({how}): the same command goes on {ran}", file=sys.stderr)
+            sys.exit(128 + stops[0])
+        name = getattr(error, "ename", "the kernel died")
+        first = str(getattr(error, "evalue", "is there enough memory?")).strip().partition("\n")[0]
+        sys.exit(f"error: {name}: {first} {ran}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ class StudyProgress(logging.Handler):
         self.logs, self.start = logs, time.monotonic()
         self.jobs: dict[int, tuple[str, float]] = {}  # by id: name and start
         self.ended: deque[int] = deque()
-        self.failed = False  # what Snakemake says after that adds nothing
+        self.failures: dict[int, str] = {}  # by id: what was printed; a job may be tried again
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the line of an event, if it has one."""
@@ -30,19 +30,19 @@ class StudyProgress(logging.Handler):
             self.jobs[fields["jobid"]] = (name, time.monotonic())
         elif event == "job_finished":
             self.ended.append(fields["job_id"])
+            self.failures.pop(fields["job_id"], None)
         elif event == "progress":
             self.finished(fields["done"], fields["total"])
         elif event == "job_error":
-            self.failed = True
             name, _ = self.jobs[fields["jobid"]]
             log = self.logs / f"{name}.log"
             lines = log.read_text(encoding="utf-8").split("\n") if log.exists() else []
             reason = [line for line in lines if line.strip()][-1:]
-            self.show("\n".join([f"{name} failed; its log is {log}", *reason]))
-        elif "CalledProcessError" in str(record.msg):  # the error of the job comes right after it
-            self.failed = True
-        elif record.levelno >= logging.ERROR and not self.failed:
-            self.show(str(record.msg))
+            self.failures[fields["jobid"]] = f"{name} failed; its log is {log}"
+            self.show("\n".join([self.failures[fields["jobid"]], *reason]))
+        elif record.levelno >= logging.ERROR and not self.failures:  # after them it is no news
+            if "CalledProcessError" not in str(record.msg):  # the error of the job comes next
+                self.show(str(record.msg))
 
     def finished(self, done: int, total: int) -> None:
         """Print a line for each job that has ended since the last call.

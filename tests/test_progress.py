@@ -53,6 +53,9 @@ def test_a_failed_job_names_its_log_and_the_reason(tmp_path, capsys):
     progress.emit(event("job_error", logging.ERROR, "Error in rule", jobid=1))
     text = capsys.readouterr().err
     assert text == f"02-distil-multi failed; its log is {log}\nerror: ConfigError: lower it\n"
+    assert list(progress.failures.values()) == [f"02-distil-multi failed; its log is {log}"]
+    progress.emit(event("job_finished", job_id=1))  # in a second try
+    assert not progress.failures
 
 
 def test_other_errors_are_printed_and_other_messages_are_not(tmp_path, capsys):

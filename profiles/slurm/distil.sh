@@ -1,0 +1,36 @@
+#!/bin/sh
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=16
+#SBATCH --mem=64G
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --output=distil-%j.log
+# Distil one student on several nodes, each with all its GPUs:
+#
+#     sbatch profiles/slurm/distil.sh paper distil-multi
+#     sbatch --nodes=4 profiles/slurm/distil.sh paper distil-multi -p learning_rate 1.0e-3
+#
+# Two minutes before its time is over the training writes a checkpoint; the same command goes on from
+# there. A study finds the finished student and trains the rest (make study PROFILE=paper).
+#
+# The batch of an optimizer step is batch_size x accumulation x processes: lower `accumulation` as
+# the processes become more.
+set -eu
+if [ -z "${MAIN_NODE:-}" ]; then  # start this script once on each node
+    MAIN_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    export MAIN_NODE
+    exec srun sh profiles/slurm/distil.sh "$@"
+fi
+profile=$1 student=$2
+shift 2
+params=params/$profile
+exec .venv/bin/accelerate launch --config_file profiles/accelerate/nodes.yaml \
+    --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" \
+    --num_processes $((SLURM_NNODES * ${SLURM_GPUS_ON_NODE:-1})) \
+    --main_process_ip "$MAIN_NODE" --main_process_port $((20000 + SLURM_JOB_ID % 20000)) \
+    -m rolib.notebook notebooks/02-distil-student.ipynb \
+    "${ROLIB_RUNS:-runs}/$profile/notebooks/02-$student.ipynb" \
+    -f "$params/common.yaml" -f "$params/training.yaml" -f "$params/distill.yaml" \
+    -f "$params/students/$student.yaml" "$@"

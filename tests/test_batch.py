@@ -1,0 +1,234 @@
+"""Studies that are stopped, killed or fail, and batches on a cluster; their notebooks only wait."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from rolib import profiles, stages
+from rolib.config import ROOT, StudentConfig
+from rolib.runs import read_metrics
+
+# A training that takes a minute, and writes its checkpoint when it is asked to stop.
+WAIT = """
+import os, signal, time
+from pathlib import Path
+place = Path(os.environ["ROLIB_RUNS"])
+def leave(number, frame):
+    time.sleep(0.5)
+    with open(place / "checkpoints", "a") as file:
+        file.write("one\\n")
+    raise SystemExit(128 + number)
+signal.signal(signal.SIGTERM, leave)
+(place / "started").touch()
+end = time.monotonic() + 60
+while time.monotonic() < end and not (place / "go-on").exists():
+    time.sleep(0.02)
+"""
+
+
+def write_notebook(path, *cells):
+    parameters = new_code_cell("profile = teacher = ''", metadata={"tags": ["parameters"]})
+    notebook = new_notebook(cells=[parameters, *map(new_code_cell, cells)])
+    notebook.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    nbformat.write(notebook, path)
+
+
+def errors_in(path):
+    """The names of the errors that an executed notebook shows."""
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return [output["ename"] for output in outputs if output["output_type"] == "error"]
+
+
+def wait_for(path, seconds=30):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a Python module in tmp_path; it and its children are killed at the end."""
+    started = []
+
+    def start(*words, **more):
+        environment = {**os.environ, "ROLIB_RUNS": str(tmp_path / "runs"), "PYTHONPATH": str(ROOT)}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", *map(str, words)],
+            cwd=tmp_path,
+            env=environment | more,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # as a terminal does: a signal reaches the whole group
+        )
+        started.append(process)
+        return process
+
+    (tmp_path / "runs").mkdir()
+    yield start
+    for process in started:
+        if process.poll() is None:
+            children = psutil.Process(process.pid).children(recursive=True)
+            for child in [*children, process]:
+                child.kill()
+
+
+@pytest.fixture
+def study(tmp_path, start):
+    """Start the study `tiny` with stand-ins for its notebooks; returns the process."""
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    shutil.copytree(ROOT / "notebooks" / "templates", tmp_path / "notebooks" / "templates")
+    (tmp_path / "params").symlink_to(ROOT / "params")
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        write_notebook(tmp_path / "notebooks" / path.name, WAIT, "assert teacher != 'bert-cased'")
+
+    def study(*targets, options=("--cores", "2")):
+        done = tmp_path / "runs" / "tiny" / "notebooks"
+        flags = "--quiet all --keep-going --nolock --rerun-incomplete --config profile=tiny".split()
+        return start("snakemake", *options, *flags, "--", *(done / f"{t}.ipynb" for t in targets))
+
+    return study
+
+
+def test_a_stopped_or_killed_study_leaves_no_process_and_goes_on(tmp_path, study):
+    runs = tmp_path / "runs"
+    checkpoints, started = runs / "checkpoints", runs / "started"
+    for count, how in enumerate((signal.SIGINT, signal.SIGKILL), 1):
+        process = study("01-bert-uncased")
+        wait_for(started)
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert sum("ipykernel" in " ".join(child.cmdline()) for child in below) == 1
+        if how == signal.SIGINT:  # Ctrl-C reaches the notebook and Snakemake
+            os.killpg(process.pid, how)
+            assert process.wait(20) == 130
+            line = "stopped: `make study PROFILE=tiny` goes on from here"
+            assert process.stderr.read().split("\n")[0] == line
+        else:
+            second = study("01-bert-uncased")
+            assert second.wait(20) == 1
+            told = second.stderr.read()
+            assert told.startswith(f"error: process {process.pid} works on {runs / 'tiny'}")
+            assert "Traceback" not in told
+            process.kill()
+        assert psutil.wait_procs(below, timeout=10)[1] == []
+        assert checkpoints.read_text().split() == ["one"] * count  # one signal each
+        started.unlink()
+
+    (runs / "go-on").touch()
+    process = study("01-bert-cased", "01-bert-uncased", "02-distil-cased")
+    assert process.wait(60) == 1
+    # A failing notebook stops what rests on it, and nothing else.
+    done = runs / "tiny" / "notebooks"
+    assert {path.name for path in done.iterdir()} == {
+        "01-bert-cased.partial.ipynb",
+        "01-bert-uncased.ipynb",
+    }
+    assert errors_in(done / "01-bert-cased.partial.ipynb") == ["AssertionError"]
+    log = runs / "tiny" / "logs" / "01-bert-cased.log"
+    said = process.stderr.read().split("\n")
+    assert said[-3:-1] == [
+        "not finished; what rests on these was not run:",
+        f"01-bert-cased failed; its log is {log}",
+    ]
+    assert log.read_text().split("\n")[-2].startswith("error: AssertionError: ")
+
+
+def test_a_notebook_that_reaches_its_time_limit_says_so(tmp_path, study):
+    """The rule's limit stands before the notebook; its signal is sent by hand, hours earlier."""
+    process = study("01-bert-uncased")
+    wait_for(tmp_path / "runs" / "started")
+    [job] = psutil.Process(process.pid).children()
+    if shutil.which("timeout"):
+        assert job.cmdline()[:4] == ["timeout", "--foreground", "--signal", "XCPU"]
+        assert job.cmdline()[6] == "4320m"
+        [job] = job.children()
+    job.send_signal(signal.SIGXCPU)
+    assert process.wait(20) == 1
+    assert (tmp_path / "runs" / "checkpoints").read_text() == "one\n"
+    log = tmp_path / "runs" / "tiny" / "logs" / "01-bert-uncased.log"
+    last = log.read_text().strip().split("\n")[-1]
+    assert last.startswith("stopped (CPU time limit exceeded): the same command goes on")
+    assert last in process.stderr.read()
+    done = tmp_path / "runs" / "tiny" / "notebooks"
+    assert [path.name for path in done.iterdir()] == ["01-bert-uncased.partial.ipynb"]
+
+
+# A cluster of one machine: it starts the job, which is a shell script, and prints a number.
+SUBMIT = """#!/bin/sh
+echo "$@" >> "$ROLIB_RUNS/submitted"
+setsid sh "$4" > "$4.log" 2>&1 &
+echo $!
+"""
+
+
+def test_a_batch_runs_on_a_cluster(tmp_path, study):
+    """With profiles/slurm, but for its executor."""
+    pytest.importorskip("snakemake_executor_plugin_cluster_generic", reason="extra `cluster`")
+    shutil.copytree(ROOT / "profiles" / "slurm", tmp_path / "profiles" / "slurm")
+    submit = tmp_path / "submit"
+    submit.write_text(SUBMIT)
+    submit.chmod(0o755)
+    (tmp_path / "runs" / "go-on").touch()
+    command = f"{submit} {{resources.mem_mb}} {{resources.runtime}} {{resources.gpu}}"
+    options = ["--profile", "profiles/slurm", "--executor", "cluster-generic", "--retries", "0"]
+    options += ["--cluster-generic-submit-cmd", command, "--seconds-between-status-checks", "1"]
+    process = study("01-bert-cased", "01-bert-uncased", "02-distil-cased", options=options)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 1, told
+    asked = (tmp_path / "runs" / "submitted").read_text().splitlines()
+    assert [line.split()[:3] for line in asked] == [["16000", "4320", "1"]] * 2
+    done = tmp_path / "runs" / "tiny" / "notebooks"
+    assert (done / "01-bert-uncased.ipynb").exists()
+    assert errors_in(done / "01-bert-cased.partial.ipynb") == ["AssertionError"]
+    assert "01-bert-uncased" in told and told.split("\n")[-2].startswith("01-bert-cased failed; ")
+
+
+# SLURM of one machine: it starts a command once for each node.
+SRUN = """#!/bin/sh
+for id in $(seq 0 $((SLURM_NNODES - 1))); do
+    SLURM_NODEID=$id "$@" &
+done
+wait
+"""
+
+
+@pytest.mark.skipif(not os.environ.get("ROLIB_SOAK"), reason="takes a minute: ROLIB_SOAK=1")
+def test_two_nodes_train_like_one(tmp_path, monkeypatch):
+    """The SLURM script, with one process on the CPU of each node."""
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    for name, text in {"srun": SRUN, "scontrol": "#!/bin/sh\necho 127.0.0.1\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    stages.prepare_teacher(profiles.load_profile("demo")["teachers"]["bert-cased"])
+    recipe = {"steps": 6, "log_every": 3}
+    script = ["sh", "profiles/slurm/distil.sh", "demo", "distil-cased", "-p", "steps", "6"]
+    job = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b", "SLURM_JOB_ID": str(os.getpid())}
+    job["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {**os.environ, **job, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*script, "-p", "log_every", "3"], cwd=ROOT, env=environment, check=True)
+    assert (tmp_path / "demo" / "notebooks" / "02-distil-cased.ipynb").exists()
+    params = ROOT / "params" / "demo"
+    names = ("common", "training", "distill", "students/distil-cased")
+    files = [params / f"{name}.yaml" for name in names]
+    recipe |= {"accumulation": 2, "student": "alone"}
+    alone = stages.distil_student(profiles.load(StudentConfig, *files, **recipe))
+    together = alone.with_name("distil-cased")
+    metrics = (read_metrics(folder / "metrics.jsonl") for folder in (alone, together))
+    for one, two in zip(*metrics, strict=True):
+        del one["tokens_per_second"], two["tokens_per_second"]
+        assert one == pytest.approx(two, abs=1e-4)
