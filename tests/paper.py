@@ -44,11 +44,11 @@ CHANGES: dict[str, dict] = {
     "pretrain": {"require_gate": False},  # random weights know nothing
     "distill": {"steps": 3},
     "evaluate": {
-        "seeds": [1, 2],
-        "max_train_examples": 16,
-        "max_eval_examples": 24,
+        "seeds": [1],
+        "max_train_examples": 4,
+        "max_eval_examples": 8,
         "max_length": 32,
-        "batch_size": 8,
+        "batch_size": 4,
         "epochs": dict.fromkeys(TASKS, 1),
     },
     "analyse": {"resamples": 100},

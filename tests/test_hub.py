@@ -125,11 +125,11 @@ def test_other_teachers_that_can_be_read(name, online, load):
 
 def test_a_gated_repository_says_where_to_ask(online, refused):
     page = f"{online.endpoint}/toy/gated"
-    refused(f"is gated: ask for access at {page}, then run `hf auth login`", "toy/gated")
+    refused(f"is gated: ask at {page}, then run `hf auth login`", "toy/gated")
 
 
 def test_what_the_hub_does_not_have(online, refused):
-    refused("no such folder, and no such model on the hub: correct source", "toy/missing")
+    refused("no such folder and no such hub model: correct source", "toy/missing")
     refused("has no revision 'bbbb.*': correct revision", "toy/json", "b" * 40)
     online.asked.clear()
     refused("no such folder", "some/folder/of/mine")
