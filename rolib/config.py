@@ -33,7 +33,6 @@ Weighting = Literal["fixed", "confidence"]
 Strategy = Literal["lift", "intersection", "uld", "none"]
 States = Literal["pieces", "words", "first"]
 Precision = Literal["auto", "float32", "bfloat16"]
-Pooling = Literal["cls", "mean"]
 
 
 class ConfigError(ValueError):
@@ -48,9 +47,7 @@ class Config(BaseModel):
     profile: Name = Field(description="results lie in runs/<profile>")
     seed: Size = Field(description="the source of all randomness but the choice of documents")
     data: str = Field(description='"sample", "real" ($ROLIB_DATA, or the download), or a folder')
-    precision: Precision = Field(
-        "auto", description="of matrix products; auto: bf16 where it is faster"
-    )
+    precision: Precision = Field("auto", description="of matrix products; auto: bf16 if faster")
 
     @property
     def folder(self) -> Path:
@@ -199,7 +196,7 @@ class EvaluateConfig(Config):
     max_train_examples: Size = Field(description="training examples of a measure; 0: all")
     max_eval_examples: Size = Field(0, description="of validation and test split each; 0: all")
     max_length: Pieces = Field(description="pieces of a text; the rest is cut or windowed")
-    pooling: Pooling = Field(description="what the head of a text measure reads: [CLS] or the mean")
+    pooling: Literal["cls", "mean"] = Field(description="what the head of a text measure reads")
     batch_size: Count = Field(description="examples in a step")
     epochs: dict[TaskName, Count] = Field(description="epochs of each measure")
     learning_rates: dict[TaskName, Positive] = Field(description="highest rate of each measure")

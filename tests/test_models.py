@@ -400,7 +400,7 @@ def test_load_teacher_with_a_bare_vocabulary(folder, load, toy_tokenizer):
 def test_load_teacher_from_a_missing_folder(tmp_path, refused):
     refused(
         tmp_path / "nowhere",
-        "no such folder, and no such model on the hub: correct source",
+        "no such folder and no such hub model: correct source",
         revision="main",
     )
     with pytest.raises(ValueError, match="no folder: correct the folder, or name a commit"):
@@ -421,7 +421,7 @@ def test_load_teacher_with_an_unknown_hub_id(refused):
 
 def test_load_teacher_refuses_a_distilbert(tmp_path, refused, toy_bert, toy_tokenizer):
     models.save_model(models.init_student(toy_bert(), 2), toy_tokenizer, tmp_path / "student", "")
-    refused(tmp_path / "student", "is a distilbert model; the teacher must be a BERT")
+    refused(tmp_path / "student", "is a distilbert model, not a BERT")
 
 
 def test_load_teacher_refuses_a_folder_that_is_no_model(tmp_path, refused, toy_tokenizer):

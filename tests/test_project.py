@@ -127,9 +127,7 @@ def test_notebook_defaults_are_the_demo_profile(stem):
         namespace,
     )
     defaults = {name: value for name, value in namespace.items() if not name.startswith("__")}
-    assert defaults == config.model_dump(
-        exclude_unset=True
-    )  # but for those with a default of their own
+    assert defaults == config.model_dump()  # papermill warns of a parameter that the cell lacks
     # papermill's own inspection loses lines that it cannot parse
     assert set(papermill.inspect_notebook(str(notebook))) == set(defaults)
 

@@ -148,34 +148,32 @@ def build_teacher(config: TeacherConfig, tokenizer: BertTokenizer) -> BertForMas
     return init_local_attention(BertForMaskedLM(shape))
 
 
-def fetch_model(source: str, revision: str) -> Path:
-    """The folder of a model: `source` itself, or what a hub id has at a revision, downloaded once.
+def fetch_model(config: TeacherConfig) -> Path:
+    """The folder of a model: its source, or what a hub id has at a revision, downloaded once.
 
     The weights are safetensors, or else pytorch_model.bin. ConfigError for what the hub does not
     give, in one line with the remedy.
     """
+    files, source = ["*.json", "vocab.txt", "*.safetensors"], config.source
+    options: dict[str, Any] = {"revision": config.revision, "ignore_patterns": "*/*"}
     if Path(source).is_dir():
         return Path(source)
-    files, name = ["*.json", "vocab.txt", "*.safetensors"], f"source {source!r}"
-    options: dict[str, Any] = {"revision": revision or None, "ignore_patterns": "*/*"}
     try:
         folder = Path(snapshot_download(source, allow_patterns=files, **options))
         if not any(folder.glob("*.safetensors")):
             snapshot_download(source, allow_patterns="pytorch_model*", **options)
         return folder
     except errors.GatedRepoError:
-        page = f"{constants.ENDPOINT}/{source}"
-        problem = f"is gated: ask for access at {page}, then run `hf auth login`"
+        problem = f"is gated: ask at {constants.ENDPOINT}/{source}, then run `hf auth login`"
     except errors.RevisionNotFoundError:
-        problem = f"has no revision {revision!r}: correct revision"
+        problem = f"has no revision {config.revision!r}: correct revision"
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        remedy = "correct source, or `hf auth login` for a private one"
-        problem = f"no such folder, and no such model on the hub: {remedy}"
+        problem = "no such folder and no such hub model: correct source, or run `hf auth login`"
     except Exception as error:  # many kinds, from a missing network to a broken transfer
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         remedy = "check the network, HF_HUB_OFFLINE and HF_ENDPOINT, run again, or name a folder"
         problem = f"not available from the hub ({reason}): {remedy}"
-    raise ConfigError(f"{name}: {problem}")
+    raise ConfigError(f"source {source!r}: {problem}")
 
 
 def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]:
@@ -185,17 +183,15 @@ def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]
     model that students cannot start from, or that differs from the parameters.
     """
     source, name = config.source, f"source {config.source!r}"
-    known = pretrained_folder(config.shipped) if config.shipped else None
-    folder = known or fetch_model(source, config.revision)
-    safe: dict[str, Any] = {"trust_remote_code": False}
+    folder = pretrained_folder(config.shipped) if config.shipped else fetch_model(config)
     try:
-        found = AutoConfig.from_pretrained(folder, dtype=torch.float32, **safe)
+        found = AutoConfig.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         vars(found).pop("auto_map", None)  # it names code of the source, which is not copied
         accents = {"do_lower_case": config.lowercase, "strip_accents": False}
         # The length in the source may be 10**30: texts longer than the model would not be cut.
-        accents["model_max_length"] = found.max_position_embeddings
+        safe = {"model_max_length": found.max_position_embeddings, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(folder, **accents, **safe)
-        reading = {"config": found, "output_loading_info": True} | safe
+        reading = {"config": found, "output_loading_info": True, "trust_remote_code": False}
         model, report = AutoModelForMaskedLM.from_pretrained(folder, **reading)
         if "bert.pooler.dense.weight" in report["unexpected_keys"]:
             model.bert.pooler = BertModel.from_pretrained(folder, config=found).pooler
@@ -203,13 +199,11 @@ def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         problem = f"not a model folder, or its files are damaged ({reason})"
         raise ConfigError(f"{name}: {problem}: correct source, or fetch it again") from None
-    kind = found.model_type
-    require(kind == "bert", f"{name}: is a {kind} model; the teacher must be a BERT")
+    require(found.model_type == "bert", f"{name}: is a {found.model_type} model, not a BERT")
     missing = ", ".join(sorted(report["missing_keys"]))
     require(not missing, f"{name}: has no weights for {missing}: take one with its MLM head")
-    decoder, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     # A student has one matrix for both, and would get the decoder as its embeddings.
-    tied = torch.equal(decoder.weight, embeddings.weight)
+    tied = torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
     require(tied, f"{name}: its decoder is not tied to its embeddings, as it is in students")
     # DistilBERT's layer norm has this constant built in; another one would make a wrong student.
     epsilon = found.layer_norm_eps

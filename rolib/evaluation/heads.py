@@ -65,15 +65,13 @@ def load_for_task(
     elif task.protocol == "bi-encoder":
         kind, options = transformers.AutoModel, {}
     plan = transformers.AutoConfig.from_pretrained(folder, dtype=torch.float32, **options)
-    text_classifier = kind is transformers.AutoModelForSequenceClassification
-    if text_classifier:
-        plan.pooling = pooling or getattr(plan, "pooling", "cls")
     model = kind.from_config(plan) if random_weights else kind.from_pretrained(folder, config=plan)
-    if text_classifier and plan.pooling == "mean":
+    if kind is transformers.AutoModelForSequenceClassification:
+        model.config.pooling = pooling or getattr(plan, "pooling", "cls")
         apply_pooling(model)
-    elif text_classifier:
-        *_, norm = (part for name, part in model.named_modules() if name.endswith(ATTENTION_NORMS))
-        norm.register_forward_pre_hook(first_state_only)
+        if model.config.pooling == "cls":
+            norms = [part for key, part in model.named_modules() if key.endswith(ATTENTION_NORMS)]
+            norms[-1].register_forward_pre_hook(first_state_only)
     return BiEncoder(model) if task.protocol == "bi-encoder" else model
 
 
@@ -97,8 +95,9 @@ def mean_to_head(
     """
     states = output.last_hidden_state
     mean = mean_state(states, inputs["attention_mask"]).unsqueeze(1)
-    output.last_hidden_state = mean.to(states.dtype)  # DistilBERT's head reads the first state,
+    # DistilBERT's head reads the first state, BERT's what the pooler makes of it.
+    output.last_hidden_state = mean.to(states.dtype)
     pooler: Any = getattr(encoder, "pooler", None)
-    if pooler is not None:  # BERT's head what the pooler makes of it
+    if pooler is not None:
         output.pooler_output = pooler(output.last_hidden_state)
     return output
