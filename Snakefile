@@ -60,10 +60,7 @@ if shutil.which("setpriv"):
 if shutil.which("timeout"):
     EXEC += "timeout --foreground --signal XCPU --kill-after 90 {resources.runtime}m "
 LOG = "> {LOGS}/$(basename {output} .ipynb).log 2>&1 "  # bars, warnings, errors
-NOTEBOOK = " -m rolib.notebook {input.notebook} {output}"
-RUN = LOG + EXEC + "python" + NOTEBOOK
-# What trains a teacher or student with several processes: profiles/accelerate says how.
-TRAIN = LOG + EXEC + config.get("launch", "python") + NOTEBOOK
+RUN = LOG + EXEC + "python -m rolib.notebook {input.notebook} {output}"
 # What a job may take at most, with room: at the paper's shapes 2 to 5 GB were measured. Another
 # limit: --set-resources student:runtime=24h. What was stopped at its limit goes on from there.
 TRAINS = {"gpu": 1, "mem_mb": 16000, "runtime": "72h"}
@@ -138,7 +135,7 @@ rule teacher:
         DONE + "/01-{teacher}.ipynb",
     resources: **TRAINS
     shell:
-        TRAIN + " $(printf -- '-f %s ' {input.parameters})"
+        RUN + " $(printf -- '-f %s ' {input.parameters})"
 
 
 def teachers_of(wildcards):
@@ -157,7 +154,7 @@ rule student:
         DONE + "/02-{student}.ipynb",
     resources: **TRAINS
     shell:
-        TRAIN + " $(printf -- '-f %s ' {input.parameters})"
+        RUN + " $(printf -- '-f %s ' {input.parameters})"
 
 
 rule mlm_control:
@@ -169,7 +166,7 @@ rule mlm_control:
         DONE + "/02-{student}-mlm.ipynb",
     resources: **TRAINS
     shell:
-        TRAIN + " $(printf -- '-f %s ' {input.parameters})"
+        RUN + " $(printf -- '-f %s ' {input.parameters})"
         " -p student {wildcards.student}-mlm -p objective mlm"
 
 

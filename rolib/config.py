@@ -78,7 +78,7 @@ class TrainingConfig(Config):
     block_length: Pieces = Field(description="pieces in a block, [CLS] and [SEP] included")
     mask_share: float = Field(gt=0, lt=1, description="share of the words that are masked")
     steps: Count = Field(description="optimizer steps")
-    batch_size: Count = Field(description="blocks in a micro-batch on one device")
+    batch_size: Count = Field(description="blocks in a micro-batch of one process")
     accumulation: Count = Field(description="micro-batches in a step")
     learning_rate: Positive = Field(description="highest learning rate of AdamW")
     warmup_share: Share = Field(description="share of the steps in which the rate rises")
@@ -86,6 +86,7 @@ class TrainingConfig(Config):
     log_every: Count = Field(description="steps between two records")
     checkpoint_every: Count = Field(description="steps between checkpoints and held-out losses")
     checkpoint_minutes: Positive = Field(10.0, description="at most between checkpoints")
+    num_processes: Count = Field(1, description="GPUs, or processes on the CPU, of this machine")
 
     @property
     def mask_seed(self) -> int:

@@ -10,7 +10,6 @@ kernel, in which a training writes its checkpoint first.
 """
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -61,26 +60,6 @@ def stop(number: int, frame: Any) -> None:
         raise DeadKernelError
 
 
-def train_together(stem: str, values: Any) -> bool:
-    """Train in all processes of `accelerate launch`; True in the one that then runs the notebook.
-
-    The notebook finds the finished run.
-    """
-    import torch  # takes seconds, as the next two do
-    from accelerate import PartialState
-
-    from rolib import stages
-
-    state = PartialState(cpu=not torch.cuda.is_available())
-    if stem == "01-prepare-teachers":
-        stages.prepare_teacher(values)
-    elif stem == "02-distil-student":
-        stages.distil_student(values)
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):  # the kernel belongs to no group
-        del os.environ[name]
-    return state.is_main_process
-
-
 def run(notebook: Path, output: Path, files: list[str], overrides: dict[str, Any]) -> None:
     """Validate the parameters, execute the notebook, and give the output its name.
 
@@ -89,8 +68,6 @@ def run(notebook: Path, output: Path, files: list[str], overrides: dict[str, Any
     if notebook.stem not in KINDS:
         raise config.ConfigError(f"{notebook}: takes no parameters; these do: {', '.join(KINDS)}")
     values = profiles.load(KINDS[notebook.stem], *files, **overrides)
-    if "WORLD_SIZE" in os.environ and not train_together(notebook.stem, values):
-        return
     # nbclient waits without end for the state of an output widget that nobody shows (issue 197).
     nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -6,19 +6,25 @@ configuration and the same inputs returns its folder at once.
 
 import gc
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from datasets import DatasetDict
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.utils.hub import extract_commit_hash
 
 from rolib import runs
-from rolib.config import ConfigError, EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig
+from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig, to_dict
 from rolib.data import corpus
 from rolib.data.download import data_root
 from rolib.data.pretrained import MADE_BY, pretrained_folder
@@ -26,14 +32,13 @@ from rolib.data.tasks import load_task, task_source
 from rolib.distillation import loop, models
 from rolib.distillation.alignment import Projection, check_wordpiece, same_vocabulary
 from rolib.distillation.cache import TeacherCache, write_cache
-from rolib.distillation.losses import IGNORE
-from rolib.distillation.masking import MaskingCollator
+from rolib.distillation.checkpoints import delayed_signals
+from rolib.distillation.gate import leave_plateau, pass_gate
 from rolib.distillation.objective import Objective, Teacher
 from rolib.evaluation.finetune import finetune, read_splits
-from rolib.profiles import check_depth, check_positions
+from rolib.profiles import check_depth, check_positions, load
 from rolib.training import choose_precision, processes
 
-PLATEAU_MARGIN = 1.0  # nats below the frequency baseline at which a model has left the plateau
 OnRecord = Callable[[dict], None]
 
 
@@ -51,24 +56,6 @@ def prepare_blocks(
     )
 
 
-def frequency_baseline(
-    blocks: DatasetDict, tokenizer: Tokenizer, collator: MaskingCollator
-) -> float:
-    """The held-out MLM loss (nats) of a model that knows the pieces' frequencies only.
-
-    It predicts the add-one smoothed unigram distribution of the train blocks at the masked held-out
-    positions. A masked language model rests on this plateau before it starts to use context.
-    """
-    counts = torch.ones(len(tokenizer))
-    for batch in blocks["train"].select_columns("input_ids").iter(1000):
-        pieces = torch.tensor([piece for block in batch["input_ids"] for piece in block[0][1:-1]])
-        counts += torch.bincount(pieces, minlength=len(tokenizer))
-    # One block at a time: a batch of all of them would be padded to the longest.
-    labels = torch.cat([collator([block])[0]["labels"][0] for block in blocks["held_out"]])
-    log_probs = counts.log() - counts.sum().log()
-    return -log_probs[labels[labels != IGNORE]].mean().item()
-
-
 def model_card(config: TrainingConfig, name: str, what: str) -> str:
     """The model card of a teacher or student."""
     return (
@@ -78,18 +65,51 @@ def model_card(config: TrainingConfig, name: str, what: str) -> str:
     )
 
 
-def prepare_teacher(config: TeacherConfig, on_log: OnRecord = ignore) -> Path:
+def launch(stage: str, config: TrainingConfig, folder: Path, on_log: OnRecord) -> None:
+    """Make the run `folder` of a stage in `config.num_processes` processes of this machine.
+
+    Their bars and errors appear here; on_log gets the records at the end. A signal is passed on and
+    acts when they have ended. Raises RuntimeError if one of them fails.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file, delayed_signals() as signals:
+        yaml.safe_dump(to_dict(config), file, sort_keys=False)
+        file.flush()
+        # setpriv: they stop if this process dies. macOS has none.
+        command = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+        command += [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(config.num_processes)]
+        command += ["-m", "rolib.stages", stage, str(folder), file.name]
+        with subprocess.Popen(command, start_new_session=True) as group:
+            while group.poll() is None and not signals:
+                time.sleep(0.2)
+            group.terminate()  # if it still works: they write a checkpoint
+    if group.returncode:
+        raise RuntimeError(f"{folder}: a process failed: its error stands above")
+    for record in runs.read_metrics(folder / "metrics.jsonl"):
+        on_log(record)
+
+
+def alone(config: TrainingConfig) -> bool:
+    """True if several processes shall make a run, and this one is none of them."""
+    return config.num_processes > 1 and "LOCAL_RANK" not in os.environ
+
+
+def prepare_teacher(
+    config: TeacherConfig, on_log: OnRecord = ignore, folder: Path | None = None
+) -> Path:
     """The folder of a teacher that was pre-trained or fetched, with its gate.json.
 
-    It is runs/<profile>/teachers/<teacher>. on_log is called with each metrics record. Raises
-    ConfigError for a teacher on the plateau, if config.require_gate; its folder stays.
+    It is runs/<profile>/teachers/<teacher>, or `folder`. on_log is called with each metrics record.
+    Raises ConfigError for a teacher on the plateau, if config.require_gate; its folder stays.
     """
-    root, folder = data_root(config.data), config.folder / "teachers" / config.teacher
+    root, folder = data_root(config.data), folder or config.folder / "teachers" / config.teacher
     identity = config.model_copy(update={"require_gate": True})  # on which the teacher depends not
     inputs = {"corpus": corpus.corpus_identity(config, root), "source": config.source}
     inputs["revision"] = config.revision
     if config.shipped:
         inputs["weights"] = runs.model_identity(pretrained_folder(config.shipped), MADE_BY)
+    if not runs.is_finished(folder, identity, inputs) and alone(config):
+        launch("prepare_teacher", config, folder, on_log)
     if runs.is_finished(folder, identity, inputs):
         return pass_gate(config, folder)
     pretrain, facts = config.source == "pretrain", dict[str, Any](notes=[])
@@ -122,34 +142,6 @@ def prepare_teacher(config: TeacherConfig, on_log: OnRecord = ignore) -> Path:
             gate = leave_plateau(config, teacher, tokenizer, blocks)
             runs.write_json(working / "gate.json", gate)
     return pass_gate(config, folder)
-
-
-def pass_gate(config: TeacherConfig, folder: Path) -> Path:
-    """The folder of a finished teacher. ConfigError if it has to leave the plateau and did not."""
-    gate = runs.read_json(folder / "gate.json", "notebook 01")
-    if config.require_gate and not gate["left_plateau"]:
-        loss = f"loss {gate['held_out_mlm']:.2f}, by frequencies {gate['frequency_baseline']:.2f}"
-        remedy = "more steps, another learning_rate or source, or require_gate: false to go on"
-        raise ConfigError(f"{folder}: knows little more than frequencies ({loss}): {remedy}")
-    return folder
-
-
-def leave_plateau(
-    config: TeacherConfig, teacher: BertForMaskedLM, tokenizer: Tokenizer, blocks: DatasetDict
-) -> dict:
-    """The first half of the gate: has the teacher learned more than frequencies?
-
-    Returns held_out_mlm and frequency_baseline (nats), and left_plateau: whether the first is at
-    least `PLATEAU_MARGIN` lower. A teacher on the plateau teaches nothing. The second half, whether
-    it beats random weights on the measures, is `evaluate_model` of both (notebook 01).
-    """
-    collator = MaskingCollator([tokenizer], config.mask_share, config.seed)
-    model = models.MaskedLM(teacher).to(processes().device)
-    gate = loop.held_out_losses(model, Objective(config), blocks["held_out"], collator)
-    teacher.cpu()
-    gate["frequency_baseline"] = frequency_baseline(blocks, tokenizer, collator)
-    least = gate["frequency_baseline"] - PLATEAU_MARGIN
-    return gate | {"left_plateau": gate["held_out_mlm"] < least}
 
 
 def load_teachers(config: StudentConfig) -> tuple[list[Teacher], list[Tokenizer]]:
@@ -221,6 +213,8 @@ def distil_student(
     inputs = {"corpus": corpus.corpus_identity(config, root)}
     for name in config.shares:
         inputs[name] = runs.model_identity(runs.model_folder(config, name), runs.made_by(config))
+    if not runs.is_finished(folder, config, inputs) and alone(config):
+        launch("distil_student", config, folder, on_log)
     if runs.is_finished(folder, config, inputs):
         return folder
     teachers, tokenizers = load_teachers(config)
@@ -302,3 +296,16 @@ def single_run(config: EvaluateConfig, task: str, seed: int) -> EvaluateConfig:
     for key in ("protocols", "epochs", "learning_rates"):
         changes[key] = {task: getattr(config, key)[task]}
     return config.model_copy(update=changes)
+
+
+def main() -> None:
+    """Make a run as one process of a group: STAGE FOLDER FILE.yaml ... (a later file wins)."""
+    stage, folder, *files = sys.argv[1:]
+    if stage == "prepare_teacher":
+        prepare_teacher(load(TeacherConfig, *files), folder=Path(folder))
+    else:
+        distil_student(load(StudentConfig, *files), folder=Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
-"""Run the stages that a test has described, as one process of a group (not a test).
+"""Run the stages that a test has described, also as one process of a group (not a test).
 
-torchrun --nproc-per-node 2 tests/run_stages.py FILE: a JSON list of stage, kind of config, values.
+run_stages.py FILE: a JSON list of stage, kind of config, values.
 """
 
 import json

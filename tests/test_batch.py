@@ -13,9 +13,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from rolib import profiles, stages
-from rolib.config import ROOT, StudentConfig
-from rolib.runs import read_metrics
+from rolib.config import ROOT
 
 # A training that takes a minute, and writes its checkpoint when it is asked to stop.
 WAIT = """
@@ -196,39 +194,3 @@ def test_a_batch_runs_on_a_cluster(tmp_path, study):
     assert (done / "01-bert-uncased.ipynb").exists()
     assert errors_in(done / "01-bert-cased.partial.ipynb") == ["AssertionError"]
     assert "01-bert-uncased" in told and told.split("\n")[-2].startswith("01-bert-cased failed; ")
-
-
-# SLURM of one machine: it starts a command once for each node.
-SRUN = """#!/bin/sh
-for id in $(seq 0 $((SLURM_NNODES - 1))); do
-    SLURM_NODEID=$id "$@" &
-done
-wait
-"""
-
-
-@pytest.mark.skipif(not os.environ.get("ROLIB_SOAK"), reason="takes a minute: ROLIB_SOAK=1")
-def test_two_nodes_train_like_one(tmp_path, monkeypatch):
-    """The SLURM script, with one process on the CPU of each node."""
-    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
-    for name, text in {"srun": SRUN, "scontrol": "#!/bin/sh\necho 127.0.0.1\n"}.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    stages.prepare_teacher(profiles.load_profile("demo")["teachers"]["bert-cased"])
-    recipe = {"steps": 6, "log_every": 3}
-    script = ["sh", "profiles/slurm/distil.sh", "demo", "distil-cased", "-p", "steps", "6"]
-    job = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "a,b", "SLURM_JOB_ID": str(os.getpid())}
-    job["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
-    environment = {**os.environ, **job, "PYTHONPATH": str(ROOT)}
-    subprocess.run([*script, "-p", "log_every", "3"], cwd=ROOT, env=environment, check=True)
-    assert (tmp_path / "demo" / "notebooks" / "02-distil-cased.ipynb").exists()
-    params = ROOT / "params" / "demo"
-    names = ("common", "training", "distill", "students/distil-cased")
-    files = [params / f"{name}.yaml" for name in names]
-    recipe |= {"accumulation": 2, "student": "alone"}
-    alone = stages.distil_student(profiles.load(StudentConfig, *files, **recipe))
-    together = alone.with_name("distil-cased")
-    metrics = (read_metrics(folder / "metrics.jsonl") for folder in (alone, together))
-    for one, two in zip(*metrics, strict=True):
-        del one["tokens_per_second"], two["tokens_per_second"]
-        assert one == pytest.approx(two, abs=1e-4)

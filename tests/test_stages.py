@@ -8,7 +8,7 @@ import torch
 
 from rolib import stages
 from rolib.config import ConfigError
-from rolib.distillation import loop, models
+from rolib.distillation import gate, models
 from rolib.distillation.losses import IGNORE
 from rolib.distillation.masking import MaskingCollator
 from rolib.runs import read_json
@@ -22,7 +22,7 @@ def test_frequency_baseline_against_a_plain_loop(toy_blocks, toy_tokenizer):
     total = sum(counts.values()) + len(toy_tokenizer)
     labels = collator(list(toy_blocks["held_out"]))[0]["labels"]
     losses = [-math.log((counts[label] + 1) / total) for label in labels[labels != IGNORE].tolist()]
-    assert stages.frequency_baseline(toy_blocks, toy_tokenizer, collator) == pytest.approx(
+    assert gate.frequency_baseline(toy_blocks, toy_tokenizer, collator) == pytest.approx(
         sum(losses) / len(losses), rel=1e-5
     )
 
@@ -31,10 +31,10 @@ def test_frequency_baseline_against_a_plain_loop(toy_blocks, toy_tokenizer):
 def test_the_plateau_is_left_a_nat_below_the_baseline(
     held_out, left, teacher_config, toy_bert, toy_tokenizer, monkeypatch
 ):
-    monkeypatch.setattr(loop, "held_out_losses", lambda *_: {"held_out_mlm": held_out})
-    monkeypatch.setattr(stages, "frequency_baseline", lambda *_: 7.0)
-    gate = stages.leave_plateau(teacher_config(), toy_bert(), toy_tokenizer, {"held_out": None})
-    assert gate == {"held_out_mlm": held_out, "frequency_baseline": 7.0, "left_plateau": left}
+    monkeypatch.setattr(gate, "held_out_losses", lambda *_: {"held_out_mlm": held_out})
+    monkeypatch.setattr(gate, "frequency_baseline", lambda *_: 7.0)
+    found = gate.leave_plateau(teacher_config(), toy_bert(), toy_tokenizer, {"held_out": None})
+    assert found == {"held_out_mlm": held_out, "frequency_baseline": 7.0, "left_plateau": left}
 
 
 def save_teacher(config, model, tokenizer):
@@ -67,7 +67,7 @@ def test_blocks_longer_than_a_teacher_reads_stop_before_training(
 def test_the_frequency_baseline_needs_no_matrix(toy_blocks, toy_tokenizer, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "expand", lambda *_: pytest.fail("a (rows, V) matrix"))
     collator = MaskingCollator([toy_tokenizer], 0.3, seed=1)
-    assert stages.frequency_baseline(toy_blocks, toy_tokenizer, collator) > 0
+    assert gate.frequency_baseline(toy_blocks, toy_tokenizer, collator) > 0
 
 
 def test_the_commit_of_a_hub_teacher_stands_in_its_manifest(

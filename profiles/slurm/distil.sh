@@ -10,8 +10,9 @@
 # Distil one student on several nodes, each with all its GPUs:
 #
 #     sbatch profiles/slurm/distil.sh paper distil-multi
-#     sbatch --nodes=4 profiles/slurm/distil.sh paper distil-multi -p learning_rate 1.0e-3
+#     sbatch --nodes=4 profiles/slurm/distil.sh paper distil-multi changes.yaml
 #
+# changes.yaml: parameters that go before those of the profile.
 # Two minutes before its time is over the training writes a checkpoint; the same command goes on from
 # there. A study finds the finished student and trains the rest (make study PROFILE=paper).
 #
@@ -26,11 +27,9 @@ fi
 profile=$1 student=$2
 shift 2
 params=params/$profile
-exec .venv/bin/accelerate launch --config_file profiles/accelerate/nodes.yaml \
-    --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" \
-    --num_processes $((SLURM_NNODES * ${SLURM_GPUS_ON_NODE:-1})) \
-    --main_process_ip "$MAIN_NODE" --main_process_port $((20000 + SLURM_JOB_ID % 20000)) \
-    -m rolib.notebook notebooks/02-distil-student.ipynb \
-    "${ROLIB_RUNS:-runs}/$profile/notebooks/02-$student.ipynb" \
-    -f "$params/common.yaml" -f "$params/training.yaml" -f "$params/distill.yaml" \
-    -f "$params/students/$student.yaml" "$@"
+exec .venv/bin/torchrun --nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" \
+    --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" \
+    --master-addr "$MAIN_NODE" --master-port $((20000 + SLURM_JOB_ID % 20000)) \
+    -m rolib.stages distil_student "${ROLIB_RUNS:-runs}/$profile/students/$student" \
+    "$params/common.yaml" "$params/training.yaml" "$params/distill.yaml" \
+    "$params/students/$student.yaml" "$@"
