@@ -4,6 +4,7 @@ Intervals, comparisons, loyalty with floor and chance, calibration, and the text
 """
 
 import json
+import shutil
 import textwrap
 
 import numpy as np
@@ -116,10 +117,20 @@ def write_run(run, task, seed, table, names, truth, skill, rng):
     run.joinpath("manifest.json").write_text(json.dumps({"notes": []}))
 
 
+def add_foreign(evaluation):
+    """Put into a study what is no run of its models: all that is computed must stay the same."""
+    run = evaluation / "distil-cased" / "upos" / "seed-1"
+    for place in ("backup/upos/seed-1", "distil-cased/drafts/seed-1", "distil-cased/upos/seed-old"):
+        shutil.copytree(run, evaluation / place)
+        (evaluation / place / "manifest.json").write_text('{"notes": ["of another study"]}')
+    (evaluation / "notes.txt").write_text("what I saw")
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     write_study(root / "toy")
+    add_foreign(root / "toy" / "evaluation")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROLIB_RUNS", str(root))
         yield AnalyseConfig(profile="toy", seed=3, data="sample", resamples=300)
@@ -172,6 +183,13 @@ def test_members_stand_in_reading_order(config):
     everyone = study.members(config)
     keys = [(row.teacher, study.ROLES.index(row.role), row.model) for row in everyone.itertuples()]
     assert keys == sorted(keys) and list(everyone["model"]) != sorted(everyone["model"])
+
+
+def test_a_folder_that_is_no_run_of_the_study_is_left_out(config):
+    assert set(study.members(config)["model"]) == set(MODELS)
+    assert study.evaluated(config) == dict.fromkeys(TASKS, [1, 2, 3])
+    assert len(study.read_scores(config)[["model", "task", "seed"]].drop_duplicates()) == 11 * 7 * 3
+    assert study.data_notes(config) == [study.SAMPLE_WARNING]
 
 
 def test_one_teacher_has_no_ensemble(config):
