@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from cells import functions_of
 from oracles import (
     bootstrap_difference,
     bootstrap_loyalty,
@@ -28,6 +29,7 @@ from rolib.evaluation.metrics import score_predictions
 from rolib.evaluation.predictions import Predictions
 from rolib.measures import TASKS
 
+REPORT = functions_of("06-report-results")
 NER_TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 SIZES = {
     "upos": (12, 6, 5),
@@ -333,13 +335,13 @@ def test_tables_print_half_intervals_and_mark_what_holds():
     comparisons = pd.DataFrame(
         [gap | {"task": "upos", "holds": False}, gap | {"task": "sar", "holds": True}]
     )
-    assert tables.score_table(scores, comparisons).iloc[0].tolist() == [
+    assert REPORT.score_table(scores, comparisons).iloc[0].tolist() == [
         "student",
         "s",
         "91.7 ± 0.6",
         "91.7 ± 0.6*",
     ]
-    assert tables.comparison_table(comparisons).iloc[0].tolist() == [
+    assert REPORT.comparison_table(comparisons).iloc[0].tolist() == [
         "s",
         "t",
         "teacher",
@@ -348,7 +350,7 @@ def test_tables_print_half_intervals_and_mark_what_holds():
     ]
     other = comparisons.assign(role="mlm control")
     assert (
-        tables.score_table(scores, other).iloc[0]["sar"] == "91.7 ± 0.6"
+        REPORT.score_table(scores, other).iloc[0]["sar"] == "91.7 ± 0.6"
     )  # only the teacher gives a star
     facts = {"teacher": "t", "chance": 0.5, "floor": np.nan}
     assert (

@@ -120,34 +120,6 @@ def _compare(pairs: list[tuple[str, str, str]], draws: dict, points: dict) -> pd
     return table.assign(holds=table["p_holm"] < LEVEL)
 
 
-def score_table(scores: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
-    """Model x measure as text in percent: "91.7 ± 0.6", where 0.6 is half the 95 % interval.
-
-    A star marks a student that differs from its first teacher.
-    """
-    differ = comparisons[(comparisons["role"] == "teacher") & comparisons["holds"]]
-    marked = set(zip(differ["model"], differ["task"], strict=True))
-
-    def text(row: Any) -> str:
-        star = "*" if (row.model, row.task) in marked else ""
-        return f"{100 * row.value:.1f} ± {50 * (row.high - row.low):.1f}{star}"
-
-    return _wide(scores[scores["headline"]], ["role", "model"], text)
-
-
-def comparison_table(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """Pair x measure as text in points: "-0.4 ± 0.8", the student's score minus the other's.
-
-    A star marks a difference that holds.
-    """
-
-    def text(row: Any) -> str:
-        star = "*" if row.holds else ""
-        return f"{100 * row.difference:+.1f} ± {50 * (row.high - row.low):.1f}{star}"
-
-    return _wide(comparisons, ["model", "against", "role"], text)
-
-
 def loyalty_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Model and teacher x measure as text: "0.951 ± 0.004 (0.08; 0.96)".
 
@@ -155,24 +127,18 @@ def loyalty_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
 
     def text(row: Any) -> str:
-        return f"{row.value:.3f} ± {(row.high - row.low) / 2:.3f} {_bracket(row)}"
+        levels = f"({row.chance:.2f}; {row.floor:.2f})".replace("nan", "–")
+        return f"{row.value:.3f} ± {(row.high - row.low) / 2:.3f} {levels}"
 
-    return _wide(rows, ["role", "model", "teacher"], text)
-
-
-def _bracket(row: Any) -> str:
-    return f"({row.chance:.2f}; {row.floor:.2f})".replace("nan", "–")
+    return wide_text(rows, ["role", "model", "teacher"], text)
 
 
-def _wide(
-    rows: pd.DataFrame, index: list[str], text: Callable[[Any], str], columns: str = "task"
-) -> pd.DataFrame:
-    """The text of each row in a table of index x columns; measures stand in their usual order."""
+def wide_text(rows: pd.DataFrame, index: list[str], text: Callable[[Any], str]) -> pd.DataFrame:
+    """The text of each row in a table of index x measure; measures stand in their usual order."""
     table = rows.assign(text=[text(row) for row in rows.itertuples()])
-    table = table.pivot_table("text", index, columns, aggfunc="first", sort=False)
-    if columns == "task":
-        table = table[[task for task in [*TASKS, "mean"] if task in table]]
-    return table.reset_index().rename_axis(columns=None)
+    table = table.pivot_table("text", index, "task", aggfunc="first", sort=False)
+    order = [task for task in [*TASKS, "mean"] if task in table]
+    return table[order].reset_index().rename_axis(columns=None)
 
 
 def above_random(comparisons: pd.DataFrame) -> str:
