@@ -411,7 +411,7 @@ def summary_tables():
 
 def test_summary_text_by_hand(config):
     """Means over the measures, beside the first teacher and beside random weights."""
-    text = tables.summary_text(config, summary_tables(), "Un ___. bert-cased: om")
+    text = REPORT.summary_text(config, summary_tables(), "Un ___. bert-cased: om")
     assert [" ".join(line.split()) for line in text.split("\n")] == [
         "Study toy: mean score in percent ± half the 95 % interval (* differs from random "
         "weights), label",
