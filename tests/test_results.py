@@ -151,14 +151,14 @@ def scored(config):
 def predictions(config, model, task, seed):
     if model == "ensemble":
         teachers = [
-            study.read_predictions(config, name, task, seed)
+            study.read_runs(config, name, task, [seed])[0]
             for name in ("bert-cased", "bert-uncased")
         ]
         scores = config.folder / "evaluation" / "bert-cased" / task / f"seed-{seed}" / "scores.json"
         return table_of(
             loyalties.ensemble_predictions(teachers, json.loads(scores.read_text())["labels"])
         )
-    return table_of(study.read_predictions(config, model, task, seed))
+    return table_of(study.read_runs(config, model, task, [seed])[0])
 
 
 def compare_predictions(task, teacher, student):

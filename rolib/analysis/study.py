@@ -74,14 +74,6 @@ def read_scores(config: Config) -> pd.DataFrame:
     return members(config).merge(scores, on="model")
 
 
-def read_predictions(
-    config: Config, model: str, task: str, seed: int, probabilities: bool = True
-) -> Predictions:
-    """The stored predictions of one run; FileNotFoundError if there are none."""
-    path = config.folder / "evaluation" / model / task / f"seed-{seed}" / "predictions.parquet"
-    return Predictions.read(require(path, made_by(config)), probabilities)
-
-
 def read_result(config: Config, model: str, task: str, seed: int) -> dict:
     """The contents of scores.json of one run; FileNotFoundError if there is none."""
     path = config.folder / "evaluation" / model / task / f"seed-{seed}" / "scores.json"
@@ -106,9 +98,13 @@ def evaluated(config: Config) -> dict[str, list[int]]:
 def read_runs(
     config: Config, model: str, task: str, seeds: list[int], probabilities: bool = True
 ) -> Runs:
-    """The predictions of a model on one measure, one item a fine-tuning seed."""
-    read = partial(read_predictions, config, model, task, probabilities=probabilities)
-    return in_threads(read, seeds)
+    """The predictions of a model on one measure, one item a fine-tuning seed.
+
+    FileNotFoundError for a seed without predictions.
+    """
+    folder, command = config.folder / "evaluation" / model / task, made_by(config)
+    paths = [require(folder / f"seed-{seed}" / "predictions.parquet", command) for seed in seeds]
+    return in_threads(partial(Predictions.read, probabilities=probabilities), paths)
 
 
 def read_teachers(

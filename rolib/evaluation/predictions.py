@@ -167,16 +167,12 @@ def row_entropies(*sides: np.ndarray) -> np.ndarray:
 
     Each row is first scaled to the sum 1 in float64.
     """
-    entropies = np.empty(len(sides[0]))
-    for start in range(0, len(entropies), CHUNK):
-        mean, *others = (side[start : start + CHUNK].astype(np.float64) for side in sides)
-        mean /= mean.sum(axis=1, keepdims=True)  # in place: copies would take longer than the logs
-        for rows in others:
-            rows /= rows.sum(axis=1, keepdims=True)
-            mean += rows
-        mean /= len(sides)
-        entropies[start : start + CHUNK] = entr(mean, out=mean).sum(axis=1)
-    return entropies
+    entropies = [np.empty(0)]
+    for start in range(0, len(sides[0]), CHUNK):
+        rows = [side[start : start + CHUNK].astype(np.float64) for side in sides]
+        mean = sum(part / part.sum(axis=1, keepdims=True) for part in rows) / len(sides)
+        entropies.append(entr(mean).sum(axis=1))
+    return np.concatenate(entropies)
 
 
 def unit_name(unit: Sequence) -> str:
