@@ -45,7 +45,8 @@ def save_figure(figure: Figure, folder: Path, name: str, caption: str) -> Path:
         if not labelled and axes.get_label() != "<colorbar>":
             raise ValueError(f"figure {name}: an axis has no label: give it a name and a unit")
     folder.mkdir(parents=True, exist_ok=True)
-    for ending, options in {"png": {"dpi": 200}, "svg": {"metadata": {"Date": None}}}.items():
+    formats: dict[str, dict[str, Any]] = {"png": {"dpi": 200}, "svg": {"metadata": {"Date": None}}}
+    for ending, options in formats.items():
         working = folder / f".{name}.{ending}"  # renamed, so that no half file is left
         figure.savefig(working, **options)
         working.replace(folder / f"{name}.{ending}")

@@ -49,14 +49,15 @@ def check_claims(
     means = published[list(TASKS)].mean(axis=1, skipna=False)
     overall = comparisons[comparisons["task"] == "mean"]
     rows: list[tuple] = []
-    for row in overall[overall["role"] == "teacher"].itertuples():
-        found = (100 * row.kept, 100 * row.kept_low, 100 * row.kept_high, COMPARABLE)
-        share = 100 * means[row.model] / means[row.against]
-        rows.append((GOOD, row.model, row.against, *found, share, ""))
-    for row in overall[overall["role"] == "student"].itertuples():
-        found = (100 * row.difference, 100 * row.low, 100 * row.high, 0.0)
-        points = means[row.model] - means[row.against]
-        rows.append((ENSEMBLE, row.model, row.against, *found, points, ""))
+    for row in overall.itertuples():
+        if row.role == "teacher":
+            found = (100 * row.kept, 100 * row.kept_low, 100 * row.kept_high, COMPARABLE)
+            share = 100 * means[row.model] / means[row.against]
+            rows.append((GOOD, row.model, row.against, *found, share, ""))
+        elif row.role == "student":
+            found = (100 * row.difference, 100 * row.low, 100 * row.high, 0.0)
+            points = means[row.model] - means[row.against]
+            rows.append((ENSEMBLE, row.model, row.against, *found, points, ""))
     rows += _size_and_speed(speed, published["parameters"]) + _loyalty(loyalty, overall)
     table = pd.DataFrame(rows, columns=COLUMNS)
     order = table["claim"].map(CLAIMS.index)
