@@ -156,12 +156,10 @@ def side_by_side(
     if task.kind == "regression":
         table[PROBABILITIES] = np.nan
     else:
-        rows = np.arange(len(table))
-        theirs, ours = teacher.probabilities, student.probabilities
-        table["teacher_probability"] = theirs[rows, theirs.argmax(axis=1)]
-        table["student_probability"] = ours[rows, ours.argmax(axis=1)]
-        table["teacher_on_student"] = theirs[rows, ours.argmax(axis=1)]
-        table["student_on_teacher"] = ours[rows, theirs.argmax(axis=1)]
+        rows, theirs, ours = np.arange(len(table)), teacher.probabilities, student.probabilities
+        first, second = theirs.argmax(axis=1), ours.argmax(axis=1)
+        both = theirs[rows, first], ours[rows, second], theirs[rows, second], ours[rows, first]
+        table[PROBABILITIES] = np.stack(both, axis=1)
 
     def equal(one: str, other: str) -> pd.Series:
         if task.kind == "regression":

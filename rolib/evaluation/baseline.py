@@ -43,9 +43,8 @@ def _tag(train: Dataset, test: Dataset, _: int) -> pd.DataFrame:
     seen, asked = (_words(part) for part in (train, test))
     guess = pd.Series(seen["gold"].mode()[0], index=asked.index)
     for letters in LETTERS:
-        ending = seen["word"].str[-letters:]
-        tags = pd.DataFrame({"ending": ending, "gold": seen["gold"]}).value_counts().reset_index()
-        commonest = tags.drop_duplicates("ending").set_index("ending")["gold"]
+        tags = seen.assign(ending=seen["word"].str[-letters:])[["ending", "gold"]].value_counts()
+        commonest = tags.reset_index().drop_duplicates("ending").set_index("ending")["gold"]
         guess = asked["word"].str[-letters:].map(commonest).fillna(guess)
     return asked.assign(predicted=guess)
 

@@ -117,9 +117,8 @@ def check_paired(runs: Mapping[str, Predictions]) -> None:
     for name, run in others:
         if not first.units.equals(run.units):
             one, two = (pd.MultiIndex.from_frame(side.units) for side in (first, run))
-            alone = {first_name: one.difference(two, False), name: two.difference(one, False)}
-            for owner, units in alone.items():
-                if len(units):
+            for owner, side, other in ((first_name, one, two), (name, two, one)):
+                if len(units := side.difference(other, False)):
                     only = f"in the {owner} only ({len(units)} such units)"
                     raise ValueError(f"{unit_name(units[0])} is {only}")
         if not np.array_equal(first.gold, run.gold):
