@@ -5,6 +5,7 @@ The folder of an export needs only `onnxruntime` and `tokenizers`, as its README
 
 from functools import partial
 from pathlib import Path
+from string import Template
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ except ImportError as error:
 FILES = {"model.onnx": 1e-4, "model-int8.onnx": 0.5}
 TEXT = "Ana are mere și pere. "
 REPEATS = [(1, 3), (1,), (500,), (3, 20, 9)]  # of TEXT, in the batches on which files are checked
+FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
 class OnnxModel(nn.Module):
@@ -114,6 +116,8 @@ def export_model(config: Config, source: Path, name: str) -> Path:
         tokenizer.backend_tokenizer.enable_truncation(longest)
         tokenizer.backend_tokenizer.enable_padding(pad_id=tokenizer.pad_token_id)
         tokenizer.save_pretrained(working)
-        card = Path(__file__).with_name("onnx-readme.md").read_text(encoding="utf-8")
-        runs.write_text(working / "README.md", f"# {name}\n\n{card}")
+        arrays = [f'"{key}": numpy.array([text.{FIELDS[key]} for text in batch])' for key in axes]
+        parts = {"name": name, "inputs": ",\n          ".join(arrays)}
+        template = Template(Path(__file__).with_name("onnx-readme.md").read_text(encoding="utf-8"))
+        runs.write_text(working / "README.md", template.substitute(parts))
     return folder
