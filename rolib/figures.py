@@ -4,7 +4,6 @@ A plot takes plain tables and returns its Figure. `save_figure` writes it; nothi
 """
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -46,27 +45,13 @@ def save_figure(figure: Figure, folder: Path, name: str, caption: str) -> Path:
         if not labelled and axes.get_label() != "<colorbar>":
             raise ValueError(f"figure {name}: an axis has no label: give it a name and a unit")
     folder.mkdir(parents=True, exist_ok=True)
-    _write(figure, folder / f"{name}.png", dpi=200)
-    _write(figure, folder / f"{name}.svg", metadata={"Date": None})
+    formats: dict[str, dict[str, Any]] = {"png": {"dpi": 200}, "svg": {"metadata": {"Date": None}}}
+    for ending, options in formats.items():
+        working = folder / f".{name}.{ending}"  # renamed, so that no half file is left
+        figure.savefig(working, **options)
+        working.replace(folder / f"{name}.{ending}")
     write_text(folder / f"{name}.txt", caption + "\n")
     return folder / f"{name}.png"
-
-
-def contact_sheet(folder: Path) -> Path:
-    """Write contact-sheet.png: every PNG of `folder` in small, four in a row; returns its path."""
-    paths = sorted(path for path in folder.glob("[!.]*.png") if path.stem != "contact-sheet")
-    rows = math.ceil(len(paths) / 4)
-    figure = plt.figure(figsize=(12, 2.4 * rows), layout="constrained")
-    for number, path in enumerate(paths, 1):
-        axes = figure.add_subplot(rows, 4, number)
-        axes.imshow(plt.imread(path)[::2, ::2])
-        axes.set_title(path.stem, fontsize=8)
-        axes.axis("off")
-    # Not cropped: the sheet's size depends on the number of figures alone.
-    sheet = folder / "contact-sheet.png"
-    _write(figure, sheet, dpi=100, bbox_inches=figure.bbox_inches)
-    plt.close(figure)
-    return sheet
 
 
 def draw(plot: so.Plot, width: float, height: float) -> Figure:
@@ -76,20 +61,6 @@ def draw(plot: so.Plot, width: float, height: float) -> Figure:
     for legend in figure.legends:
         legend.set_bbox_to_anchor((1, 0.5))
     return figure
-
-
-def plot_scores(table: pd.DataFrame, measures: list[str], width: float = 2.0) -> Figure:
-    """Scores of every model with their intervals: one panel a measure, one line a model.
-
-    table: model, role, task, value, low, high; scores in percent. width: of a panel, in inches.
-    """
-    rows, columns = math.ceil(len(measures) / 4), min(len(measures), 4)
-    height = rows * (0.19 * table["model"].nunique() + 0.6)
-    look = {"color": "role", "marker": "role"}
-    plot = so.Plot(table, x="value", y="model", xmin="low", xmax="high", **look)
-    plot = plot.facet("task", order=measures, wrap=4).share(x=False).scale(color=ROLES)
-    plot = plot.add(so.Dot(pointsize=4)).add(so.Range(linewidth=1))
-    return draw(plot.label(x="percent", title=str.upper), columns * width, height)
 
 
 def plot_heat_maps(
@@ -119,10 +90,3 @@ def mark_differences(shown: pd.DataFrame, differs: pd.DataFrame) -> Styler:
     for axis in (0, 1):
         style = style.format_index(escape="html", axis=axis)
     return style.apply(lambda _: differs.replace({True: DIFFERENT, False: ""}), axis=None)
-
-
-def _write(figure: Figure, path: Path, **options: Any) -> None:
-    """Save a figure under a temporary name, then rename it, so that no half file is left."""
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, **options)
-    os.replace(temporary, path)

@@ -2,9 +2,11 @@
 
 import pandas as pd
 import pytest
+from cells import functions_of
 
 from rolib.analysis import claims
 
+REPORT = functions_of("06-report-results")
 SIZES = {"t": (1000, 9.0, 10.0, 11.0), "s": (650, 4.5, 5.0, 5.5), "m": (690, 8.0, 8.0, 8.0)}
 
 
@@ -84,12 +86,12 @@ def test_claims_by_hand():
     assert found["note"][claims.LOYAL, "s"] == note
     unknown = table.loc[table["claim"] != claims.SPEED, "published"]
     assert unknown.isna().all()  # the paper has no such models
-    text = claims.claim_text(table)
+    text = REPORT.claim_text(table)
     assert text.iloc[0].tolist()[:7] == [
         *[claims.GOOD, "s", "t", "98.0 %", "96.0 to 101.0 %", "holds", "95.0 %"]
     ]
     assert text["interval"][3] == "35.0 %" and text["published"][0] == "–"
-    lines = claims.verdict_lines(table)
+    lines = REPORT.verdict_lines(table)
     assert lines[0] == "comparable to its teacher: holds 1, does not hold 1 of 2"
 
 

@@ -3,6 +3,7 @@
 import html
 import os
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from nbclient import NotebookClient
+from nbconvert import HTMLExporter
 from noise import noise
 
 from rolib import figures
@@ -105,8 +107,26 @@ def pages(notebook: Path) -> str:
     return "\n".join(output.get("data", {}).get("text/html", "") for output in outputs)
 
 
+class Scripts(HTMLParser):
+    """Counts the scripts of a page, and gathers those that come from the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.evil = 0, []
+
+    def handle_starttag(self, tag, attributes):
+        self.count += tag == "script"
+
+    def handle_data(self, data):
+        if self.cdata_elem == "script" and data.lstrip().startswith("alert"):
+            self.evil.append(data)
+
+
 def test_without_a_study_the_models_in_the_box_answer(tmp_path, monkeypatch):
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path / "none"))
+    foreign = tmp_path / "none" / "demo" / "evaluation" / "backup" / "upos" / "seed-1"
+    foreign.mkdir(parents=True)  # of no model of the profile
+    (foreign / "predictions.parquet").touch()
     notebook = execute(tmp_path, "demo", "Ana")
     text = notebook.read_text(encoding="utf-8")
     assert "No finished study here: `make demo` makes one" in text and noise(notebook) == []
@@ -121,6 +141,9 @@ def test_what_was_typed_is_shown_as_typed_and_never_run(tmp_path):
     notebook = execute(tmp_path, "demo", typed)
     page, text = pages(notebook), notebook.read_text(encoding="utf-8")
     assert "<script" not in page and html.escape(SCRIPT) in page and noise(notebook) == []
+    rendered, scripts = HTMLExporter().from_filename(str(notebook))[0], Scripts()
+    scripts.feed(rendered)
+    assert rendered.count(html.escape(SCRIPT)) >= 5 and scripts.count > 0 and not scripts.evil
     lines = re.findall(r'<p style="white-space: pre-wrap">(.*?)</p>', page, flags=re.S)
     for line in lines:
         plain = html.unescape(re.sub(r"<[^>]*>|≠", "", line))

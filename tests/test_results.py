@@ -4,12 +4,14 @@ Intervals, comparisons, loyalty with floor and chance, calibration, and the text
 """
 
 import json
+import shutil
 import textwrap
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from cells import functions_of
 from oracles import (
     bootstrap_difference,
     bootstrap_loyalty,
@@ -27,6 +29,7 @@ from rolib.evaluation.metrics import score_predictions
 from rolib.evaluation.predictions import Predictions
 from rolib.measures import TASKS
 
+REPORT = functions_of("06-report-results")
 NER_TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 SIZES = {
     "upos": (12, 6, 5),
@@ -116,10 +119,20 @@ def write_run(run, task, seed, table, names, truth, skill, rng):
     run.joinpath("manifest.json").write_text(json.dumps({"notes": []}))
 
 
+def add_foreign(evaluation):
+    """Put into a study what is no run of its models: all that is computed must stay the same."""
+    run = evaluation / "distil-cased" / "upos" / "seed-1"
+    for place in ("backup/upos/seed-1", "distil-cased/drafts/seed-1", "distil-cased/upos/seed-old"):
+        shutil.copytree(run, evaluation / place)
+        (evaluation / place / "manifest.json").write_text('{"notes": ["of another study"]}')
+    (evaluation / "notes.txt").write_text("what I saw")
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     write_study(root / "toy")
+    add_foreign(root / "toy" / "evaluation")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROLIB_RUNS", str(root))
         yield AnalyseConfig(profile="toy", seed=3, data="sample", resamples=300)
@@ -138,14 +151,14 @@ def scored(config):
 def predictions(config, model, task, seed):
     if model == "ensemble":
         teachers = [
-            study.read_predictions(config, name, task, seed)
+            study.read_runs(config, name, task, [seed])[0]
             for name in ("bert-cased", "bert-uncased")
         ]
         scores = config.folder / "evaluation" / "bert-cased" / task / f"seed-{seed}" / "scores.json"
         return table_of(
             loyalties.ensemble_predictions(teachers, json.loads(scores.read_text())["labels"])
         )
-    return table_of(study.read_predictions(config, model, task, seed))
+    return table_of(study.read_runs(config, model, task, [seed])[0])
 
 
 def compare_predictions(task, teacher, student):
@@ -172,6 +185,13 @@ def test_members_stand_in_reading_order(config):
     everyone = study.members(config)
     keys = [(row.teacher, study.ROLES.index(row.role), row.model) for row in everyone.itertuples()]
     assert keys == sorted(keys) and list(everyone["model"]) != sorted(everyone["model"])
+
+
+def test_a_folder_that_is_no_run_of_the_study_is_left_out(config):
+    assert set(study.members(config)["model"]) == set(MODELS)
+    assert study.evaluated(config) == dict.fromkeys(TASKS, [1, 2, 3])
+    assert len(study.read_scores(config)[["model", "task", "seed"]].drop_duplicates()) == 11 * 7 * 3
+    assert study.data_notes(config) == [study.SAMPLE_WARNING]
 
 
 def test_one_teacher_has_no_ensemble(config):
@@ -315,13 +335,13 @@ def test_tables_print_half_intervals_and_mark_what_holds():
     comparisons = pd.DataFrame(
         [gap | {"task": "upos", "holds": False}, gap | {"task": "sar", "holds": True}]
     )
-    assert tables.score_table(scores, comparisons).iloc[0].tolist() == [
+    assert REPORT.score_table(scores, comparisons).iloc[0].tolist() == [
         "student",
         "s",
         "91.7 ± 0.6",
         "91.7 ± 0.6*",
     ]
-    assert tables.comparison_table(comparisons).iloc[0].tolist() == [
+    assert REPORT.comparison_table(comparisons).iloc[0].tolist() == [
         "s",
         "t",
         "teacher",
@@ -330,7 +350,7 @@ def test_tables_print_half_intervals_and_mark_what_holds():
     ]
     other = comparisons.assign(role="mlm control")
     assert (
-        tables.score_table(scores, other).iloc[0]["sar"] == "91.7 ± 0.6"
+        REPORT.score_table(scores, other).iloc[0]["sar"] == "91.7 ± 0.6"
     )  # only the teacher gives a star
     facts = {"teacher": "t", "chance": 0.5, "floor": np.nan}
     assert (
@@ -391,7 +411,7 @@ def summary_tables():
 
 def test_summary_text_by_hand(config):
     """Means over the measures, beside the first teacher and beside random weights."""
-    text = tables.summary_text(config, summary_tables(), "Un ___. bert-cased: om")
+    text = REPORT.summary_text(config, summary_tables(), "Un ___. bert-cased: om")
     assert [" ".join(line.split()) for line in text.split("\n")] == [
         "Study toy: mean score in percent ± half the 95 % interval (* differs from random "
         "weights), label",

@@ -176,6 +176,7 @@ def test_roles_have_colours_of_their_own():
 
 
 ANALYSIS = functions_of("04-analyse-loyalty")  # with its plots
+REPORT = functions_of("06-report-results")
 
 
 def rows(models, tasks, **more):
@@ -224,7 +225,7 @@ def test_scores_have_a_panel_a_measure_and_a_line_a_model(tmp_path):
     models = {"t": "teacher", "s": "student", "c": "mlm control", "u": "teacher"}
     table = rows(models, ["upos", "ner", "sar", "di", "sts"])
     table.loc[(table["model"] == "s") & (table["task"] == "ner"), "value"] = 0.6
-    figure = figures.plot_scores(table, ["sts", "ner", "di", "upos", "sar"])
+    figure = REPORT.plot_scores(table, ["sts", "ner", "di", "upos", "sar"])
     assert [axes.get_title() for axes in figure.axes] == ["STS", "NER", "DI", "UPOS", "SAR"]
     figure.canvas.draw()
     assert ticks(figure.axes[0].get_yticklabels()) == list(models)
@@ -286,6 +287,6 @@ def test_contact_sheet_shows_every_picture_but_itself(tmp_path):
         figures.save_figure(drawing(), tmp_path, name, "Loss.")
     before = plt.get_fignums()
     for _ in range(2):  # the second time there is a sheet, which does not show itself
-        assert figures.contact_sheet(tmp_path) == tmp_path / "contact-sheet.png"
+        assert REPORT.contact_sheet(tmp_path) == tmp_path / "contact-sheet.png"
         assert plt.imread(tmp_path / "contact-sheet.png").shape[:2] == (2 * 240, 1200)
     assert not list(tmp_path.glob(".*")) and plt.get_fignums() == before

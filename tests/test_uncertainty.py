@@ -241,7 +241,7 @@ def test_loyalty_of_resamples(name):
             "upos": LABEL_LOYALTIES,
             "sar": LABEL_LOYALTIES,
             "ner": [*LABEL_LOYALTIES, "span_loyalty"],
-            "sts": ["regression_loyalty", "regression_loyalty_pearson", "regression_loyalty_rmse"],
+            "sts": ["regression_loyalty", "regression_loyalty_rmse", "regression_loyalty_pearson"],
         }[name]
     )
 

@@ -21,6 +21,7 @@ from rolib.evaluation.predictions import Predictions, check_paired
 from rolib.measures import TASKS, Task
 
 STS_TOLERANCE = 0.5  # scores with a smaller difference count as equal
+Named = Iterator[tuple[str, pd.DataFrame]]  # tables with their names
 PROBABILITIES = ["teacher_probability", "student_probability"]
 PROBABILITIES += ["teacher_on_student", "student_on_teacher"]
 
@@ -34,9 +35,7 @@ def loyalty_tables(config: AnalyseConfig) -> dict[str, pd.DataFrame]:
     return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
 
 
-def task_tables(
-    config: AnalyseConfig, task: str, seeds: list[int]
-) -> Iterator[tuple[str, pd.DataFrame]]:
+def task_tables(config: AnalyseConfig, task: str, seeds: list[int]) -> Named:
     """The tables of one measure, in parts, each with its name.
 
     loyalty: `PAIR` and the columns of `estimate`, student and teacher at the same seed; chance
@@ -75,9 +74,7 @@ def task_tables(
     yield "loyalty", table
 
 
-def pair_tables(
-    config: AnalyseConfig, task: str, seed: int, teacher: Runs, student: Runs
-) -> Iterator[tuple[str, pd.DataFrame]]:
+def pair_tables(config: AnalyseConfig, task: str, seed: int, teacher: Runs, student: Runs) -> Named:
     """The tables of a student and a teacher on one measure, each with its name.
 
     `disagreements` at the first seed; classes (`class_loyalty`) and `confusion`, not for STS.
@@ -159,12 +156,10 @@ def side_by_side(
     if task.kind == "regression":
         table[PROBABILITIES] = np.nan
     else:
-        rows = np.arange(len(table))
-        theirs, ours = teacher.probabilities, student.probabilities
-        table["teacher_probability"] = theirs[rows, theirs.argmax(axis=1)]
-        table["student_probability"] = ours[rows, ours.argmax(axis=1)]
-        table["teacher_on_student"] = theirs[rows, ours.argmax(axis=1)]
-        table["student_on_teacher"] = ours[rows, theirs.argmax(axis=1)]
+        rows, theirs, ours = np.arange(len(table)), teacher.probabilities, student.probabilities
+        first, second = theirs.argmax(axis=1), ours.argmax(axis=1)
+        both = theirs[rows, first], ours[rows, second], theirs[rows, second], ours[rows, first]
+        table[PROBABILITIES] = np.stack(both, axis=1)
 
     def equal(one: str, other: str) -> pd.Series:
         if task.kind == "regression":

@@ -17,9 +17,7 @@ LOYALTIES = ["label_loyalty", "probability_loyalty", "regression_loyalty"]
 COLUMNS = ["claim", "model", "against", "value", "low", "high", "bar", "published", "note"]
 GOOD, ENSEMBLE = "comparable to its teacher", "ensemble at least as good"
 SIZE, SPEED, LOYAL = "about 35 % smaller", "about twice as fast", "loyal to its teacher"
-# Claim: format and unit of its numbers.
-CLAIMS = {GOOD: (".1f", " %"), ENSEMBLE: ("+.1f", " points"), SIZE: (".1f", " %")}
-CLAIMS |= {SPEED: (".2f", " times"), LOYAL: (".3f", "")}
+CLAIMS = [GOOD, ENSEMBLE, SIZE, SPEED, LOYAL]
 
 
 def verdict(low: float, high: float, bar: float) -> str:
@@ -51,17 +49,18 @@ def check_claims(
     means = published[list(TASKS)].mean(axis=1, skipna=False)
     overall = comparisons[comparisons["task"] == "mean"]
     rows: list[tuple] = []
-    for row in overall[overall["role"] == "teacher"].itertuples():
-        found = (100 * row.kept, 100 * row.kept_low, 100 * row.kept_high, COMPARABLE)
-        share = 100 * means[row.model] / means[row.against]
-        rows.append((GOOD, row.model, row.against, *found, share, ""))
-    for row in overall[overall["role"] == "student"].itertuples():
-        found = (100 * row.difference, 100 * row.low, 100 * row.high, 0.0)
-        points = means[row.model] - means[row.against]
-        rows.append((ENSEMBLE, row.model, row.against, *found, points, ""))
+    for row in overall.itertuples():
+        if row.role == "teacher":
+            found = (100 * row.kept, 100 * row.kept_low, 100 * row.kept_high, COMPARABLE)
+            share = 100 * means[row.model] / means[row.against]
+            rows.append((GOOD, row.model, row.against, *found, share, ""))
+        elif row.role == "student":
+            found = (100 * row.difference, 100 * row.low, 100 * row.high, 0.0)
+            points = means[row.model] - means[row.against]
+            rows.append((ENSEMBLE, row.model, row.against, *found, points, ""))
     rows += _size_and_speed(speed, published["parameters"]) + _loyalty(loyalty, overall)
     table = pd.DataFrame(rows, columns=COLUMNS)
-    order = table["claim"].map(list(CLAIMS).index)
+    order = table["claim"].map(CLAIMS.index)
     table = table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
     ends = zip(table["low"], table["high"], table["bar"], strict=True)
     return table.assign(verdict=[verdict(*row) for row in ends])
@@ -103,32 +102,3 @@ def _loyalty(loyalty: pd.DataFrame, overall: pd.DataFrame) -> list[tuple]:
         text = f"{kind.removesuffix('_loyalty')}: {', '.join(note)}"
         rows.append((LOYAL, model, teacher, *found, float("nan"), text))
     return rows
-
-
-def claim_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of `check_claims` as text for readers."""
-
-    def text(row: pd.Series, *columns: str) -> str:
-        spec, unit = CLAIMS[row["claim"]]
-        numbers = [format(row[column], spec) for column in columns]
-        return "–" if pd.isna(row[columns[0]]) else " to ".join(dict.fromkeys(numbers)) + unit
-
-    columns = {
-        "measured": table.apply(text, axis=1, args=("value",)),
-        "interval": table.apply(text, axis=1, args=("low", "high")),
-        "verdict": table["verdict"],
-        "bar": table.apply(text, axis=1, args=("bar",)),
-        "published": table.apply(text, axis=1, args=("published",)),
-        "note": table["note"],
-    }
-    names = {"model": "student", "against": "beside"}
-    return table[["claim", *names]].rename(columns=names).assign(**columns)
-
-
-def verdict_lines(table: pd.DataFrame) -> list[str]:
-    """One line a claim: how often it holds, does not hold, or is not told apart."""
-    lines = []
-    for claim, found in table.groupby("claim", sort=False)["verdict"]:
-        counts = [f"{verdict} {number}" for verdict, number in found.value_counts().items()]
-        lines.append(f"{claim}: {', '.join(counts)} of {len(found)}")
-    return lines

@@ -122,54 +122,38 @@ def loyalty_scorer(task: Task, teacher: Predictions, student: Predictions) -> Sc
     units (it names the first such unit), gold labels or the number of labels.
     """
     check_paired({"teacher's table": teacher, "student's table": student})
+    further: dict[str, tuple[Scorer, str]] = {}  # name -> a scorer, and the score that it is
     if task.kind == "regression":
-        return _regression_scorer(teacher, student)
-    return _label_scorer(task, teacher, student)
-
-
-def _regression_scorer(teacher: Predictions, student: Predictions) -> Scorer:
-    """The regression part of `loyalty_scorer`."""
-    pearson = metrics.pearson_scorer(teacher.examples, teacher.predicted, student.predicted)
-    scaled = _scaled(teacher.predicted, student.predicted, *STS_RANGE)
-    gaps = np.abs(scaled[0] - scaled[1])
-    sums = metrics.example_sums(teacher.examples, gaps, gaps**2, np.ones(len(gaps)))
-
-    def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
-        """At weights (examples, R)."""
-        absolute, squared, units = sums @ weights
-        return _regression_loyalties(absolute / units, squared / units, pearson(weights)["pearson"])
-
-    return scores
-
-
-def _label_scorer(task: Task, teacher: Predictions, student: Predictions) -> Scorer:
-    """The part of `loyalty_scorer` for taggers and classifiers."""
-    entropies = (teacher.entropies + student.entropies) / 2
-    distances = _distances(teacher.probabilities, student.probabilities, entropies)
-    equal = teacher.predicted == student.predicted
-    sums = metrics.example_sums(teacher.examples, equal, 1 - distances, np.ones(len(equal)))
-    spans = None
+        named = _regression_loyalties
+        theirs, ours = _scaled(teacher.predicted, student.predicted, *STS_RANGE)
+        columns = np.abs(theirs - ours), (theirs - ours) ** 2
+        pearson = metrics.pearson_scorer(teacher.examples, teacher.predicted, student.predicted)
+        further["regression_loyalty_pearson"] = (pearson, "pearson")
+    else:
+        named = _label_loyalties
+        entropies = (teacher.entropies + student.entropies) / 2
+        distances = _distances(teacher.probabilities, student.probabilities, entropies)
+        columns = teacher.predicted == student.predicted, 1 - distances
     if task.name == "ner":
         spans = metrics.span_scorer(teacher.spans["predicted"], student.spans["predicted"])
+        further["span_loyalty"] = (spans, "strict_f1_micro")
+    sums = metrics.example_sums(teacher.examples, *columns, np.ones(len(columns[0])))
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
         """At weights (examples, R)."""
-        labels, probabilities, units = sums @ weights
-        loyalty = _label_loyalties(labels / units, probabilities / units)
-        if spans:
-            loyalty["span_loyalty"] = spans(weights)["strict_f1_micro"]
-        return loyalty
+        first, second, units = sums @ weights
+        others = {name: scorer(weights)[score] for name, (scorer, score) in further.items()}
+        return named(first / units, second / units) | others
 
     return scores
 
 
-def _regression_loyalties(absolute: Any, squared: Any, pearson: Any) -> dict[str, Any]:
-    """The three regression loyalties, from the mean absolute and squared differences."""
-    plain = {"regression_loyalty": 1 - absolute, "regression_loyalty_pearson": pearson}
-    return plain | {"regression_loyalty_rmse": 1 - np.sqrt(squared)}
+def _regression_loyalties(absolute: Any, squared: Any, /) -> dict[str, Any]:
+    """The regression loyalties of the mean absolute and the mean squared difference."""
+    return {"regression_loyalty": 1 - absolute, "regression_loyalty_rmse": 1 - np.sqrt(squared)}
 
 
-def _label_loyalties(labels: Any, natural: Any) -> dict[str, Any]:
+def _label_loyalties(labels: Any, natural: Any, /) -> dict[str, Any]:
     """Label loyalty and probability loyalty in both bases."""
     plain = {"label_loyalty": labels, "probability_loyalty": natural}
     return plain | {"probability_loyalty_base2": 1 - (1 - natural) / BASE2}
@@ -204,7 +188,8 @@ def chance_loyalty(
     if task.kind == "regression":
         theirs, ours = _scaled(teacher.predicted, student.predicted, *STS_RANGE)
         gaps = np.abs(theirs[:, None] - ours)
-        return _regression_loyalties(gaps.mean(), (gaps**2).mean(), 0.0)
+        loyalties = _regression_loyalties(gaps.mean(), (gaps**2).mean())
+        return loyalties | {"regression_loyalty_pearson": 0.0}
     rng = np.random.default_rng(seed)
     shares, rows = [], []
     for side in (teacher, student):

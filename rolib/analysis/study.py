@@ -1,6 +1,8 @@
 """Who is in a study, and its stored scores and predictions, read from the run folders."""
 
+import itertools
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import yaml
@@ -25,26 +27,37 @@ def members(config: Config) -> pd.DataFrame:
     """The evaluated models of a profile in reading order: model, role, teacher, teachers, layers.
 
     teachers: the models it was distilled from; a teacher lists itself. A control lists the teachers
-    of its student. teacher: the first of them; it defines the model's group.
+    of its student. teacher: the first of them; it defines the model's group. A folder in
+    evaluation/ that belongs to no teacher or student of the profile is left out.
     FileNotFoundError if no model is evaluated yet.
     """
     rows = []
-    for folder in sorted(config.folder.glob("evaluation/*")):
-        name = folder.name.removesuffix("-random")
-        kind = "teachers" if (config.folder / "teachers" / name).exists() else "students"
-        path = config.folder / kind / name / "config.yaml"
+    kinds = [config.folder.glob(f"{kind}/[!.]*/config.yaml") for kind in ("teachers", "students")]
+    for path in itertools.chain(*kinds):
+        kind, name = path.parts[-3:-1]
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         role, teachers = "teacher", [name]
         if kind == "students":
             role = "mlm control" if settings["objective"] == "mlm" else "student"
             teachers = [teacher for teacher, weight in settings["teachers"].items() if weight]
-        if folder.name.endswith("-random"):
-            role = "random control"
-        rows.append((folder.name, role, teachers[0], teachers, settings["num_layers"]))
+        for model, its_role in ((name, role), (f"{name}-random", "random control")):
+            if (config.folder / "evaluation" / model).exists():
+                rows.append((model, its_role, teachers[0], teachers, settings["num_layers"]))
     if not rows:
         raise FileNotFoundError(f"{config.folder}: no evaluated model: run {made_by(config)} first")
     rows.sort(key=lambda row: (row[2], ROLES.index(row[1]), row[0]))
     return pd.DataFrame(rows, columns=["model", "role", "teacher", "teachers", "layers"])
+
+
+def run_files(config: Config, name: str) -> list[tuple[str, str, int, Path]]:
+    """Every file of this name in the runs of `members`: model, task, seed and path, in order."""
+    models, found = set(members(config)["model"]), []
+    for path in sorted(config.folder.glob(f"evaluation/*/*/seed-*/{name}")):
+        model, task, run = path.parts[-4:-1]
+        seed = run.removeprefix("seed-")
+        if model in models and task in TASKS and seed.isdecimal():
+            found.append((model, task, int(seed), path))
+    return found
 
 
 def read_scores(config: Config) -> pd.DataFrame:
@@ -53,20 +66,12 @@ def read_scores(config: Config) -> pd.DataFrame:
     Further columns: task, seed, headline (the name of the measure's main score), score, value.
     """
     rows: list[tuple] = []
-    for path in sorted(config.folder.glob("evaluation/*/*/seed-*/scores.json")):
+    for model, task, seed, path in run_files(config, "scores.json"):
         result = read_json(path, made_by(config))
-        run = (path.parts[-4], result["task"], result["seed"], result["headline"])
+        run = (model, task, seed, result["headline"])
         rows.extend((*run, score, value) for score, value in result["test"].items())
     scores = pd.DataFrame(rows, columns=["model", "task", "seed", "headline", "score", "value"])
     return members(config).merge(scores, on="model")
-
-
-def read_predictions(
-    config: Config, model: str, task: str, seed: int, probabilities: bool = True
-) -> Predictions:
-    """The stored predictions of one run; FileNotFoundError if there are none."""
-    path = config.folder / "evaluation" / model / task / f"seed-{seed}" / "predictions.parquet"
-    return Predictions.read(require(path, made_by(config)), probabilities)
 
 
 def read_result(config: Config, model: str, task: str, seed: int) -> dict:
@@ -78,26 +83,28 @@ def read_result(config: Config, model: str, task: str, seed: int) -> dict:
 def data_notes(config: Config) -> list[str]:
     """Where this profile's data differ from the official data: the notes of its runs, each once."""
     notes = [SAMPLE_WARNING] if config.data == "sample" else []
-    for path in sorted(config.folder.glob("evaluation/*/*/seed-*/manifest.json")):
-        task = path.parts[-3].upper()
-        notes += [f"{task}: {note}" for note in read_json(path, made_by(config))["notes"]]
+    for _, task, _, path in run_files(config, "manifest.json"):
+        notes += [f"{task.upper()}: {note}" for note in read_json(path, made_by(config))["notes"]]
     return list(dict.fromkeys(notes))
 
 
 def evaluated(config: Config) -> dict[str, list[int]]:
     """The measures of a study in order, each with its fine-tuning seeds in order."""
-    found: dict[str, set[int]] = {}
-    for path in config.folder.glob("evaluation/*/*/seed-*/predictions.parquet"):
-        found.setdefault(path.parts[-3], set()).add(int(path.parts[-2].removeprefix("seed-")))
-    return {task: sorted(found[task]) for task in TASKS if task in found}
+    found = {(task, seed) for _, task, seed, _ in run_files(config, "predictions.parquet")}
+    seeds = {task: sorted(seed for name, seed in found if name == task) for task in TASKS}
+    return {task: of_task for task, of_task in seeds.items() if of_task}
 
 
 def read_runs(
     config: Config, model: str, task: str, seeds: list[int], probabilities: bool = True
 ) -> Runs:
-    """The predictions of a model on one measure, one item a fine-tuning seed."""
-    read = partial(read_predictions, config, model, task, probabilities=probabilities)
-    return in_threads(read, seeds)
+    """The predictions of a model on one measure, one item a fine-tuning seed.
+
+    FileNotFoundError for a seed without predictions.
+    """
+    folder, command = config.folder / "evaluation" / model / task, made_by(config)
+    paths = [require(folder / f"seed-{seed}" / "predictions.parquet", command) for seed in seeds]
+    return in_threads(partial(Predictions.read, probabilities=probabilities), paths)
 
 
 def read_teachers(

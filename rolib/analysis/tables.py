@@ -1,8 +1,6 @@
 """The tables of a study: scores, comparisons, loyalty, calibration; as text too."""
 
 import itertools
-import os
-import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +17,6 @@ from rolib.runs import write_text
 LEVEL = 0.05  # of the family-wise error
 LEAST = 1e-9  # a score that is divided by is at least this
 ESTIMATE = ["seeds", "examples", "value", "sd", "low", "high"]
-SCORE_COLUMNS = ["model", "role", "teacher", "task", "seeds", "examples", "score", "headline"]
-SCORE_COLUMNS += ["value", "sd", "low", "high"]
 # own: the teacher is one of the model's own teachers, and not the ensemble
 PAIR = ["model", "role", "teacher", "own", "task", "measure"]
 
@@ -47,9 +43,9 @@ def estimate(
 def score_tables(config: AnalyseConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores and comparisons of a study from its predictions, as fractions.
 
-    Scores: `SCORE_COLUMNS` of every model and of the teachers' ensemble. headline: whether this is
-    the main score of the measure. The rest is as in `estimate`. The measure `mean` is the mean of
-    the headline scores.
+    Scores of every model and of the teachers' ensemble: model, role, teacher, task, score, headline
+    (whether this is the main score of the measure), and the columns of `estimate`. The measure
+    `mean` is the mean of the headline scores.
     Comparisons of headline scores: model, against, role (of the other model), task, difference,
     low, high, p, p_holm, holds (p_holm below 0.05), and the model's score as a share of the other's
     with its interval: kept, kept_low, kept_high. p_holm is corrected over the measures of a pair;
@@ -74,7 +70,7 @@ def score_tables(config: AnalyseConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     means = pd.DataFrame(rows, columns=["model", "seeds", "value", "low", "high"])
     means = means.assign(task="mean", score="mean", headline=True)
     scores = everyone[["model", "role", "teacher"]].merge(pd.concat([scores, means]), on="model")
-    return scores[SCORE_COLUMNS], _compare(study.compared(everyone), draws, points)
+    return scores, _compare(study.compared(everyone), draws, points)
 
 
 def _score_task(
@@ -120,34 +116,6 @@ def _compare(pairs: list[tuple[str, str, str]], draws: dict, points: dict) -> pd
     return table.assign(holds=table["p_holm"] < LEVEL)
 
 
-def score_table(scores: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame:
-    """Model x measure as text in percent: "91.7 ± 0.6", where 0.6 is half the 95 % interval.
-
-    A star marks a student that differs from its first teacher.
-    """
-    differ = comparisons[(comparisons["role"] == "teacher") & comparisons["holds"]]
-    marked = set(zip(differ["model"], differ["task"], strict=True))
-
-    def text(row: Any) -> str:
-        star = "*" if (row.model, row.task) in marked else ""
-        return f"{100 * row.value:.1f} ± {50 * (row.high - row.low):.1f}{star}"
-
-    return _wide(scores[scores["headline"]], ["role", "model"], text)
-
-
-def comparison_table(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """Pair x measure as text in points: "-0.4 ± 0.8", the student's score minus the other's.
-
-    A star marks a difference that holds.
-    """
-
-    def text(row: Any) -> str:
-        star = "*" if row.holds else ""
-        return f"{100 * row.difference:+.1f} ± {50 * (row.high - row.low):.1f}{star}"
-
-    return _wide(comparisons, ["model", "against", "role"], text)
-
-
 def loyalty_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Model and teacher x measure as text: "0.951 ± 0.004 (0.08; 0.96)".
 
@@ -155,103 +123,27 @@ def loyalty_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
 
     def text(row: Any) -> str:
-        return f"{row.value:.3f} ± {(row.high - row.low) / 2:.3f} {_bracket(row)}"
+        levels = f"({row.chance:.2f}; {row.floor:.2f})".replace("nan", "–")
+        return f"{row.value:.3f} ± {(row.high - row.low) / 2:.3f} {levels}"
 
-    return _wide(rows, ["role", "model", "teacher"], text)
-
-
-def _bracket(row: Any) -> str:
-    return f"({row.chance:.2f}; {row.floor:.2f})".replace("nan", "–")
+    return wide_text(rows, ["role", "model", "teacher"], text)
 
 
-def _wide(
-    rows: pd.DataFrame, index: list[str], text: Callable[[Any], str], columns: str = "task"
-) -> pd.DataFrame:
-    """The text of each row in a table of index x columns; measures stand in their usual order."""
+def wide_text(rows: pd.DataFrame, index: list[str], text: Callable[[Any], str]) -> pd.DataFrame:
+    """The text of each row in a table of index x measure; measures stand in their usual order."""
     table = rows.assign(text=[text(row) for row in rows.itertuples()])
-    table = table.pivot_table("text", index, columns, aggfunc="first", sort=False)
-    if columns == "task":
-        table = table[[task for task in [*TASKS, "mean"] if task in table]]
-    return table.reset_index().rename_axis(columns=None)
-
-
-def above_random(comparisons: pd.DataFrame) -> str:
-    """On which measures teachers and students are above their shape from random weights, as text.
-
-    Above means that the difference is positive and holds.
-    """
-    rows = comparisons[(comparisons["role"] == "random control") & (comparisons["task"] != "mean")]
-    return _all_or_none(rows.assign(above=rows["holds"] & (rows["difference"] > 0)))
-
-
-def above_baseline(scores: pd.DataFrame, baseline: pd.DataFrame) -> str:
-    """On which measures a student's whole interval is above the baseline's score, as text.
-
-    baseline: of `baseline_scores`; its score has no interval.
-    """
-    rows = scores[scores["headline"] & (scores["role"] == "student") & (scores["task"] != "mean")]
-    bar = rows["task"].map(baseline.set_index("task")["score"])
-    return _all_or_none(rows.assign(above=rows["low"] > bar))
-
-
-def _all_or_none(rows: pd.DataFrame) -> str:
-    """ "all on UPOS NER; some on STS; none on DI", from rows with task and above."""
-    share = rows.groupby("task", sort=False)["above"].mean()
-    groups = {"all": share == 1, "some": share.between(0, 1, "neither"), "none": share == 0}
-    names = {word: " ".join(share.index[found].str.upper()) for word, found in groups.items()}
-    return "; ".join(f"{word} on {tasks}" for word, tasks in names.items() if tasks)
-
-
-def summary_text(config: Config, found: dict[str, pd.DataFrame], fills: str) -> str:
-    """The text of summary.txt: how good, loyal, small and fast each student is, and what is open.
-
-    found: the tables scores, comparisons, loyalty, speed, baseline. fills: what models put into a
-    gap. A star marks a model whose mean score differs from that of random weights.
-    """
-    sizes = found["speed"].sort_values("batch_size").groupby("model").last()
-    loyalty = found["loyalty"].query("measure == 'label_loyalty'")
-    loyalty = loyalty.groupby(["model", "teacher"])[["value", "chance"]].mean()
-    means = found["scores"].query("task == 'mean'").set_index("model")
-    comparisons = found["comparisons"]
-    controls = comparisons.query("role == 'random control' and task == 'mean'").set_index("model")
-    rows = []
-    for name, mean in means[means["role"].isin(["teacher", "student"])].iterrows():
-        half, teacher = 50 * (mean["high"] - mean["low"]), mean["teacher"]
-        star = "*" if controls["holds"][name] else ""
-        row = {"model": name, "score": f"{100 * mean['value']:.1f} ± {half:.1f}{star}"}
-        row["random weights"] = f"{100 * means['value'][controls['against'][name]]:.1f}"
-        row["size"], row["speed"] = f"{sizes['parameters'][name]:,}", "1.0"
-        if mean["role"] == "student":
-            row["kept"] = f"{mean['value'] / max(means['value'][teacher], LEAST):.0%} of {teacher}"
-            row["loyalty"] = "{:.2f} ({:.2f})".format(*loyalty.loc[name, teacher])
-            row["size"] += f" (-{1 - sizes['size_ratio'][name]:.0%})"
-            row["speed"] = f"{sizes['speed_up'][name]:.1f}"
-        rows.append(row)
-    columns = ["model", "score", "random weights", "kept", "loyalty", "size", "speed"]
-    lines = [
-        f"Study {config.profile}: mean score in percent ± half the 95 % interval (* differs from "
-        "random weights), label loyalty (chance level), parameters, times the teacher's speed.",
-        pd.DataFrame(rows, columns=columns).fillna("").to_string(index=False),
-        f"Above random weights: {above_random(comparisons)}.",
-        f"Students above a bag of words: {above_baseline(found['scores'], found['baseline'])}.",
-        fills,
-        " ".join(study.data_notes(config)),
-        f"Report: {config.folder / 'report.html'}",
-    ]
-    return "\n".join(line if "\n" in line else _wrapped(line) for line in lines) + "\n"
-
-
-def _wrapped(line: str) -> str:
-    return textwrap.fill(line, 100, subsequent_indent="  ", break_long_words=False)
+    table = table.pivot_table("text", index, "task", aggfunc="first", sort=False)
+    order = [task for task in [*TASKS, "mean"] if task in table]
+    return table[order].reset_index().rename_axis(columns=None)
 
 
 def write_tables(config: Config, tables: dict[str, pd.DataFrame]) -> None:
     """Write tables into the profile's folder: name.csv, but for its size disagreements.parquet."""
     for name, table in tables.items():
         if name == "disagreements":
-            path = config.folder / f".{name}.parquet"
-            table.to_parquet(path, compression="zstd", index=False)
-            os.replace(path, config.folder / f"{name}.parquet")
+            working = config.folder / f".{name}.parquet"
+            table.to_parquet(working, compression="zstd", index=False)
+            working.replace(config.folder / f"{name}.parquet")
         else:
             write_text(config.folder / f"{name}.csv", table.to_csv(index=False))
 

@@ -5,7 +5,7 @@
 (Sanh et al. 2019, DistilBERT; Hinton et al. 2015 for the factor T^2, which keeps the gradient of
 the soft term at the size of the hard term's at any temperature.)
 
-Each loss is a mean over rows, or with reduction="sum" their sum. The training loop takes sums and
+A loss is a mean over rows, or with reduction="sum" their sum. The training loop takes sums and
 divides by the number of rows of the whole optimizer step (`rolib.distillation.objective`).
 """
 
@@ -98,18 +98,16 @@ def mix_targets(members: Sequence[Member]) -> Tensor:
     return mixed
 
 
-def uld_loss(
-    student_logits: Tensor, teacher_probs: Tensor, temperature: float, reduction: str = "mean"
-) -> Tensor:
-    """Universal logit distillation: the L1 distance of the two sorted distributions.
+def uld_loss(student_logits: Tensor, teacher_probs: Tensor, temperature: float) -> Tensor:
+    """Universal logit distillation: the L1 distance of the two sorted distributions, summed.
 
     student_logits: (N, V), softened by `temperature`; teacher_probs: (N, U) over any other
-    vocabulary. The shorter side is filled up with zeros. Scalar, for the mean in [0, 2]; 0 for
-    N = 0. It compares how certain the models are, not of what. Boizard et al. 2024
+    vocabulary. The shorter side is filled up with zeros. Scalar, a sum over rows in [0, 2N]. It
+    compares how certain the models are, not of what. Boizard et al. 2024
     (arXiv 2402.12030), equation 5.
     """
     student = F.softmax(student_logits / temperature, dim=-1).sort(dim=-1, descending=True).values
     teacher = teacher_probs.sort(dim=-1, descending=True).values
     width = max(student.shape[-1], teacher.shape[-1])
     student, teacher = (F.pad(side, (0, width - side.shape[-1])) for side in (student, teacher))
-    return reduce((student - teacher).abs().sum(), len(student), reduction)
+    return (student - teacher).abs().sum()

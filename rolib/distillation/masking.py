@@ -4,6 +4,7 @@ Devlin et al. 2019; whole words: the BERT repository, May 2019.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,7 @@ def add_positions(views: list[View], soft_targets: str, states: str) -> None:
         view["soft_rows_host"] = view["soft_rows"].numpy()
 
 
+@dataclass(eq=False)
 class MaskingCollator:
     """Pads blocks to a batch and masks words.
 
@@ -110,18 +112,14 @@ class MaskingCollator:
     read the same words.
     """
 
-    def __init__(
-        self,
-        tokenizers: list[Tokenizer],
-        mask_share: float,
-        seed: int,
-        soft_targets: str = "masked",
-        states: str = "all",
-    ):
-        """soft_targets, states: the tokens that are compared with teachers, "all" or "masked"."""
-        self.tokenizers, self.mask_share, self.seed = tokenizers, mask_share, seed
-        self.soft_targets, self.states = soft_targets, states
-        first = tokenizers[0]
+    tokenizers: list[Tokenizer]
+    mask_share: float
+    seed: int
+    soft_targets: str = "masked"  # the tokens that are compared with teachers, or "all"
+    states: str = "all"  # the tokens whose states are compared, or "masked"
+
+    def __post_init__(self) -> None:
+        first = self.tokenizers[0]
         self.plain_ids = np.setdiff1d(np.arange(len(first)), first.all_special_ids)
 
     def __call__(self, blocks: list[dict], epoch: int = 0) -> list[View]:

@@ -36,10 +36,6 @@ class Term(NamedTuple):
     places: str  # the positions that its mean is over, as the collator calls them
     view: int = 0  # the view that lists them
 
-    def count(self, batch: Sequence[View]) -> int:
-        """The number of its places in a batch."""
-        return len(batch[self.view][self.places])
-
 
 @dataclass(eq=False)
 class Teacher:
@@ -102,21 +98,19 @@ class Objective:
                 self.has_soft_targets, self.soft_targets = True, self.config.soft_targets
             if not self.config.cached_pieces:
                 self.states = "all"
-            self.terms = [term for term in self._losses() if term.alpha] + self._measures()
+            self.terms = self._terms()
         # Teachers that nothing is learned from are not run.
         self.asked = self.teachers if self.has_soft_targets or self.compared else []
 
-    def _losses(self) -> list[Term]:
+    def _terms(self) -> list[Term]:
+        """The terms of the loss that have a weight, and then what is only logged."""
         config, total = self.config, sum(teacher.weight for teacher in self.compared)
         terms = [Term("ce", config.alpha_ce, "soft"), Term("mlm", config.alpha_mlm, "masked")]
         for teacher in self.compared:
             places = "compared" if self.by_piece(teacher) else "words"
             alpha = config.alpha_cos * teacher.weight / total
             terms.append(Term(self.cosine_name(teacher), alpha, places))
-        return terms
-
-    def _measures(self) -> list[Term]:
-        terms = []
+        terms = [term for term in terms if term.alpha]
         for teacher in self.teachers:
             if teacher.view:
                 terms.append(Term(f"coverage_{teacher.name}", 0.0, "masked_words"))
@@ -138,7 +132,7 @@ class Objective:
 
     def counts(self, batch: Sequence[View]) -> list[int]:
         """The number of places of each term in a batch of `MaskingCollator`."""
-        return [term.count(batch) for term in self.terms]
+        return [len(batch[term.view][term.places]) for term in self.terms]
 
     def loss(
         self, student: nn.Module, batch: Sequence[View], weights: Tensor
@@ -204,7 +198,7 @@ class Objective:
                 rows = batch[teacher.view]["soft_rows"]
                 probs, _ = soften(answer.logits(slice(0, len(rows))), temperature)
                 head = ours.head.index_select(0, rows)
-                uld = losses.uld_loss(ours.decoder(head).float(), probs, temperature, "sum")
+                uld = losses.uld_loss(ours.decoder(head).float(), probs, temperature)
                 sums["ce"] = sums["ce"] + teacher.weight * uld.detach()
                 loss = loss + factors[0] * teacher.weight * uld
         return loss, sums

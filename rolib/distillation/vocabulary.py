@@ -112,8 +112,7 @@ class _Fused(torch.autograd.Function):
         mixed = torch.is_autocast_enabled(device)
         kind = torch.get_autocast_dtype(device) if mixed else weight.dtype
         inputs, matrix, offset = states.to(kind), weight.to(kind), bias.to(kind)
-        make = torch.empty_like if len(inputs) else torch.zeros_like
-        gradients = [make(inputs), make(weight), torch.zeros_like(bias)]
+        gradients = [torch.zeros_like(each) for each in (inputs, weight, bias)]
         buffer = inputs.new_empty(min(len(inputs), chunk_rows(matrix)), size)
         rows_at_once = max(1, BLOCK // size) if device == "cpu" else len(buffer)
         sums = torch.zeros_like(factors)
@@ -126,12 +125,9 @@ class _Fused(torch.autograd.Function):
                 sums += differentiate(block, labels[rows], target, factors, temperature)
                 start += len(block)
             if wants_gradients:
-                first = start == len(chunk)
                 torch.mm(logits, matrix, out=gradients[0][start - len(chunk) : start])
                 if kind == weight.dtype:
-                    gradients[1].addmm_(logits.T, chunk, beta=0 if first else 1)
-                elif first:
-                    gradients[1].copy_(logits.T @ chunk)
+                    gradients[1].addmm_(logits.T, chunk)
                 else:
                     gradients[1].add_(logits.T @ chunk)
                 gradients[2].add_(logits.sum(0))

@@ -12,9 +12,7 @@ from rolib.data.pretrained import first_teachers, pretrained_folder
 GAP = "___"
 
 
-@cache
-def _reader(folder: Path) -> transformers.FillMaskPipeline:
-    return transformers.pipeline("fill-mask", str(folder), device="cpu")
+load_reader = cache(transformers.pipeline)
 
 
 def fill_gap(folder: Path, sentence: str, count: int = 5) -> pd.DataFrame:
@@ -25,7 +23,7 @@ def fill_gap(folder: Path, sentence: str, count: int = 5) -> pd.DataFrame:
     """
     if sentence.count(GAP) != 1:
         raise ValueError(f"{sentence!r}: write {GAP} once, in the place of the missing word")
-    reader = _reader(folder)
+    reader = load_reader("fill-mask", str(folder), device="cpu")
     text = normalise(sentence).replace(GAP, reader.tokenizer.mask_token)
     found = reader(text, top_k=count)
     rows = [(one["token_str"], one["score"]) for one in found]

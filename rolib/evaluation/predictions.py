@@ -117,9 +117,8 @@ def check_paired(runs: Mapping[str, Predictions]) -> None:
     for name, run in others:
         if not first.units.equals(run.units):
             one, two = (pd.MultiIndex.from_frame(side.units) for side in (first, run))
-            alone = {first_name: one.difference(two, False), name: two.difference(one, False)}
-            for owner, units in alone.items():
-                if len(units):
+            for owner, side, other in ((first_name, one, two), (name, two, one)):
+                if len(units := side.difference(other, False)):
                     only = f"in the {owner} only ({len(units)} such units)"
                     raise ValueError(f"{unit_name(units[0])} is {only}")
         if not np.array_equal(first.gold, run.gold):
@@ -167,16 +166,12 @@ def row_entropies(*sides: np.ndarray) -> np.ndarray:
 
     Each row is first scaled to the sum 1 in float64.
     """
-    entropies = np.empty(len(sides[0]))
-    for start in range(0, len(entropies), CHUNK):
-        mean, *others = (side[start : start + CHUNK].astype(np.float64) for side in sides)
-        mean /= mean.sum(axis=1, keepdims=True)  # in place: copies would take longer than the logs
-        for rows in others:
-            rows /= rows.sum(axis=1, keepdims=True)
-            mean += rows
-        mean /= len(sides)
-        entropies[start : start + CHUNK] = entr(mean, out=mean).sum(axis=1)
-    return entropies
+    entropies = [np.empty(0)]
+    for start in range(0, len(sides[0]), CHUNK):
+        rows = [side[start : start + CHUNK].astype(np.float64) for side in sides]
+        mean = sum(part / part.sum(axis=1, keepdims=True) for part in rows) / len(sides)
+        entropies.append(entr(mean).sum(axis=1))
+    return np.concatenate(entropies)
 
 
 def unit_name(unit: Sequence) -> str:
