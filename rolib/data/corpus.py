@@ -16,13 +16,13 @@ import datasets
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets.fingerprint import Hasher
 from huggingface_hub import HfApi, constants
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from rolib.config import ConfigError, TrainingConfig
-from rolib.data.words import split_words, word_pieces
+from rolib.data.words import backend, split_words, word_pieces
 from rolib.runs import sha256
 
 # A .txt file below the folder is no text of the corpus, but a licence for instance.
@@ -74,9 +74,10 @@ def _raw_documents(path: Path) -> Iterator[str]:
     """The documents of a file, not normalised. Raises ValueError, which names the file."""
     number = 0
     try:
-        for number, text in enumerate(_contents(path), 1):
+        for text in _contents(path):
             if not isinstance(text, str):
                 raise TypeError(f"its text is {text!r:.40}")
+            number += 1
             yield text.encode(errors="ignore").decode()  # JSON can hold half a surrogate pair
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not UTF-8 after document {number}: convert the file") from None
@@ -140,8 +141,11 @@ def corpus_identity(config: TrainingConfig, data_root: Path) -> str:
 def _rows(files: list[tuple[str, int, str]], code: tuple[str, ...]) -> Iterator[dict]:
     """Yield the raw documents of files, given as path, number of the source, and hash."""
     for file, source, _ in files:
-        for text in _raw_documents(Path(file)):
-            yield {"text": text, "source": source}
+        try:
+            for text in _raw_documents(Path(file)):
+                yield {"text": text, "source": source}
+        except ValueError as error:  # of another process, nothing but this error comes back whole
+            raise datasets.exceptions.DatasetGenerationError(str(error)) from None
         yield {"text": "", "source": source}  # a dataset without rows is refused
 
 
@@ -170,7 +174,7 @@ def _read_files(config: TrainingConfig, data_root: Path) -> Dataset:
     try:
         return Dataset.from_generator(_rows, **settings)
     except datasets.exceptions.DatasetGenerationError as error:
-        raise error.__cause__ from None
+        raise ValueError(str(error.__cause__ or error)) from None
 
 
 def _read_hub(config: TrainingConfig) -> Dataset:
@@ -293,9 +297,11 @@ def build_blocks(texts: Dataset, tokenizers: list[Tokenizer], block_length: int)
                 rows["length"].append(len(ids[0]))
         return rows
 
-    settings = {"batched": True, "batch_size": 64, "desc": "blocks"}
+    number, views = Value("int32"), List(List(Value("int32")))  # half the size of int64
+    features = Features({"input_ids": views, "word_ids": views, "length": number})
+    settings = {"batched": True, "batch_size": 64, "desc": "blocks", "features": features}
     # Not the tokenizers: they know the folder that they were read from.
-    models = [(one.backend_tokenizer, one.cls_token_id, one.sep_token_id) for one in tokenizers]
+    models = [(backend(one), one.cls_token_id, one.sep_token_id) for one in tokenizers]
     settings["new_fingerprint"] = Hasher.hash([texts._fingerprint, models, block_length, CODE])
     settings["num_proc"] = _workers(len(texts) > 1000)
     blocks = texts.map(tokenize, remove_columns=["text"], **settings)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tokenizers import Tokenizer as Backend
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
@@ -11,17 +12,21 @@ def split_words(text: str) -> list[str]:
     return [word for word, _ in BertPreTokenizer().pre_tokenize_str(text)]
 
 
+def backend(tokenizer: Tokenizer) -> Backend:
+    """The tokenizer of the tokenizers library, without truncation and padding."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer.backend_tokenizer
+
+
 def word_pieces(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
     """For each word the vocabulary indices of its pieces.
 
     Every word has at least one piece: a word that the tokenizer drops as a whole becomes [UNK].
     Equal words share a list.
     """
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
     different = list(dict.fromkeys(words))
-    encoded = backend.encode_batch_fast(different, add_special_tokens=False)
+    encoded = backend(tokenizer).encode_batch_fast(different, add_special_tokens=False)
     unknown = [tokenizer.unk_token_id]
     pieces = {word: found.ids or unknown for word, found in zip(different, encoded, strict=True)}
     return [pieces[word] for word in words]
