@@ -231,3 +231,23 @@ def test_a_hub_corpus_whose_text_is_no_text(folder, teacher_config, monkeypatch)
     config = teacher_config(corpus="hub:some/set", corpus_revision="a" * 40)
     with pytest.raises(ConfigError, match="corpus hub:some/set: its column `text` holds .*int64"):
         corpus.load_corpus(config, folder)
+
+
+def test_a_folder_is_no_hub_corpus(folder, teacher_config):
+    folder.mkdir()
+    with pytest.raises(ValueError, match="corpus: .* is a folder here: leave out 'hub:'"):
+        teacher_config(corpus=f"hub:{folder}", corpus_revision="main")
+    with pytest.raises(ValueError, match="corpus: .* is a folder here"):
+        teacher_config(corpus=f"hub:{folder}:ro", corpus_revision="main")
+
+
+def test_the_documents_of_a_hub_corpus_are_drawn_from_all_of_it(
+    folder, teacher_config, monkeypatch
+):
+    texts = {"text": [f"Textul {n}." for n in range(500)]}
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Dataset.from_dict(texts))
+    monkeypatch.setattr(corpus.constants, "HF_HUB_OFFLINE", True)
+    config = teacher_config(corpus="hub:some/set", corpus_revision="main", words_per_source=100)
+    split = corpus.load_corpus(config, folder)
+    chosen = [int(text[7:-1]) for part in split.values() for text in part["text"]]
+    assert len(chosen) == 50 and 150 < sum(chosen) / 50 < 350
