@@ -71,10 +71,12 @@ class Config(BaseModel):
 class TrainingConfig(Config):
     """The recipe that pre-training and distillation share: text, masking, schedule."""
 
-    corpus: str = Field(description='"data" (its corpus/), a folder of .txt, or hub:<id>:<config>')
+    corpus: str = Field(
+        description='"data" (its corpus/), a folder of .txt, .jsonl or .parquet, hub:<id>:<config>'
+    )
     corpus_revision: str = Field(description='commit, tag or branch of a hub corpus; else ""')
     data_seed: Size = Field(description="chooses documents and held-out split, one for a profile")
-    words_per_source: Size = Field(description="words of each corpus file or hub set; 0: all")
+    words_per_source: Size = Field(description="words of each file, subfolder or hub set; 0: all")
     block_length: Pieces = Field(description="pieces in a block, [CLS] and [SEP] included")
     mask_share: float = Field(gt=0, lt=1, description="share of the words that are masked")
     steps: Count = Field(description="optimizer steps")
@@ -97,6 +99,9 @@ class TrainingConfig(Config):
     def _pinned(self) -> "TrainingConfig":
         if self.corpus.startswith("hub:") and not self.corpus_revision:
             raise ValueError("corpus_revision: empty, but the corpus is on the hub: name a commit")
+        hub = self.corpus.removeprefix("hub:").partition(":")[0]
+        if self.corpus.startswith("hub:") and Path(hub).is_dir():  # known by its name alone
+            raise ValueError(f"corpus: {hub!r} is a folder here: leave out 'hub:'")
         return self
 
 

@@ -330,7 +330,8 @@ def test_a_folder_as_corpus(world, teacher_config):
 
 def test_a_folder_without_text_is_an_error(tmp_path, teacher_config):
     with pytest.raises(
-        FileNotFoundError, match=r"nowhere.corpus: no \.txt file; set `corpus`.*ROLIB_DATA"
+        FileNotFoundError,
+        match=r"nowhere.corpus: no \.txt, .* or \.parquet file; set `corpus`.*ROLIB_DATA",
     ):
         corpus.load_corpus(teacher_config(), tmp_path / "nowhere")
 
@@ -423,7 +424,7 @@ def test_a_hub_corpus_is_normalised_and_sampled(hub, teacher_config, tmp_path, m
 def test_the_identity_of_a_hub_corpus(hub, teacher_config, tmp_path):
     identity = corpus.corpus_identity(teacher_config(**HUB), tmp_path)
     assert identity == f"some/set:20231101.ro@{COMMIT}"
-    assert hub.calls == [(("some/set",), {"revision": "main"})]
+    assert hub.calls == [(("some/set",), {"revision": "main", "timeout": 10})]
     fixed = teacher_config(corpus="hub:set", corpus_revision="a" * 40)
     assert corpus.corpus_identity(fixed, tmp_path) == f"set@{'a' * 40}"
     assert len(hub.calls) == 1  # a commit needs no question

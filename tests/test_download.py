@@ -1,8 +1,11 @@
 """Fetching the upstream files, against a small server on this machine."""
 
+import errno
+import fcntl
 import functools
 import hashlib
 import http.server
+import os
 import subprocess
 import sys
 import threading
@@ -10,13 +13,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tenacity import wait_none
 
 from rolib.data import download as module
 from rolib.data.download import FILES, UpstreamFile, checksum, data_root, download, verify
 from rolib.data.tasks import SAMPLE, task_source
 from rolib.measures import TASKS
 
-CONTENT = {"/o/r/c/a.txt": b"hello\n", "/o/r/c/sub/b.bin": bytes(range(256)) * 2000}
+CONTENT = {"/o/r/c/a.txt": b"hello\n", "/o/r/c/sub/b.bin": bytes(range(256)) * 2048}  # 8 chunks
 HELLO_BLOB = "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object of "hello\n"
 
 
@@ -24,12 +28,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Serves CONTENT. The server's `answers` list holds the faults of the next requests."""
 
     def do_GET(self):
-        self.server.requests.append(self.path)
+        asked = self.headers.get("Range", "bytes=0-")
+        start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        self.server.requests.append(f"{self.path} {start}" if start else self.path)
         answer = self.server.answers.pop(0) if self.server.answers else "good"
         content = CONTENT.get(self.path)
         if content is None:
             return self.send_error(404)
-        self.send_response(200)
+        if answer == "busy":
+            return self.send_error(503)
+        if answer == "no ranges":
+            start = 0
+        elif start >= len(content):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        content = content[start:]
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if answer == "damaged":
@@ -38,6 +53,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *arguments):
         pass
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(module.transfer.retry, "wait", wait_none())
 
 
 @pytest.fixture
@@ -84,30 +104,98 @@ def test_fetches_all_files_once(server, tmp_path):
     assert server.requests == list(CONTENT)  # verified files are not fetched again
 
 
-def test_damaged_transfer_is_refused(server, tmp_path):
-    server.answers = ["damaged"]
+A, B = CONTENT
+HALF, WHOLE = len(CONTENT[B]) // 2, len(CONTENT[B])
+
+
+def complete(folder):
+    whole = {path: (folder / path).read_bytes() for path in files_below(folder)}
+    return whole == {"one/a.txt": CONTENT[A], "two/sub/b.bin": CONTENT[B]}
+
+
+def test_damaged_transfer_is_fetched_once_more_then_refused(server, tmp_path):
+    server.answers = ["damaged", "damaged"]
     with pytest.raises(
-        ValueError,
-        match=r"one/a\.txt\.part is damaged: .*run `python -m rolib\.data\.download` again",
+        ValueError, match=r"http.*/o/r/c/a\.txt arrives damaged.*run `python -m rolib\.data\.down"
     ):
         download(tmp_path, base_url=server.url)
     assert files_below(tmp_path) == []
+    server.answers = ["damaged"]
     download(tmp_path, base_url=server.url)
-    assert files_below(tmp_path) == ["one/a.txt", "two/sub/b.bin"]
+    assert complete(tmp_path) and server.requests == [A, A, A, A, B]
 
 
-def test_broken_transfer_leaves_nothing_and_starts_again(server, tmp_path):
-    server.answers = ["good", "truncated"]
+def test_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
+    server.answers = ["good", "truncated", "busy", "truncated"]
+    download(tmp_path, base_url=server.url)
+    rest = [f"{B} {HALF}", f"{B} {HALF}", f"{B} {HALF + HALF // 2}"]
+    assert complete(tmp_path) and server.requests == [A, B, *rest]
+
+
+def test_a_transfer_that_breaks_too_often_is_continued_by_the_next_run(server, tmp_path):
+    server.answers = ["good", "truncated", *["busy"] * 5]
     with pytest.raises(
         OSError,
-        match=r"two/sub/b\.bin: the transfer failed \(.*run `python -m rolib\.data\.download`",
+        match=r"two/sub/b\.bin: the transfer failed \(.*run `python -m rolib\.data\.download`: it "
+        "goes on from there",
     ):
         download(tmp_path, base_url=server.url)
-    assert files_below(tmp_path) == ["one/a.txt"]
-    (tmp_path / "two/sub/b.bin.part").write_bytes(b"left by a killed run")
+    assert files_below(tmp_path) == ["one/a.txt", "two/sub/b.bin.part"]
+    assert (tmp_path / "two/sub/b.bin.part").stat().st_size == HALF
     download(tmp_path, base_url=server.url)
-    assert files_below(tmp_path) == ["one/a.txt", "two/sub/b.bin"]
-    assert (tmp_path / "two/sub/b.bin").read_bytes() == CONTENT["/o/r/c/sub/b.bin"]
+    assert complete(tmp_path) and server.requests[-1] == f"{B} {HALF}"
+
+
+def test_a_server_without_ranges_sends_all_of_it_again(server, tmp_path):
+    server.answers = ["good", "truncated", "no ranges"]
+    download(tmp_path, base_url=server.url)
+    assert complete(tmp_path) and server.requests == [A, B, f"{B} {HALF}"]
+
+
+@pytest.mark.parametrize("size", [20, WHOLE, WHOLE + 1])
+def test_a_part_of_something_else_is_dropped(server, tmp_path, size):
+    (tmp_path / "two/sub").mkdir(parents=True)
+    (tmp_path / "two/sub/b.bin.part").write_bytes(b"?" * size)
+    download(tmp_path, base_url=server.url)
+    assert complete(tmp_path) and server.requests == [A, f"{B} {size}", B]
+
+
+def test_a_full_disk_a_folder_of_another_and_a_second_download(server, tmp_path, monkeypatch):
+    """Each is one line with its remedy, and nothing is tried again."""
+
+    def refuse(number, *arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    full = functools.partial(refuse, errno.ENOSPC)
+    monkeypatch.setattr(module.pooch.HTTPDownloader, "__call__", full)
+    with pytest.raises(OSError, match=r"one/a\.txt.*No space left.*: free some space, or.*--root"):
+        download(tmp_path, base_url=server.url)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "FILES", module.FILES[:1])
+    monkeypatch.setattr(Path, "mkdir", functools.partial(refuse, errno.EACCES))
+    with pytest.raises(OSError, match=r"a/x: .*Permission denied.*: allow writing there, or"):
+        monkeypatch.setattr(module, "FILES", (UpstreamFile("a/x", "a", "sha256", "0"),))
+        download(tmp_path, base_url=server.url)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "FILES", (UpstreamFile("a/x", "a", "sha256", "0"),))
+    (tmp_path / "a").mkdir()
+    with open(tmp_path / "a/x.part", "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="a/x: .*another process fetches this file, wait for it"):
+            download(tmp_path, base_url=server.url)
+    assert server.requests == []
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupt(root):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "download", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--root", str(tmp_path)])
+    assert stop.value.code == 130
+    message = f"stopped: `python -m rolib.data.download --root {tmp_path}` goes on from here"
+    assert capsys.readouterr().err.strip() == message
 
 
 def test_damaged_file_on_disk_is_refused_not_replaced(server, tmp_path):
@@ -128,7 +216,7 @@ def test_missing_upstream_file_and_no_server(server, tmp_path, monkeypatch):
         download(tmp_path, base_url=server.url)
     with pytest.raises(OSError, match="one/x: the transfer failed"):
         download(tmp_path, base_url="http://127.0.0.1:9")
-    assert files_below(tmp_path) == []
+    assert server.requests == ["/o/r/c/x"]  # what is not there is not asked for again
 
 
 def test_checksums(tmp_path):

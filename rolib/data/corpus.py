@@ -1,23 +1,38 @@
 """Romanian text: documents -> normalised text -> words -> blocks for a model, stored as Arrow."""
 
+import io
+import json
 import os
 import random
 import re
 import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
-from itertools import chain, zip_longest
+from itertools import chain, groupby, islice
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, DatasetDict
-from huggingface_hub import HfApi
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets.fingerprint import Hasher
+from huggingface_hub import HfApi, constants
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from rolib.config import TrainingConfig
-from rolib.data.words import split_words, word_pieces
+from rolib.config import ConfigError, TrainingConfig
+from rolib.data.words import backend, split_words, word_pieces
 from rolib.runs import sha256
 
+# A .txt file below the folder is no text of the corpus, but a licence for instance.
+PATTERNS = ("*.txt", "**/*.jsonl", "**/*.jsonl.gz", "**/*.jsonl.zst", "**/*.parquet")
+HUB_REMEDY = (
+    "check the id and corpus_revision; log in (`hf auth login`) if it is gated; without a network, "
+    "HF_HUB_OFFLINE=1 takes what was fetched before"
+)
+# Part of the fingerprints of stored data: a changed reader or tokenization makes them new.
+CODE = [sha256(Path(__file__).with_name(name)) for name in ("corpus.py", "words.py")]
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500  # documents kept for the held-out loss
 # Letters, digits, white space and ASCII punctuation are never removed. White space includes some
 # control characters, such as the tab: to remove them would join two words.
@@ -42,16 +57,48 @@ def normalise(text: str) -> str:
     return " ".join(text.split())
 
 
-def _raw_documents(path: Path) -> list[str]:
-    """The parts of a UTF-8 file between blank lines, as they are; a part can be empty."""
+def _contents(path: Path) -> Iterator[object]:
+    """The documents of a file, as they are; gzip and zstd are recognised by the name."""
+    if path.suffix == ".parquet":
+        for batch in pq.ParquetFile(path).iter_batches(1000, columns=["text"]):
+            yield from batch["text"].to_pylist()
+        return
+    with io.TextIOWrapper(pa.input_stream(path), encoding="utf-8-sig") as lines:
+        if path.suffix == ".txt":
+            yield from ("".join(part) for blank, part in groupby(lines, str.isspace) if not blank)
+        else:
+            yield from (json.loads(line)["text"] for line in lines if not line.isspace())
+
+
+def _raw_documents(path: Path) -> Iterator[str]:
+    """The documents of a file, not normalised. Raises ValueError, which names the file."""
+    number = 0
     try:
-        return re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}: convert the file") from None
+        for text in _contents(path):
+            if not isinstance(text, str):
+                raise TypeError(f"its text is {text!r:.40}")
+            number += 1
+            yield text.encode(errors="ignore").decode()  # JSON can hold half a surrogate pair
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 after document {number}: convert the file") from None
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        RecursionError,
+        pa.ArrowException,
+    ) as error:
+        fault = f"cannot be read after document {number} ({error!r:.200})"
+        raise ValueError(f"{path}: {fault}: mend the file or take it away") from error
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """Yield the normalised documents of a UTF-8 file. Blank lines separate documents."""
+    """Yield the normalised documents of a file, without empty ones.
+
+    Blank lines separate the documents of a .txt file, which is UTF-8. A line of a .jsonl, .jsonl.gz
+    or .jsonl.zst file is an object, a row of a .parquet file a document: it has the column `text`.
+    """
     return filter(None, map(normalise, _raw_documents(path)))
 
 
@@ -60,111 +107,161 @@ def source_folder(corpus: str, data_root: Path) -> Path:
     return data_root / "corpus" if corpus == "data" else Path(corpus)
 
 
+@contextmanager
+def _hub_errors(config: TrainingConfig) -> Iterator[None]:
+    """Make any error of the hub one line with a remedy."""
+    try:
+        yield
+    except Exception as error:  # they are of httpx or httpx2, as huggingface_hub has it
+        fault = " ".join(str(error.__cause__ or error).split())
+        raise ConfigError(f"corpus {config.corpus}: {fault[:400]}: {HUB_REMEDY}") from error
+
+
+def _hub_commit(config: TrainingConfig) -> str:
+    """The commit of a hub corpus; the hub is asked for it, once and quickly."""
+    hub = config.corpus.removeprefix("hub:").partition(":")[0]
+    return HfApi().dataset_info(hub, revision=config.corpus_revision, timeout=10).sha or ""
+
+
 def corpus_identity(config: TrainingConfig, data_root: Path) -> str:
     """The identity of the corpus, for a manifest.
 
     Files: the SHA-256 of their folder. Hub: `<id>:<config>@<commit>`; the hub is asked for the
-    commit of a tag or branch.
+    commit of a tag or branch. Raises ConfigError if the hub gives none.
     """
     if not config.corpus.startswith("hub:"):
         return sha256(source_folder(config.corpus, data_root))
-    name, revision = config.corpus.removeprefix("hub:"), config.corpus_revision
-    if re.fullmatch("[0-9a-f]{40}", revision):
-        return f"{name}@{revision}"
-    return f"{name}@{HfApi().dataset_info(name.split(':')[0], revision=revision).sha}"
+    commit = config.corpus_revision
+    if not re.fullmatch("[0-9a-f]{40}", commit):
+        with _hub_errors(config):
+            commit = _hub_commit(config)
+    return f"{config.corpus.removeprefix('hub:')}@{commit}"
 
 
-def _rows(files: dict[str, str]) -> Iterator[dict]:
-    """Yield the raw documents of all files; `source` is the number of the file."""
-    for number, file in enumerate(files):
-        for text in _raw_documents(Path(file)):
-            yield {"text": text, "source": number}
+def _rows(files: list[tuple[str, int, str]], code: tuple[str, ...]) -> Iterator[dict]:
+    """Yield the raw documents of files, given as path, number of the source, and hash."""
+    for file, source, _ in files:
+        try:
+            for text in _raw_documents(Path(file)):
+                yield {"text": text, "source": source}
+        except ValueError as error:  # of another process, nothing but this error comes back whole
+            raise datasets.exceptions.DatasetGenerationError(str(error)) from None
+        yield {"text": "", "source": source}  # a dataset without rows is refused
 
 
 def _read_files(config: TrainingConfig, data_root: Path) -> Dataset:
-    """The raw documents of the .txt files of a folder: text, source."""
+    """The raw documents of the files of a folder: text, source.
+
+    A file in the folder is a source; so are all files of a folder in it.
+    """
     folder = source_folder(config.corpus, data_root)
+    paths = sorted(path for pattern in PATTERNS for path in folder.glob(pattern))
+    if not paths:
+        kinds = "no .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file"
+        raise FileNotFoundError(f"corpus {folder}: {kinds}; set `corpus` or ROLIB_DATA")
+    sources = [path.relative_to(folder).parts[0] for path in paths]
     # The hashes are in the arguments, which identify the cached data: a changed file is read again.
-    files = {str(file): sha256(file) for file in sorted(folder.glob("*.txt"))}
-    if not files:
-        raise FileNotFoundError(f"corpus {folder}: no .txt file; set `corpus` or ROLIB_DATA")
-    cache = str(config.folder / "corpus")
+    files = [
+        (str(path), sources.index(source), sha256(path))
+        for path, source in zip(paths, sources, strict=True)
+    ]
+    settings = {
+        "features": Features({"text": Value("string"), "source": Value("int32")}),
+        "cache_dir": str(config.folder / "corpus"),
+        "gen_kwargs": {"files": files, "code": tuple(CODE)},
+        "num_proc": _workers(sum(path.stat().st_size for path in paths) > 1e8 and len(paths) > 1),
+    }
     try:
-        return Dataset.from_generator(_rows, cache_dir=cache, gen_kwargs={"files": files})
+        return Dataset.from_generator(_rows, **settings)
     except datasets.exceptions.DatasetGenerationError as error:
-        raise error.__cause__ from None
+        raise ValueError(str(error.__cause__ or error)) from None
 
 
 def _read_hub(config: TrainingConfig) -> Dataset:
-    """The raw documents of the train split of a hub corpus: text, source."""
+    """The raw documents of the train split of a hub corpus: text."""
     hub, _, subset = config.corpus.removeprefix("hub:").partition(":")
-    raw = datasets.load_dataset(hub, subset or None, split="train", revision=config.corpus_revision)
-    return raw.select_columns("text").add_column("source", [0] * len(raw))
+    revision = config.corpus_revision
+    with _hub_errors(config):
+        if not constants.HF_HUB_OFFLINE:
+            revision = _hub_commit(config)
+        raw = datasets.load_dataset(hub, subset or None, split="train", revision=revision)
+        raw = raw.select_columns("text")
+        if raw.features["text"] not in (Value("string"), Value("large_string")):
+            raise ValueError(f"its column `text` holds {raw.features['text']}")
+    return raw
 
 
 def _clean(batch: dict[str, list]) -> dict[str, list]:
-    """The normalised texts, their numbers of words, and a key that equal texts share."""
-    texts = [normalise(text) for text in batch["text"]]
-    keys = [blake2b(text.encode(), digest_size=16).digest() for text in texts]
-    return {"text": texts, "words": [len(text.split()) for text in texts], "key": keys}
+    """The normalised texts, their sources, numbers of words, and a key that equal texts share."""
+    texts = [normalise(text or "") for text in batch["text"]]
+    digests = [blake2b(text.encode(), digest_size=8).digest() for text in texts]
+    return {
+        "text": texts,
+        "source": batch.get("source", [0] * len(texts)),
+        "words": [len(text.split()) for text in texts],
+        "key": [int.from_bytes(digest, signed=True) for digest in digests],
+    }
 
 
-def _choose(texts: Dataset, words_per_source: int, seed: int) -> list[int]:
+def _choose(texts: Dataset, words_per_source: int, seed: int) -> np.ndarray:
     """The row numbers of the documents to take, source by source, shuffled within a source.
 
     Empty documents are dropped, and of equal documents all but the first. A source gives documents
-    until their words reach `words_per_source` (0: all).
+    until their words reach `words_per_source` (0: all). No Python object is held for a document.
     """
     table = texts.select_columns(["source", "words", "key"]).to_pandas()
     table = table[(table["words"] > 0) & ~table["key"].duplicated()]
-    chosen: list[int] = []
+    chosen = [np.empty(0, dtype=int)]
     for _, words in table.groupby("source")["words"]:
-        order = list(words.index)
+        order = words.index.to_numpy(copy=True)
         random.Random(seed).shuffle(order)
         before = words.loc[order].cumsum().shift(fill_value=0)
-        chosen += list(before.index[before < (words_per_source or float("inf"))])
-    return chosen
+        chosen.append(order[before < (words_per_source or np.inf)])
+    return np.concatenate(chosen)
 
 
-def _workers(texts: Dataset) -> int | None:
+def _workers(worth_it: bool) -> int | None:
     """The number of processes; on a small corpus, starting them costs more than they save."""
-    return min(os.cpu_count() or 1, 8) if len(texts) > 1000 else None
+    return min(os.cpu_count() or 1, 8) if worth_it else None
 
 
 def load_corpus(config: TrainingConfig, data_root: Path) -> DatasetDict:
     """The different documents of the corpus, split into `train` and `held_out` by document.
 
     `config.data_seed` chooses the documents and the split. Column: text (normalised).
-    Raises FileNotFoundError for a folder without text, and ValueError for a corpus too small to
-    split.
+    Raises FileNotFoundError for a folder without text, ConfigError for a hub corpus that cannot be
+    had, and ValueError for a damaged file and a corpus too small to split.
     """
     hub = config.corpus.startswith("hub:")
     texts = _read_hub(config) if hub else _read_files(config, data_root)
-    texts = texts.map(_clean, batched=True, num_proc=_workers(texts), desc="documents")
+    settings = {"num_proc": _workers(len(texts) > 1000), "desc": "documents"}
+    settings["new_fingerprint"] = Hasher.hash([texts._fingerprint, CODE])
+    texts = texts.map(_clean, batched=True, **settings)
     chosen = _choose(texts, config.words_per_source, config.data_seed)
     if len(chosen) < 2:
         problem = f"corpus {config.corpus}: {len(chosen)} documents, at least 2 are needed"
-        raise ValueError(f"{problem}: separate documents by blank lines")
+        remedy = "take another one" if hub else "add text; blank lines separate .txt documents"
+        raise ValueError(f"{problem}: {remedy}")
     texts = texts.select(chosen).select_columns("text")
     held_out = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(texts))))
     split = texts.train_test_split(test_size=held_out, seed=config.data_seed)
     return DatasetDict(train=split["train"], held_out=split["test"])
 
 
-def windows(sizes: list[tuple[int, ...]], room: int) -> list[list[int]]:
+def windows(sizes: list[tuple[int, ...]], room: int) -> list[range]:
     """Runs of word numbers that together hold at most `room` pieces in every view.
 
     sizes: for each word, its number of pieces in each view. Every word is in exactly one run.
     A word longer than `room` is alone in its run.
     """
-    runs: list[list[int]] = [[]]
-    used: tuple[int, ...] = ()
-    for index, size in enumerate(sizes):
-        used = tuple(map(sum, zip_longest(used, size, fillvalue=0)))
-        if runs[-1] and max(used) > room:
-            runs.append([])
-            used = size
-        runs[-1].append(index)
+    totals = np.cumsum([*sizes[:1], *sizes], axis=0).T - np.reshape(sizes[:1], (-1, 1))
+    runs: list[range] = []
+    first = 0
+    while first < len(sizes):
+        ends = [np.searchsorted(total, total[first] + room, "right") - 1 for total in totals]
+        last = max(first + 1, int(min(ends)))
+        runs.append(range(first, last))
+        first = last
     return runs
 
 
@@ -187,10 +284,12 @@ def build_blocks(texts: Dataset, tokenizers: list[Tokenizer], block_length: int)
     def tokenize(batch: dict[str, list[str]]) -> dict[str, list]:
         """The blocks of a batch of texts."""
         rows: dict[str, list] = {"input_ids": [], "word_ids": [], "length": []}
-        for text in batch["text"]:
-            views = [word_pieces(split_words(text), tokenizer) for tokenizer in tokenizers]
-            sizes = [tuple(map(len, pieces)) for pieces in zip(*views, strict=True)]
-            for run in windows(sizes, room) if sizes else []:
+        documents = [split_words(text) for text in batch["text"]]
+        # One call for the batch, since most words are in several of its texts.
+        together = [iter(word_pieces(list(chain(*documents)), one)) for one in tokenizers]
+        for document in documents:
+            views = [list(islice(pieces, len(document))) for pieces in together]
+            for run in windows(list(zip(*(map(len, view) for view in views), strict=True)), room):
                 cut = [[words[index][:room] for index in run] for words in views]
                 ids, word_ids = zip(*map(_view, cut, tokenizers), strict=True)
                 rows["input_ids"].append(ids)
@@ -198,8 +297,14 @@ def build_blocks(texts: Dataset, tokenizers: list[Tokenizer], block_length: int)
                 rows["length"].append(len(ids[0]))
         return rows
 
-    settings = {"batched": True, "batch_size": 64, "num_proc": _workers(texts), "desc": "blocks"}
+    number, views = Value("int32"), List(List(Value("int32")))  # half the size of int64
+    features = Features({"input_ids": views, "word_ids": views, "length": number})
+    settings = {"batched": True, "batch_size": 64, "desc": "blocks", "features": features}
+    # Not the tokenizers: they know the folder that they were read from.
+    models = [(backend(one), one.cls_token_id, one.sep_token_id) for one in tokenizers]
+    settings["new_fingerprint"] = Hasher.hash([texts._fingerprint, models, block_length, CODE])
+    settings["num_proc"] = _workers(len(texts) > 1000)
     blocks = texts.map(tokenize, remove_columns=["text"], **settings)
     if not len(blocks):
         raise ValueError("the corpus holds no word: every document is empty after normalisation")
-    return blocks.add_column("index", list(range(len(blocks))))
+    return blocks.add_column("index", np.arange(len(blocks)))

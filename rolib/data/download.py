@@ -2,21 +2,35 @@
 
 `python -m rolib.data.download [--root DIR]` fills the cache folder, or DIR. upstream.csv lists the
 files. Where only the git blob id of a file is known, that is its checksum; else it is SHA-256.
+A broken transfer goes on where it stopped.
 """
 
 import argparse
 import csv
+import errno
+import fcntl
 import hashlib
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pooch
+import requests
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
 
 from rolib.data import COMMAND, SAMPLE
 
 LICENCES = "Each data set has its own licence. LaRoSeDa and MOROCO are non-commercial."
+TRIES = stop_after_attempt(6)
+WAITS = wait_exponential(max=30)  # seconds between two tries: 1, 2, 4, ...
+ELSEWHERE = "or name another folder with --root"
+REMEDIES = {  # of errors that are not the network's
+    errno.ENOSPC: f"free some space, {ELSEWHERE}",
+    errno.EACCES: f"allow writing there, {ELSEWHERE}",
+    errno.EROFS: f"make the disk writable, {ELSEWHERE}",
+    errno.EWOULDBLOCK: "another process fetches this file, wait for it",
+}
 
 
 class UpstreamFile(NamedTuple):
@@ -51,30 +65,69 @@ def verify(path: Path | str, file: UpstreamFile) -> None:
         raise ValueError(f"{path} is damaged: {fault}: delete it and run `{COMMAND}` again")
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether it helps to try again: a broken transfer, a busy server, a range that is refused."""
+    status = getattr(getattr(error, "response", None), "status_code", 503)
+    known = isinstance(error, requests.RequestException)
+    return known and (status in (416, 429) or status >= 500)
+
+
+@retry(retry=retry_if_exception(_may_pass), stop=TRIES, wait=WAITS, reraise=True)
+def transfer(url: str, stream: BinaryIO) -> None:
+    """Append to a file, open for appending, what it lacks of the content of `url`.
+
+    It is fetched from 0 if the server gives no ranges. Raises requests.RequestException.
+    """
+
+    def start_again(response: requests.Response, **_: object) -> None:
+        """Empty the file if the answer is not a range of the content."""
+        if response.status_code in (200, 416):
+            stream.truncate(0)
+
+    # A range of a compressed answer would be of no use.
+    headers = {"Range": f"bytes={stream.seek(0, os.SEEK_END)}-", "Accept-Encoding": "identity"}
+    options = {"headers": headers, "hooks": {"response": start_again}}
+    pooch.HTTPDownloader(progressbar=True, chunk_size=2**16, **options)(url, stream, None)
+
+
+def fetch(url: str, target: Path, file: UpstreamFile) -> None:
+    """Fetch a file under a temporary name, and rename it when its checksum is right.
+
+    A broken transfer leaves the temporary file, and the next one goes on from there. Raises
+    ValueError for a wrong checksum, and OSError.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    with open(part, "ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for _ in range(2):  # once more if what was there was not the start of this file
+            transfer(url, stream)
+            if checksum(part, file.algorithm) == file.checksum:
+                part.replace(target)
+                return
+            stream.truncate(0)
+        part.unlink()
+    raise ValueError(f"{url} arrives damaged, its checksum is wrong: run `{COMMAND}` again later")
+
+
 def download(root: Path | str, base_url: str = "https://raw.githubusercontent.com") -> None:
     """Fetch the upstream files of all data sets into the folder `root`.
 
-    A file that is already there is verified, not fetched again. Each file is fetched under a
-    temporary name and renamed when its checksum is right, so a broken transfer leaves nothing.
-    Raises ValueError for a damaged file and OSError for a failed transfer.
+    A file that is already there is verified, not fetched again. Raises ValueError for a damaged
+    file and OSError for a failed transfer, a full disk or a folder that cannot be written.
     """
-    fetch = pooch.HTTPDownloader(progressbar=True, chunk_size=2**16)
     for file in FILES:
         target = Path(root) / file.path
-        if target.exists():
-            verify(target, file)
-            continue
-        print(file.path, file=sys.stderr)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.part")
         try:
-            fetch(f"{base_url}/{file.url}", str(part), None)
-            verify(part, file)
-            part.replace(target)
+            if target.exists():
+                verify(target, file)
+                continue
+            print(file.path, file=sys.stderr)
+            fetch(f"{base_url}/{file.url}", target, file)
         except OSError as error:  # the errors of requests are OSErrors
-            raise OSError(f"{file.path}: the transfer failed ({error}); run `{COMMAND}`") from error
-        finally:
-            part.unlink(missing_ok=True)
+            remedy = REMEDIES.get(error.errno or 0, "check the network")
+            problem = f"{file.path}: the transfer failed ({error}): {remedy}"
+            raise OSError(f"{problem}, then run `{COMMAND}`: it goes on from there") from error
 
 
 def data_root(setting: Path | str) -> Path:
@@ -108,6 +161,9 @@ def main(arguments: list[str] | None = None) -> None:
         download(root)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(f"\nstopped: `{COMMAND} --root {root}` goes on from here", file=sys.stderr)
+        sys.exit(130)
     print(f"The data is complete and verified: {root}")
 
 
