@@ -202,13 +202,14 @@ def _choose(texts: Dataset, words_per_source: int, seed: int) -> np.ndarray:
     Empty documents are dropped, and of equal documents all but the first. A source gives documents
     until their words reach `words_per_source` (0: all). No Python object is held for a document.
     """
-    table = texts.select_columns(["source", "words", "key"]).to_pandas()
-    table = table[(table["words"] > 0) & ~table["key"].duplicated()]
-    chosen = [np.empty(0, dtype=int)]
-    for _, words in table.groupby("source")["words"]:
-        order = words.index.to_numpy(copy=True)
+    _, first = np.unique(texts.data["key"].to_numpy(), return_index=True)
+    source, words = (texts.data[name].to_numpy() for name in ("source", "words"))
+    kept = np.sort(first[words[first] > 0])
+    chosen = [kept[:0]]
+    for number in np.unique(source):
+        order = kept[source[kept] == number]
         random.Random(seed).shuffle(order)
-        before = words.loc[order].cumsum().shift(fill_value=0)
+        before = np.cumsum(words[order]) - words[order]
         chosen.append(order[before < (words_per_source or np.inf)])
     return np.concatenate(chosen)
 
