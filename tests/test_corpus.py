@@ -401,6 +401,21 @@ def test_a_hub_corpus_is_loaded_at_its_revision(hub, teacher_config, tmp_path, n
     assert every_text(split) == sorted(hub.rows["text"])
 
 
+def test_a_branch_of_the_hub_is_loaded_at_its_commit(hub, teacher_config, tmp_path, monkeypatch):
+    """The hub is asked first: it answers or fails at once."""
+    monkeypatch.setattr(corpus.constants, "HF_HUB_OFFLINE", False)
+    corpus.load_corpus(teacher_config(**HUB), tmp_path)
+    asked, loaded = hub.calls
+    assert asked == (("some/set",), {"revision": "main", "timeout": 10})
+    assert loaded == (("some/set", "20231101.ro"), {"split": "train", "revision": COMMIT})
+
+
+def test_a_hub_corpus_too_small_to_split_is_an_error(hub, teacher_config, tmp_path):
+    hub.rows = {"text": ["Unul.", None, "Unul."]}
+    with pytest.raises(ValueError, match="hub:.* 1 documents, at least 2 are needed: take another"):
+        corpus.load_corpus(teacher_config(**HUB), tmp_path)
+
+
 def test_a_hub_corpus_is_normalised_and_sampled(hub, teacher_config, tmp_path, monkeypatch):
     """Several processes; a column of the set that has the name of one of ours."""
     monkeypatch.setattr(corpus.os, "cpu_count", lambda: 2)

@@ -79,7 +79,7 @@ def test_several_processes_read_the_shards_in_order(folder, teacher_config, monk
         assert together[name]["text"][:] == part["text"][:]
     write(folder / "2.jsonl", ["Bun."])
     (folder / "3.jsonl").write_text('{"text": "Bun."}\n{"text"', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"3\.jsonl: cannot be read after document 1"):
+    with pytest.raises(ValueError, match=r"^\S*3\.jsonl: cannot be read after document 1"):
         corpus.load_corpus(config, folder)
 
 
@@ -105,7 +105,7 @@ def test_a_damaged_file_is_named(folder, teacher_config, fault):
     name, content, message = FAULTS[fault]
     folder.mkdir()
     (folder / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"(?s){name}: .*{message}"):
+    with pytest.raises(ValueError, match=rf"^\S*{name}: .*{message}"):
         corpus.load_corpus(teacher_config(corpus=str(folder)), folder)
 
 
@@ -210,7 +210,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(folder, teacher_config, monkey
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("too late"))
     config = teacher_config(corpus="hub:some/set", corpus_revision=revision)
-    message = r"^corpus hub:some/set: .*Connection refused.*: check the id and corpus_revision.*$"
+    message = r"^corpus hub:some/set: .*Connection refused.*: check its id and revision.*$"
     with pytest.raises(ConfigError, match=message):
         corpus.load_corpus(config, folder)
     if revision == "main":

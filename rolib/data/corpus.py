@@ -6,6 +6,7 @@ import os
 import random
 import re
 import unicodedata
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -28,8 +29,7 @@ from rolib.runs import sha256
 # A .txt file below the folder is no text of the corpus, but a licence for instance.
 PATTERNS = ("*.txt", "**/*.jsonl", "**/*.jsonl.gz", "**/*.jsonl.zst", "**/*.parquet")
 HUB_REMEDY = (
-    "check the id and corpus_revision; log in (`hf auth login`) if it is gated; without a network, "
-    "HF_HUB_OFFLINE=1 takes what was fetched before"
+    "check its id and revision, log in (`hf auth login`), or HF_HUB_OFFLINE=1 if it is here"
 )
 # Part of the fingerprints of stored data: a changed reader or tokenization makes them new.
 CODE = [sha256(Path(__file__).with_name(name)) for name in ("corpus.py", "words.py")]
@@ -113,7 +113,7 @@ def _hub_errors(config: TrainingConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # they are of httpx or httpx2, as huggingface_hub has it
-        fault = " ".join(str(error.__cause__ or error).split())
+        fault = " ".join(str(error).split())
         raise ConfigError(f"corpus {config.corpus}: {fault[:400]}: {HUB_REMEDY}") from error
 
 
@@ -141,11 +141,8 @@ def corpus_identity(config: TrainingConfig, data_root: Path) -> str:
 def _rows(files: list[tuple[str, int, str]], code: tuple[str, ...]) -> Iterator[dict]:
     """Yield the raw documents of files, given as path, number of the source, and hash."""
     for file, source, _ in files:
-        try:
-            for text in _raw_documents(Path(file)):
-                yield {"text": text, "source": source}
-        except ValueError as error:  # of another process, nothing but this error comes back whole
-            raise datasets.exceptions.DatasetGenerationError(str(error)) from None
+        for text in _raw_documents(Path(file)):
+            yield {"text": text, "source": source}
         yield {"text": "", "source": source}  # a dataset without rows is refused
 
 
@@ -161,29 +158,27 @@ def _read_files(config: TrainingConfig, data_root: Path) -> Dataset:
         raise FileNotFoundError(f"corpus {folder}: {kinds}; set `corpus` or ROLIB_DATA")
     sources = [path.relative_to(folder).parts[0] for path in paths]
     # The hashes are in the arguments, which identify the cached data: a changed file is read again.
-    files = [
-        (str(path), sources.index(source), sha256(path))
-        for path, source in zip(paths, sources, strict=True)
-    ]
-    settings = {
-        "features": Features({"text": Value("string"), "source": Value("int32")}),
-        "cache_dir": str(config.folder / "corpus"),
-        "gen_kwargs": {"files": files, "code": tuple(CODE)},
-        "num_proc": _workers(sum(path.stat().st_size for path in paths) > 1e8 and len(paths) > 1),
-    }
+    numbers = map(sources.index, sources)
+    files = list(zip(map(str, paths), numbers, map(sha256, paths), strict=True))
+    features = Features({"text": Value("string"), "source": Value("int32")})
+    settings = {"gen_kwargs": {"files": files, "code": tuple(CODE)}}
+    much = len(paths) > 1 and sum(path.stat().st_size for path in paths) > 1e8
+    cache = str(config.folder / "corpus")
     try:
-        return Dataset.from_generator(_rows, **settings)
+        return Dataset.from_generator(_rows, features, cache, num_proc=_workers(much), **settings)
     except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(str(error.__cause__ or error)) from None
+        for path in paths:  # the error of another process has lost its type: find it again
+            deque(_raw_documents(path), maxlen=0)
+        raise (error.__cause__ or error) from None
 
 
 def _read_hub(config: TrainingConfig) -> Dataset:
     """The raw documents of the train split of a hub corpus: text."""
     hub, _, subset = config.corpus.removeprefix("hub:").partition(":")
-    revision = config.corpus_revision
     with _hub_errors(config):
-        if not constants.HF_HUB_OFFLINE:
-            revision = _hub_commit(config)
+        # Asking first is quick: load_dataset tries for half a minute to reach a hub.
+        offline = constants.HF_HUB_OFFLINE
+        revision = config.corpus_revision if offline else _hub_commit(config)
         raw = datasets.load_dataset(hub, subset or None, split="train", revision=revision)
         raw = raw.select_columns("text")
         if raw.features["text"] not in (Value("string"), Value("large_string")):
@@ -195,12 +190,10 @@ def _clean(batch: dict[str, list]) -> dict[str, list]:
     """The normalised texts, their sources, numbers of words, and a key that equal texts share."""
     texts = [normalise(text or "") for text in batch["text"]]
     digests = [blake2b(text.encode(), digest_size=8).digest() for text in texts]
-    return {
-        "text": texts,
-        "source": batch.get("source", [0] * len(texts)),
-        "words": [len(text.split()) for text in texts],
-        "key": [int.from_bytes(digest, signed=True) for digest in digests],
-    }
+    keys = [int.from_bytes(digest, signed=True) for digest in digests]
+    sizes = [len(text.split()) for text in texts]
+    source = batch.get("source", [0] * len(texts))  # a hub corpus is one source
+    return {"text": texts, "source": source, "words": sizes, "key": keys}
 
 
 def _choose(texts: Dataset, words_per_source: int, seed: int) -> np.ndarray:
@@ -209,13 +202,14 @@ def _choose(texts: Dataset, words_per_source: int, seed: int) -> np.ndarray:
     Empty documents are dropped, and of equal documents all but the first. A source gives documents
     until their words reach `words_per_source` (0: all). No Python object is held for a document.
     """
-    table = texts.select_columns(["source", "words", "key"]).to_pandas()
-    table = table[(table["words"] > 0) & ~table["key"].duplicated()]
-    chosen = [np.empty(0, dtype=int)]
-    for _, words in table.groupby("source")["words"]:
-        order = words.index.to_numpy(copy=True)
+    _, first = np.unique(texts.data["key"].to_numpy(), return_index=True)
+    source, words = (texts.data[name].to_numpy() for name in ("source", "words"))
+    kept = np.sort(first[words[first] > 0])
+    chosen = [kept[:0]]
+    for number in np.unique(source):
+        order = kept[source[kept] == number]
         random.Random(seed).shuffle(order)
-        before = words.loc[order].cumsum().shift(fill_value=0)
+        before = np.cumsum(words[order]) - words[order]
         chosen.append(order[before < (words_per_source or np.inf)])
     return np.concatenate(chosen)
 
