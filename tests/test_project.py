@@ -272,3 +272,17 @@ def test_rolib_stays_thin():
     long = {node.name for node in functions if node.end_lineno - node.lineno >= 50}
     assert long == {"train", "finetune"}  # the two loops, in numbered steps
     assert all(node.end_lineno - node.lineno < 110 for node in functions)
+
+
+def test_the_messages_of_the_readme_are_those_of_the_code():
+    """Each message between backticks in the list, up to its dots and colons."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = readme.split("## When it goes wrong")[1].split("\n## ")[0]
+    messages = re.findall(r"^- `(.+?)`(?::|$)", listed, re.MULTILINE)
+    assert len(messages) > 20
+    files = [*(ROOT / "rolib").rglob("*.py"), ROOT / "Snakefile"]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    for message in messages:
+        parts = [part.strip(" ()") for part in re.split(r"\.\.\.|: ", message)]
+        said = [part for part in parts if len(part) > 2]
+        assert said and all(part in code for part in said), (message, said)
