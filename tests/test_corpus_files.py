@@ -9,7 +9,7 @@ import urllib.error
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, disable_progress_bars, enable_progress_bars
+from datasets import Dataset
 from transformers import AutoTokenizer
 
 from rolib.config import ConfigError
@@ -38,9 +38,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path / "runs"))
     # `map` with several processes leaves a copy of os.environ in its place; this puts it back.
     monkeypatch.setattr(os, "environ", os.environ)
-    disable_progress_bars()
-    yield tmp_path / "corpus"
-    enable_progress_bars()
+    return tmp_path / "corpus"
 
 
 NAMES = ["a.txt", "b.jsonl", "c.jsonl.gz", "d.jsonl.zst", "e.parquet"]
