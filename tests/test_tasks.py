@@ -1,6 +1,8 @@
 """The readers of the five data sets: upstream counts, splits, layouts and error messages."""
 
 import json
+import os
+import random
 import re
 import shutil
 import unicodedata
@@ -731,3 +733,29 @@ def test_sample(name):
     assert sum(map(len, splits.values())) >= 240
     assert all(len(dataset) > 0 for dataset in splits.values())
     assert task_source(name, SAMPLE).note == ""
+
+
+# --- fuzz -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["upos", "ner", "sapn", "di", "sts"])
+def test_mutated_files_give_a_result_or_an_error_that_names_the_file(name, tmp_path):
+    """One for each data set. ROLIB_FUZZ is the number of mutations: 1000 in a long run."""
+    rng = random.Random(name)
+    shutil.copytree(SAMPLE / TASKS[name].dataset, tmp_path / TASKS[name].dataset)
+    files = task_source(name, tmp_path).files
+    for _ in range(int(os.environ.get("ROLIB_FUZZ", "100"))):
+        file = rng.choice(files)
+        whole = file.read_bytes()
+        content = bytearray(whole)
+        for _ in range(rng.randint(1, 3)):
+            place = rng.randrange(len(content))
+            size = rng.choice([0, 1, 1, 20])
+            content[place : place + size] = rng.choice([b"", b"\n", b"\t", b'"', b"\xff", b"\0a"])
+        file.write_bytes(content[: rng.choice([None, None, rng.randrange(len(whole))])])
+        try:
+            assert all(load_task(name, tmp_path).values())
+        except ValueError as error:
+            named = [str(one) for one in files] + [f"{TASKS[name].dataset}: the "]
+            assert str(error).startswith(tuple(named)) and "\n" not in str(error), error
+        file.write_bytes(whole)
