@@ -65,12 +65,15 @@ def model_card(config: TrainingConfig, name: str, what: str) -> str:
     )
 
 
-def launch(stage: str, config: TrainingConfig, folder: Path, on_log: OnRecord) -> None:
-    """Make the run `folder` of a stage in `config.num_processes` processes of this machine.
+def launch(stage: str, config: TrainingConfig, folder: Path, on_log: OnRecord) -> bool:
+    """Make the run `folder` of a stage in several processes of this machine, if it shall have them.
 
+    Returns False if this process shall make it: alone, or as one of those that were started.
     Their bars and errors appear here; on_log gets the records at the end. A signal is passed on and
     acts when they have ended. Raises RuntimeError if one of them fails.
     """
+    if config.num_processes == 1 or "LOCAL_RANK" in os.environ:
+        return False
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file, delayed_signals() as signals:
         yaml.safe_dump(to_dict(config), file, sort_keys=False)
         file.flush()
@@ -87,11 +90,7 @@ def launch(stage: str, config: TrainingConfig, folder: Path, on_log: OnRecord) -
         raise RuntimeError(f"{folder}: a process failed: its error stands above")
     for record in runs.read_metrics(folder / "metrics.jsonl"):
         on_log(record)
-
-
-def alone(config: TrainingConfig) -> bool:
-    """True if several processes shall make a run, and this one is none of them."""
-    return config.num_processes > 1 and "LOCAL_RANK" not in os.environ
+    return True
 
 
 def prepare_teacher(
@@ -108,9 +107,8 @@ def prepare_teacher(
     inputs["revision"] = config.revision
     if config.shipped:
         inputs["weights"] = runs.model_identity(pretrained_folder(config.shipped), MADE_BY)
-    if not runs.is_finished(folder, identity, inputs) and alone(config):
-        launch("prepare_teacher", config, folder, on_log)
-    if runs.is_finished(folder, identity, inputs):
+    finished = runs.is_finished(folder, identity, inputs)
+    if finished or launch("prepare_teacher", config, folder, on_log):
         return pass_gate(config, folder)
     pretrain, facts = config.source == "pretrain", dict[str, Any](notes=[])
     if not pretrain:  # before the corpus, which may take an hour to read
@@ -157,10 +155,9 @@ def load_teachers(config: StudentConfig) -> tuple[list[Teacher], list[Tokenizer]
         tokenizer = AutoTokenizer.from_pretrained(source)
         check_wordpiece(tokenizer, name)
         known = [i for i, other in enumerate(tokenizers) if same_vocabulary(other, tokenizer)]
-        view = known[0] if known else len(tokenizers)
         if not known:
             tokenizers.append(tokenizer)
-        projection = None
+        view, projection = known[0] if known else len(tokenizers) - 1, None
         if view:
             projection = Projection(tokenizers[0], tokenizer, (teachers[0].name, name))
         model = models.fit_vocabulary(BertForMaskedLM.from_pretrained(source), tokenizer)
@@ -182,22 +179,21 @@ def open_cache(
     """
     if not (config.cached_pieces and teachers):
         return None
-    accelerator, identity = processes(), dict[str, Any](inputs)
+    state = processes()
     precision = choose_precision(config.precision, teachers[0].model.model.config.hidden_size)
+    keys = {"cached_pieces", "data_seed", "words_per_source", "block_length", "mask_share"}
+    identity: dict[str, Any] = inputs | config.model_dump(include=keys)
     for view, tokenizer in enumerate(tokenizers):
         text = tokenizer.backend_tokenizer.to_str()
         identity[f"tokenizer of view {view}"] = hashlib.sha256(text.encode()).hexdigest()
-    for key in ("cached_pieces", "data_seed", "words_per_source", "block_length", "mask_share"):
-        identity[key] = getattr(config, key)
-    identity["precision"] = precision
-    number = len(blocks["train"])
-    identity["epochs"] = loop.epochs_of(config, number, accelerator.num_processes)
+    epochs = loop.epochs_of(config, len(blocks["train"]), state.num_processes)
+    identity |= {"precision": precision, "epochs": epochs}
     folder = config.folder / "teacher-cache" / "+".join(config.shares)
     # Another run that wants the same answers waits for them.
-    with accelerator.main_process_first(), runs.lock(folder, timeout=-1):
+    with state.main_process_first(), runs.lock(folder, timeout=-1):
         if not folder.exists():
             objective = Objective(config, teachers, precision)
-            write_cache(folder, identity, objective, blocks, tokenizers, accelerator.device)
+            write_cache(folder, identity, objective, blocks, tokenizers, state.device)
     return TeacherCache(folder, identity)
 
 
@@ -213,9 +209,8 @@ def distil_student(
     inputs = {"corpus": corpus.corpus_identity(config, root)}
     for name in config.shares:
         inputs[name] = runs.model_identity(runs.model_folder(config, name), runs.made_by(config))
-    if not runs.is_finished(folder, config, inputs) and alone(config):
-        launch("distil_student", config, folder, on_log)
-    if runs.is_finished(folder, config, inputs):
+    finished = runs.is_finished(folder, config, inputs)
+    if finished or launch("distil_student", config, folder, on_log):
         return folder
     teachers, tokenizers = load_teachers(config)
     first = teachers[0].model.model
