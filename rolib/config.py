@@ -4,8 +4,8 @@
 The descriptions below are the one place where the meaning of a parameter is written.
 """
 
-import ast
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from rolib.measures import PROTOCOLS
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINED = Path(__file__).parent / "data" / "pretrained"  # the shipped models
 MAX_POSITIONS = 128  # the longest text, in pieces, of a teacher that is pre-trained on the spot
+ASSIGNED = re.compile(r"^(\w+)(?: *:[^=\n]+)? *=(?!=)", re.MULTILINE)  # `name: type = value`
 
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=0)]
@@ -325,21 +326,15 @@ def from_notebook(kind: type[C], namespace: dict[str, Any]) -> C:
 def parameter_names(cells: list[str], kind: type[Config]) -> set[str]:
     """The names that the parameters cells assign, back to the last call of `from_notebook`.
 
-    cells: their sources in the order in which they ran. A parameters cell has nothing but
-    assignments, one of them of a field of `kind`; or it is the one that papermill adds.
+    cells: their sources in the order in which they ran. A parameters cell assigns a field of
+    `kind`, or it is the one that papermill adds.
     """
     names: set[str] = set()
     for source in reversed(cells):
         if "from_notebook(" in source:
             break
-        try:
-            tree = ast.parse(source)
-        except SyntaxError:  # a cell with a command of IPython
-            continue
-        targets = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-        assigned = {node.id for node in targets if isinstance(node.ctx, ast.Store)}
-        plain = all(isinstance(node, ast.Assign | ast.AnnAssign) for node in tree.body)
-        if plain and (assigned & set(kind.model_fields) or source.startswith("# Parameters")):
+        assigned = set(ASSIGNED.findall(source))
+        if assigned & set(kind.model_fields) or source.startswith("# Parameters"):
             names |= assigned
     return names
 
