@@ -42,10 +42,6 @@ from rolib.training import choose_precision, processes
 OnRecord = Callable[[dict], None]
 
 
-def ignore(record: dict) -> None:
-    """Do nothing with a record."""
-
-
 def prepare_blocks(
     config: TrainingConfig, texts: DatasetDict, tokenizers: list[Tokenizer]
 ) -> DatasetDict:
@@ -94,7 +90,7 @@ def launch(stage: str, config: TrainingConfig, folder: Path, on_log: OnRecord) -
 
 
 def prepare_teacher(
-    config: TeacherConfig, on_log: OnRecord = ignore, folder: Path | None = None
+    config: TeacherConfig, on_log: OnRecord = lambda record: None, folder: Path | None = None
 ) -> Path:
     """The folder of a teacher that was pre-trained or fetched, with its gate.json.
 
@@ -110,7 +106,7 @@ def prepare_teacher(
     finished = runs.is_finished(folder, identity, inputs)
     if finished or launch("prepare_teacher", config, folder, on_log):
         return pass_gate(config, folder)
-    pretrain, facts = config.source == "pretrain", dict[str, Any](notes=[])
+    pretrain, facts = config.source == "pretrain", dict[str, Any]()
     if not pretrain:  # before the corpus, which may take an hour to read
         teacher, tokenizer = models.load_teacher(config)
         check_positions(config.block_length, teacher.config.max_position_embeddings, config.source)
@@ -167,38 +163,32 @@ def load_teachers(config: StudentConfig) -> tuple[list[Teacher], list[Tokenizer]
 
 
 def open_cache(
-    config: StudentConfig,
-    teachers: list[Teacher],
-    tokenizers: list[Tokenizer],
-    blocks: DatasetDict,
-    inputs: dict[str, str],
+    objective: Objective, tokenizers: list[Tokenizer], blocks: DatasetDict, inputs: dict[str, str]
 ) -> TeacherCache | None:
     """The teachers' stored answers, which are made if there are none; None if no cache is wanted.
 
     It lies in runs/<profile>/teacher-cache/<teachers>. inputs: as in the run's manifest.
     """
-    if not (config.cached_pieces and teachers):
+    config, state = objective.config, processes()
+    if not (objective.teachers and config.cached_pieces):
         return None
-    state = processes()
-    precision = choose_precision(config.precision, teachers[0].model.model.config.hidden_size)
     keys = {"cached_pieces", "data_seed", "words_per_source", "block_length", "mask_share"}
     identity: dict[str, Any] = inputs | config.model_dump(include=keys)
     for view, tokenizer in enumerate(tokenizers):
         text = tokenizer.backend_tokenizer.to_str()
         identity[f"tokenizer of view {view}"] = hashlib.sha256(text.encode()).hexdigest()
     epochs = loop.epochs_of(config, len(blocks["train"]), state.num_processes)
-    identity |= {"precision": precision, "epochs": epochs}
+    identity |= {"precision": objective.precision, "epochs": epochs}
     folder = config.folder / "teacher-cache" / "+".join(config.shares)
     # Another run that wants the same answers waits for them.
     with state.main_process_first(), runs.lock(folder, timeout=-1):
         if not folder.exists():
-            objective = Objective(config, teachers, precision)
             write_cache(folder, identity, objective, blocks, tokenizers, state.device)
     return TeacherCache(folder, identity)
 
 
 def distil_student(
-    config: StudentConfig, on_log: OnRecord = ignore, folder: Path | None = None
+    config: StudentConfig, on_log: OnRecord = lambda record: None, folder: Path | None = None
 ) -> Path:
     """The folder of a student that was distilled, or trained as its MLM-only control.
 
@@ -230,7 +220,7 @@ def distil_student(
         how = "pre-trained by masked words alone (control)"
     precision = choose_precision(config.precision, first.config.hidden_size)
     with runs.new_run(folder, config, inputs, precision=precision) as working:
-        cache = open_cache(config, teachers, tokenizers, blocks, inputs)
+        cache = open_cache(Objective(config, teachers, precision), tokenizers, blocks, inputs)
         student = loop.train(config, student, tokenizers, blocks, working, teachers, on_log, cache)
         what = f"DistilBERT with {config.num_layers} layers, {how}"
         card = model_card(config, config.student, what)
@@ -241,7 +231,7 @@ def distil_student(
 
 def evaluate_model(
     config: EvaluateConfig,
-    on_result: OnRecord = ignore,
+    on_result: OnRecord = lambda record: None,
     source: Path | None = None,
     folder: Path | None = None,
 ) -> list[dict]:
@@ -253,7 +243,8 @@ def evaluate_model(
     root, random_weights = data_root(config.data), config.model.endswith("-random")
     source = source or runs.model_folder(config, config.model.removesuffix("-random"))
     folder = folder or config.folder / "evaluation" / config.model
-    model = runs.model_identity(source, runs.made_by(config))
+    command = runs.made_by(config)
+    model = runs.model_identity(source, command)
     # Each run ends with a collection of garbage, which need not search what was imported.
     gc.collect()
     gc.freeze()
@@ -264,8 +255,8 @@ def evaluate_model(
         files, splits = task_source(name, root), None
         notes = [files.note] if files.note else []
         facts: dict[str, Any] = {"notes": notes, "precision": precision, "together": False}
-        inputs = {"model": model}
-        inputs |= {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
+        hashes = {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
+        inputs = {"model": model} | hashes
         for seed in config.seeds:
             run, one = folder / name / f"seed-{seed}", single_run(config, name, seed)
             scores.append(run / "scores.json")
@@ -276,9 +267,9 @@ def evaluate_model(
                 with runs.new_run(run, one, inputs, **facts) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     finetune(one, name, seed, source, random_weights, splits, working)
-            on_result(runs.read_json(scores[-1], runs.made_by(config)))
+            on_result(runs.read_json(scores[-1], command))
     state.wait_for_everyone()
-    return [runs.read_json(path, runs.made_by(config)) for path in scores]
+    return [runs.read_json(path, command) for path in scores]
 
 
 def single_run(config: EvaluateConfig, task: str, seed: int) -> EvaluateConfig:

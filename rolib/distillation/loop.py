@@ -16,9 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import recursively_apply, send_to_device, set_seed
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from transformers import PreTrainedTokenizerFast as Tokenizer
-from transformers import get_linear_schedule_with_warmup as linear_schedule
 
 from rolib import training
 from rolib.config import StudentConfig, TrainingConfig
@@ -207,7 +206,7 @@ def train(
     # Step 3: continue from a checkpoint. The schedule follows from the step.
     done = resume(accelerator, folder)
     warmup = round(config.warmup_share * config.steps)
-    schedule = linear_schedule(plain, warmup, config.steps, last_epoch=done - 1)
+    schedule = get_linear_schedule_with_warmup(plain, warmup, config.steps, last_epoch=done - 1)
     model.train()
     steps = step_batches(blocks["train"], reading["train"], config, accelerator, done)
     name = folder.name.strip(".")
