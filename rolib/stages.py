@@ -42,11 +42,8 @@ from rolib.training import choose_precision, processes
 OnRecord = Callable[[dict], None]
 
 
-def prepare_blocks(
-    config: TrainingConfig, texts: DatasetDict, tokenizers: list[Tokenizer]
-) -> DatasetDict:
+def prepare_blocks(texts: DatasetDict, tokenizers: list[Tokenizer], length: int) -> DatasetDict:
     """Blocks of the train and held-out documents, with a view for each tokenizer."""
-    length = config.block_length
     return DatasetDict(
         {name: corpus.build_blocks(split, tokenizers, length) for name, split in texts.items()}
     )
@@ -121,7 +118,7 @@ def prepare_teacher(
         teacher = models.build_teacher(config, tokenizer)
         facts["precision"] = choose_precision(config.precision, config.hidden_size)
     with state.main_process_first():
-        blocks = prepare_blocks(config, texts, [tokenizer])
+        blocks = prepare_blocks(texts, [tokenizer], config.block_length)
     with runs.new_run(folder, identity, inputs, **facts) as working:
         if pretrain:
             teacher = loop.train(config, teacher, [tokenizer], blocks, working, on_log=on_log)
@@ -209,7 +206,7 @@ def distil_student(
         teachers, tokenizers = [], tokenizers[:1]
     state = processes()
     with state.main_process_first():  # the others find what it has stored
-        blocks = prepare_blocks(config, corpus.load_corpus(config, root), tokenizers)
+        blocks = prepare_blocks(corpus.load_corpus(config, root), tokenizers, config.block_length)
     torch.manual_seed(config.seed)
     if teachers:
         student = models.init_student(first, config.num_layers)

@@ -101,36 +101,29 @@ def step_batches(
         yield [load(blocks, numbers, collate, epoch) for numbers in mine]
 
 
-def optimizer_step(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    micro_batches: list[list[View]],
+def add_gradients(
+    accelerator: Accelerator, model: nn.Module, objective: Objective, batches: list[list[View]]
 ) -> Tensor:
-    """Train one step and return the mean of each term over it (terms,), on the device.
+    """Add the gradients of one step; returns the mean of each term over it (terms,), on the device.
 
     L = sum of alpha_k * S_k / n_k: S_k is the sum of a term over its places in the micro-batches of
-    all processes, n_k the number of these places.
+    all processes, n_k the number of these places. batches: the micro-batches of this process.
     """
     device = accelerator.device
     alphas = torch.tensor([term.alpha for term in objective.terms], device=device)
     # The places are counted before any forward pass.
-    places = torch.tensor([objective.counts(batch) for batch in micro_batches]).sum(0)
+    places = torch.tensor([objective.counts(batch) for batch in batches]).sum(0)
     counts = accelerator.reduce(places.to(device)).clamp(min=1)
     # DDP averages gradients over processes; the counts already span all of them.
     weights = alphas / counts * accelerator.num_processes
     means = torch.zeros_like(alphas)
-    for i, batch in enumerate(micro_batches):
+    for i, batch in enumerate(batches):
         batch = send_to_device(batch, device, non_blocking=True)
-        last = i == len(micro_batches) - 1
+        last = i == len(batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             loss, sums = objective.loss(model, batch, weights)
             accelerator.backward(loss)
         means = means + sums / counts
-    accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
-    optimizer.step()
-    optimizer.zero_grad()
     return means
 
 
@@ -148,7 +141,7 @@ def mean_losses(
 ) -> dict[str, float]:
     """The mean of each term, and of the loss, over the last steps of all processes.
 
-    last_steps: what `optimizer_step` returned, up to `step`. Raises FloatingPointError for a loss
+    last_steps: what `add_gradients` returned, up to `step`. Raises FloatingPointError for a loss
     that is not finite.
     """
     means = (accelerator.reduce(sum(last_steps)) / len(last_steps)).tolist()
@@ -219,8 +212,10 @@ def train(
     with delayed_signals() as signals:
         for step, micro_batches in enumerate(bar, start=done + 1):
             # Step 4: forward, backward, update.
-            means = optimizer_step(accelerator, model, optimizer, objective, micro_batches)
-            last_steps.append(means)
+            last_steps.append(add_gradients(accelerator, model, objective, micro_batches))
+            accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
+            optimizer.step()
+            optimizer.zero_grad()
             schedule.step()
             tokens += sum(len(batch[0]["tokens"]) for batch in micro_batches)
 
