@@ -311,14 +311,9 @@ def from_notebook(kind: type[C], namespace: dict[str, Any]) -> C:
     """The config of a notebook's parameters. It may be called again after a change.
 
     namespace: the notebook's globals. Read are the fields of `kind`, and every other name that a
-    parameters cell assigns, so that a wrong name is refused. Outside of a notebook all plain values
-    are read.
+    parameters cell assigns, so that a wrong name is refused.
     """
-    if "In" in namespace:
-        names = set(kind.model_fields) | parameter_names(namespace["In"][:-1], kind)
-    else:
-        plain = str | int | float | list | dict | None
-        names = {key for key in namespace if isinstance(namespace[key], plain) and key[0] != "_"}
+    names = set(kind.model_fields) | parameter_names(namespace.get("In", [])[:-1], kind)
     values = {name: namespace[name] for name in sorted(names) if name in namespace}
     return validate(kind, values, "notebook parameters")
 

@@ -148,9 +148,10 @@ def load_teachers(config: StudentConfig) -> tuple[list[Teacher], list[Tokenizer]
         tokenizer = AutoTokenizer.from_pretrained(source)
         check_wordpiece(tokenizer, name)
         known = [i for i, other in enumerate(tokenizers) if same_vocabulary(other, tokenizer)]
+        view = known[0] if known else len(tokenizers)
         if not known:
             tokenizers.append(tokenizer)
-        view, projection = known[0] if known else len(tokenizers) - 1, None
+        projection = None
         if view:
             projection = Projection(tokenizers[0], tokenizer, (teachers[0].name, name))
         model = models.fit_vocabulary(BertForMaskedLM.from_pretrained(source), tokenizer)
