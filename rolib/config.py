@@ -184,11 +184,9 @@ class StudentConfig(TrainingConfig):
             problem = f"{first} has weight 0, but the first gives the student its vocabulary"
             raise ValueError(f"teachers: {problem}: raise it or reorder")
         if self.objective == "distill" and self.alpha_ce + self.alpha_mlm + self.alpha_cos == 0:
-            problem = "0, as alpha_mlm and alpha_cos are: nothing would be learned"
-            raise ValueError(f"alpha_ce: {problem}, raise one")
+            raise ValueError("alpha_ce: 0, as alpha_mlm and alpha_cos are: raise one")
         if self.cached_pieces and self.soft_targets == "all":
-            problem = "answers are stored at masked tokens only"
-            raise ValueError(f"cached_pieces: {problem}: set soft_targets to masked")
+            raise ValueError("cached_pieces: of masked tokens only: set soft_targets to masked")
         return self
 
 
