@@ -4,8 +4,8 @@
 The descriptions below are the one place where the meaning of a parameter is written.
 """
 
-import ast
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from rolib.measures import PROTOCOLS
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINED = Path(__file__).parent / "data" / "pretrained"  # the shipped models
 MAX_POSITIONS = 128  # the longest text, in pieces, of a teacher that is pre-trained on the spot
+ASSIGNED = re.compile(r"^(\w+)(?: *:[^=\n]+)? *=(?!=)", re.MULTILINE)  # `name: type = value`
 
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=0)]
@@ -183,11 +184,9 @@ class StudentConfig(TrainingConfig):
             problem = f"{first} has weight 0, but the first gives the student its vocabulary"
             raise ValueError(f"teachers: {problem}: raise it or reorder")
         if self.objective == "distill" and self.alpha_ce + self.alpha_mlm + self.alpha_cos == 0:
-            problem = "0, as alpha_mlm and alpha_cos are: nothing would be learned"
-            raise ValueError(f"alpha_ce: {problem}, raise one")
+            raise ValueError("alpha_ce: 0, as alpha_mlm and alpha_cos are: raise one")
         if self.cached_pieces and self.soft_targets == "all":
-            problem = "answers are stored at masked tokens only"
-            raise ValueError(f"cached_pieces: {problem}: set soft_targets to masked")
+            raise ValueError("cached_pieces: of masked tokens only: set soft_targets to masked")
         return self
 
 
@@ -310,14 +309,9 @@ def from_notebook(kind: type[C], namespace: dict[str, Any]) -> C:
     """The config of a notebook's parameters. It may be called again after a change.
 
     namespace: the notebook's globals. Read are the fields of `kind`, and every other name that a
-    parameters cell assigns, so that a wrong name is refused. Outside of a notebook all plain values
-    are read.
+    parameters cell assigns, so that a wrong name is refused.
     """
-    if "In" in namespace:
-        names = set(kind.model_fields) | parameter_names(namespace["In"][:-1], kind)
-    else:
-        plain = str | int | float | list | dict | None
-        names = {key for key in namespace if isinstance(namespace[key], plain) and key[0] != "_"}
+    names = set(kind.model_fields) | parameter_names(namespace.get("In", [])[:-1], kind)
     values = {name: namespace[name] for name in sorted(names) if name in namespace}
     return validate(kind, values, "notebook parameters")
 
@@ -325,21 +319,15 @@ def from_notebook(kind: type[C], namespace: dict[str, Any]) -> C:
 def parameter_names(cells: list[str], kind: type[Config]) -> set[str]:
     """The names that the parameters cells assign, back to the last call of `from_notebook`.
 
-    cells: their sources in the order in which they ran. A parameters cell has nothing but
-    assignments, one of them of a field of `kind`; or it is the one that papermill adds.
+    cells: their sources in the order in which they ran. A parameters cell assigns a field of
+    `kind`, or it is the one that papermill adds.
     """
     names: set[str] = set()
     for source in reversed(cells):
         if "from_notebook(" in source:
             break
-        try:
-            tree = ast.parse(source)
-        except SyntaxError:  # a cell with a command of IPython
-            continue
-        targets = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-        assigned = {node.id for node in targets if isinstance(node.ctx, ast.Store)}
-        plain = all(isinstance(node, ast.Assign | ast.AnnAssign) for node in tree.body)
-        if plain and (assigned & set(kind.model_fields) or source.startswith("# Parameters")):
+        assigned = set(ASSIGNED.findall(source))
+        if assigned & set(kind.model_fields) or source.startswith("# Parameters"):
             names |= assigned
     return names
 

@@ -10,6 +10,7 @@ kernel, in which a training writes its checkpoint first.
 """
 
 import argparse
+import re
 import signal
 import sys
 from pathlib import Path
@@ -26,20 +27,19 @@ from nbclient.exceptions import DeadKernelError  # noqa: E402
 
 from rolib import config, profiles  # noqa: E402
 
-KINDS: dict[str, type[config.Config]] = {
-    "01-prepare-teachers": config.TeacherConfig,
-    "02-distil-student": config.StudentConfig,
-    "03-evaluate-model": config.EvaluateConfig,
-    "04-analyse-loyalty": config.AnalyseConfig,
-    "05-measure-speed": config.SpeedConfig,
-    "06-report-results": config.AnalyseConfig,
-    "07-measure-robustness": config.RobustnessConfig,
-    "08-explore-predictions": config.Config,
-    "09-ablate-ensemble": config.AblationConfig,
-    "10-export-student": config.ExportConfig,
-}
-
 stops: list[signal.Signals] = []  # that came so far
+
+
+def kind_of(notebook: Path) -> type[config.Config]:
+    """The kind of a notebook's parameters, which stands in its call of `from_notebook`.
+
+    Raises ConfigError if there is no such call, or no such notebook.
+    """
+    cells = notebook.read_text(encoding="utf-8") if notebook.exists() else "no notebook"
+    call = re.search(r"from_notebook\((\w+), globals\(\)\)", cells)
+    if not call:
+        raise config.ConfigError(f"{notebook}: not there, or takes no parameters: name another")
+    return getattr(config, call[1])
 
 
 def stop(number: int, frame: Any) -> None:
@@ -65,9 +65,7 @@ def run(notebook: Path, output: Path, files: list[str], overrides: dict[str, Any
 
     Raises ConfigError for bad parameters and papermill's error for a cell that fails.
     """
-    if notebook.stem not in KINDS:
-        raise config.ConfigError(f"{notebook}: takes no parameters; these do: {', '.join(KINDS)}")
-    values = profiles.load(KINDS[notebook.stem], *files, **overrides)
+    values = profiles.load(kind_of(notebook), *files, **overrides)
     # nbclient waits without end for the state of an output widget that nobody shows (issue 197).
     nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import yaml
@@ -27,7 +27,6 @@ PACKAGES = "torch transformers tokenizers datasets accelerate numpy scipy pandas
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 # What Python, safetensors and torch.save say of it.
 FULL_DISK = re.compile("No space left on device|inline_container")
-T = TypeVar("T")
 
 
 def sha256(path: Path) -> str:
@@ -207,15 +206,16 @@ def lock(folder: Path, timeout: float = 0) -> Iterator[None]:
 
 
 def publish(folder: Path) -> None:
-    """Give a whole run its name. Whenever a kill comes, one whole run stays, and is found again."""
-    working, old = partial_folder(folder), folder.with_name(f".{folder.name}.old")
+    """Give a whole run its name, in place of an earlier one.
+
+    Whenever a kill comes, the new run stays whole under one of its names, and is found again.
+    """
+    working = partial_folder(folder)
     shutil.rmtree(working / "checkpoints", ignore_errors=True)
     (working / "identity.json").unlink(missing_ok=True)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
+    (folder / "manifest.json").unlink(missing_ok=True)  # from here on the earlier one is unfinished
+    shutil.rmtree(folder, ignore_errors=True)
     os.replace(working, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -232,12 +232,10 @@ def new_run(
     state, working = processes(), partial_folder(folder)
     wait = state.wait_for_everyone if together else lambda: None
     main = state.is_main_process or not together
-    with contextlib.ExitStack() as held:
+    with lock(folder) if main else contextlib.nullcontext():
         if main:
-            held.enter_context(lock(folder))
-            earlier = take_over(working, config, inputs)
+            start = take_over(working, config, inputs)
         wait()
-        start = time.perf_counter()
         try:
             yield working
         except Exception as error:
@@ -247,7 +245,7 @@ def new_run(
             raise
         wait()
         if main:
-            origin = manifest(config, inputs, earlier + time.perf_counter() - start)
+            origin = manifest(config, inputs, time.time() - start)
             write_json(working / "manifest.json", origin | more | {"files": hash_files(working)})
             publish(folder)
     wait()
@@ -256,22 +254,23 @@ def new_run(
 def take_over(working: Path, config: Config, inputs: dict[str, str]) -> float:
     """Make the working folder of a run, or keep that of the same run interrupted.
 
-    Returns the seconds that were spent on it before.
+    Returns when it started (in seconds, as of `time.time`), the pauses left out.
     """
     identity = {"config": to_dict(config), "inputs": inputs}
-    identity_file, seconds = working / "identity.json", 0.0
+    identity_file, start = working / "identity.json", time.time()
     found = read_json(identity_file, made_by(config)) if identity_file.exists() else {}
-    if {key: found.get(key) for key in identity} == identity:
+    earlier_start = found.pop("start", None)
+    if found == identity:
         last_write = max(path.stat().st_mtime for path in working.rglob("*"))
-        seconds = found["seconds"] + last_write - found["started"]
+        start -= last_write - earlier_start
         for path in working.rglob(".*.tmp"):
             path.unlink()
     elif working.exists():
         shutil.rmtree(working)
-    write_json(identity_file, identity | {"seconds": seconds, "started": time.time()})
+    write_json(identity_file, identity | {"start": start})
     settings = yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False)
     write_text(working / "config.yaml", settings)
-    return seconds
+    return start
 
 
 def hash_files(folder: Path) -> dict[str, str]:
@@ -305,7 +304,7 @@ def read_metrics(path: Path) -> list[dict]:
         raise damaged(path, "the same command", str(error)) from None
 
 
-def progress(iterable: Iterable[T], **options: Any) -> "tqdm[T]":
+def progress(iterable: Iterable, **options: Any) -> tqdm:
     """A tqdm bar; in a log, where no terminal is, one line every few seconds."""
     interval = 0.5 if sys.stderr.isatty() else 15
     return tqdm(iterable, mininterval=interval, file=sys.stderr, dynamic_ncols=True, **options)

@@ -42,15 +42,8 @@ from rolib.training import choose_precision, processes
 OnRecord = Callable[[dict], None]
 
 
-def ignore(record: dict) -> None:
-    """Do nothing with a record."""
-
-
-def prepare_blocks(
-    config: TrainingConfig, texts: DatasetDict, tokenizers: list[Tokenizer]
-) -> DatasetDict:
+def prepare_blocks(texts: DatasetDict, tokenizers: list[Tokenizer], length: int) -> DatasetDict:
     """Blocks of the train and held-out documents, with a view for each tokenizer."""
-    length = config.block_length
     return DatasetDict(
         {name: corpus.build_blocks(split, tokenizers, length) for name, split in texts.items()}
     )
@@ -65,12 +58,15 @@ def model_card(config: TrainingConfig, name: str, what: str) -> str:
     )
 
 
-def launch(stage: str, config: TrainingConfig, folder: Path, on_log: OnRecord) -> None:
-    """Make the run `folder` of a stage in `config.num_processes` processes of this machine.
+def launch(stage: str, config: TrainingConfig, folder: Path, on_log: OnRecord) -> bool:
+    """Make the run `folder` of a stage in several processes of this machine, if it shall have them.
 
+    Returns False if this process shall make it: alone, or as one of those that were started.
     Their bars and errors appear here; on_log gets the records at the end. A signal is passed on and
     acts when they have ended. Raises RuntimeError if one of them fails.
     """
+    if config.num_processes == 1 or "LOCAL_RANK" in os.environ:
+        return False
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file, delayed_signals() as signals:
         yaml.safe_dump(to_dict(config), file, sort_keys=False)
         file.flush()
@@ -87,15 +83,11 @@ def launch(stage: str, config: TrainingConfig, folder: Path, on_log: OnRecord) -
         raise RuntimeError(f"{folder}: a process failed: its error stands above")
     for record in runs.read_metrics(folder / "metrics.jsonl"):
         on_log(record)
-
-
-def alone(config: TrainingConfig) -> bool:
-    """True if several processes shall make a run, and this one is none of them."""
-    return config.num_processes > 1 and "LOCAL_RANK" not in os.environ
+    return True
 
 
 def prepare_teacher(
-    config: TeacherConfig, on_log: OnRecord = ignore, folder: Path | None = None
+    config: TeacherConfig, on_log: OnRecord = lambda record: None, folder: Path | None = None
 ) -> Path:
     """The folder of a teacher that was pre-trained or fetched, with its gate.json.
 
@@ -108,11 +100,10 @@ def prepare_teacher(
     inputs["revision"] = config.revision
     if config.shipped:
         inputs["weights"] = runs.model_identity(pretrained_folder(config.shipped), MADE_BY)
-    if not runs.is_finished(folder, identity, inputs) and alone(config):
-        launch("prepare_teacher", config, folder, on_log)
-    if runs.is_finished(folder, identity, inputs):
+    finished = runs.is_finished(folder, identity, inputs)
+    if finished or launch("prepare_teacher", config, folder, on_log):
         return pass_gate(config, folder)
-    pretrain, facts = config.source == "pretrain", dict[str, Any](notes=[])
+    pretrain, facts = config.source == "pretrain", dict[str, Any]()
     if not pretrain:  # before the corpus, which may take an hour to read
         teacher, tokenizer = models.load_teacher(config)
         check_positions(config.block_length, teacher.config.max_position_embeddings, config.source)
@@ -127,7 +118,7 @@ def prepare_teacher(
         teacher = models.build_teacher(config, tokenizer)
         facts["precision"] = choose_precision(config.precision, config.hidden_size)
     with state.main_process_first():
-        blocks = prepare_blocks(config, texts, [tokenizer])
+        blocks = prepare_blocks(texts, [tokenizer], config.block_length)
     with runs.new_run(folder, identity, inputs, **facts) as working:
         if pretrain:
             teacher = loop.train(config, teacher, [tokenizer], blocks, working, on_log=on_log)
@@ -170,39 +161,32 @@ def load_teachers(config: StudentConfig) -> tuple[list[Teacher], list[Tokenizer]
 
 
 def open_cache(
-    config: StudentConfig,
-    teachers: list[Teacher],
-    tokenizers: list[Tokenizer],
-    blocks: DatasetDict,
-    inputs: dict[str, str],
+    objective: Objective, tokenizers: list[Tokenizer], blocks: DatasetDict, inputs: dict[str, str]
 ) -> TeacherCache | None:
     """The teachers' stored answers, which are made if there are none; None if no cache is wanted.
 
     It lies in runs/<profile>/teacher-cache/<teachers>. inputs: as in the run's manifest.
     """
-    if not (config.cached_pieces and teachers):
+    config, state = objective.config, processes()
+    if not (objective.teachers and config.cached_pieces):
         return None
-    accelerator, identity = processes(), dict[str, Any](inputs)
-    precision = choose_precision(config.precision, teachers[0].model.model.config.hidden_size)
+    keys = {"cached_pieces", "data_seed", "words_per_source", "block_length", "mask_share"}
+    identity: dict[str, Any] = inputs | config.model_dump(include=keys)
     for view, tokenizer in enumerate(tokenizers):
         text = tokenizer.backend_tokenizer.to_str()
         identity[f"tokenizer of view {view}"] = hashlib.sha256(text.encode()).hexdigest()
-    for key in ("cached_pieces", "data_seed", "words_per_source", "block_length", "mask_share"):
-        identity[key] = getattr(config, key)
-    identity["precision"] = precision
-    number = len(blocks["train"])
-    identity["epochs"] = loop.epochs_of(config, number, accelerator.num_processes)
+    epochs = loop.epochs_of(config, len(blocks["train"]), state.num_processes)
+    identity |= {"precision": objective.precision, "epochs": epochs}
     folder = config.folder / "teacher-cache" / "+".join(config.shares)
     # Another run that wants the same answers waits for them.
-    with accelerator.main_process_first(), runs.lock(folder, timeout=-1):
+    with state.main_process_first(), runs.lock(folder, timeout=-1):
         if not folder.exists():
-            objective = Objective(config, teachers, precision)
-            write_cache(folder, identity, objective, blocks, tokenizers, accelerator.device)
+            write_cache(folder, identity, objective, blocks, tokenizers, state.device)
     return TeacherCache(folder, identity)
 
 
 def distil_student(
-    config: StudentConfig, on_log: OnRecord = ignore, folder: Path | None = None
+    config: StudentConfig, on_log: OnRecord = lambda record: None, folder: Path | None = None
 ) -> Path:
     """The folder of a student that was distilled, or trained as its MLM-only control.
 
@@ -213,9 +197,8 @@ def distil_student(
     inputs = {"corpus": corpus.corpus_identity(config, root)}
     for name in config.shares:
         inputs[name] = runs.model_identity(runs.model_folder(config, name), runs.made_by(config))
-    if not runs.is_finished(folder, config, inputs) and alone(config):
-        launch("distil_student", config, folder, on_log)
-    if runs.is_finished(folder, config, inputs):
+    finished = runs.is_finished(folder, config, inputs)
+    if finished or launch("distil_student", config, folder, on_log):
         return folder
     teachers, tokenizers = load_teachers(config)
     first = teachers[0].model.model
@@ -224,7 +207,7 @@ def distil_student(
         teachers, tokenizers = [], tokenizers[:1]
     state = processes()
     with state.main_process_first():  # the others find what it has stored
-        blocks = prepare_blocks(config, corpus.load_corpus(config, root), tokenizers)
+        blocks = prepare_blocks(corpus.load_corpus(config, root), tokenizers, config.block_length)
     torch.manual_seed(config.seed)
     if teachers:
         student = models.init_student(first, config.num_layers)
@@ -235,7 +218,7 @@ def distil_student(
         how = "pre-trained by masked words alone (control)"
     precision = choose_precision(config.precision, first.config.hidden_size)
     with runs.new_run(folder, config, inputs, precision=precision) as working:
-        cache = open_cache(config, teachers, tokenizers, blocks, inputs)
+        cache = open_cache(Objective(config, teachers, precision), tokenizers, blocks, inputs)
         student = loop.train(config, student, tokenizers, blocks, working, teachers, on_log, cache)
         what = f"DistilBERT with {config.num_layers} layers, {how}"
         card = model_card(config, config.student, what)
@@ -246,7 +229,7 @@ def distil_student(
 
 def evaluate_model(
     config: EvaluateConfig,
-    on_result: OnRecord = ignore,
+    on_result: OnRecord = lambda record: None,
     source: Path | None = None,
     folder: Path | None = None,
 ) -> list[dict]:
@@ -258,7 +241,8 @@ def evaluate_model(
     root, random_weights = data_root(config.data), config.model.endswith("-random")
     source = source or runs.model_folder(config, config.model.removesuffix("-random"))
     folder = folder or config.folder / "evaluation" / config.model
-    model = runs.model_identity(source, runs.made_by(config))
+    command = runs.made_by(config)
+    model = runs.model_identity(source, command)
     # Each run ends with a collection of garbage, which need not search what was imported.
     gc.collect()
     gc.freeze()
@@ -269,8 +253,8 @@ def evaluate_model(
         files, splits = task_source(name, root), None
         notes = [files.note] if files.note else []
         facts: dict[str, Any] = {"notes": notes, "precision": precision, "together": False}
-        inputs = {"model": model}
-        inputs |= {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
+        hashes = {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
+        inputs = {"model": model} | hashes
         for seed in config.seeds:
             run, one = folder / name / f"seed-{seed}", single_run(config, name, seed)
             scores.append(run / "scores.json")
@@ -281,9 +265,9 @@ def evaluate_model(
                 with runs.new_run(run, one, inputs, **facts) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     finetune(one, name, seed, source, random_weights, splits, working)
-            on_result(runs.read_json(scores[-1], runs.made_by(config)))
+            on_result(runs.read_json(scores[-1], command))
     state.wait_for_everyone()
-    return [runs.read_json(path, runs.made_by(config)) for path in scores]
+    return [runs.read_json(path, command) for path in scores]
 
 
 def single_run(config: EvaluateConfig, task: str, seed: int) -> EvaluateConfig:

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -71,9 +70,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [decayed, {"params": vectors, "weight_decay": 0.0}]
 
 
-def length_batches(
-    lengths: Sequence[int], batch_size: int, seed: int, epoch: int
-) -> list[list[int]]:
+def length_batches(lengths: list[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Batches of indices of examples of similar length, the batches in random order.
 
     The order depends on (seed, epoch) only. Each index is in one batch.

@@ -19,7 +19,6 @@ from rolib.config import (
     StudentConfig,
     TeacherConfig,
 )
-from rolib.notebook import KINDS
 
 PROFILES = sorted(path.name for path in (ROOT / "params").iterdir() if path.is_dir())
 
@@ -433,7 +432,10 @@ def test_a_cell_with_a_command_of_ipython_is_no_parameters_cell():
 # --- the table that a notebook shows --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", sorted({*KINDS.values()}, key=str))
+KINDS = [kind for name, kind in vars(config).items() if name.endswith("Config")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_has_a_description(kind):
     for name, field in kind.model_fields.items():
         assert field.description and len(field.description) < 80, name

@@ -71,14 +71,14 @@ def steps_of_a_commit(monkeypatch, manifest, last):
     return done
 
 
-@pytest.mark.parametrize("last", range(7))
-def test_a_kill_while_a_run_gets_its_name_loses_neither_result(tmp_path, monkeypatch, last):
+@pytest.mark.parametrize("last", range(4))
+def test_a_kill_while_a_run_gets_its_name_loses_no_result(tmp_path, monkeypatch, last):
     folder = finish(tmp_path / "small", text="old")
     with monkeypatch.context() as patch:
         done = steps_of_a_commit(patch, tmp_path / ".small.partial" / "manifest.json", last)
         with contextlib.suppress(Killed):
             finish(folder, seed=2, text="new")
-    assert last > 5 or len(done) == last  # five changes there are
+    assert len(done) == min(last, 3)  # three changes there are
     places = [path for path in tmp_path.iterdir() if (path / "manifest.json").exists()]
     assert {(path / "result.txt").read_text() for path in places} >= {"new"}
     assert runs.is_finished(folder, config(2), INPUTS)

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from rolib.config import ROOT, ConfigError
-from rolib.notebook import KINDS, run
+from rolib.notebook import kind_of, run
 from rolib.profiles import load
 
 NOTEBOOKS = sorted(
@@ -45,6 +45,7 @@ FILES = {  # what the Snakefile gives each notebook
     "09-ablate-ensemble": ["common", "ablation"],
     "10-export-student": ["common", "export"],
 }
+KINDS = {stem: kind_of(ROOT / "notebooks" / f"{stem}.ipynb") for stem in FILES}
 
 
 def cells(notebook: Path) -> list[dict]:
@@ -176,6 +177,12 @@ def test_unknown_parameter_stops_before_a_kernel_starts(tmp_path):
             {"temprature": 1},
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["00-start-here", "02-distil-studnet"])
+def test_a_notebook_that_cannot_take_parameters_is_named(tmp_path, name):
+    with pytest.raises(ConfigError, match=rf"{name}.ipynb: not there, or takes no parameters"):
+        run(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "o.ipynb", [], {})
 
 
 @pytest.mark.parametrize("stem", ["06-report-results"])

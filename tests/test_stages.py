@@ -22,7 +22,7 @@ def test_frequency_baseline_against_a_plain_loop(toy_blocks, toy_tokenizer):
     total = sum(counts.values()) + len(toy_tokenizer)
     labels = collator(list(toy_blocks["held_out"]))[0]["labels"]
     losses = [-math.log((counts[label] + 1) / total) for label in labels[labels != IGNORE].tolist()]
-    assert gate.frequency_baseline(toy_blocks, toy_tokenizer, collator) == pytest.approx(
+    assert gate.frequency_baseline(toy_blocks, collator) == pytest.approx(
         sum(losses) / len(losses), rel=1e-5
     )
 
@@ -67,7 +67,7 @@ def test_blocks_longer_than_a_teacher_reads_stop_before_training(
 def test_the_frequency_baseline_needs_no_matrix(toy_blocks, toy_tokenizer, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "expand", lambda *_: pytest.fail("a (rows, V) matrix"))
     collator = MaskingCollator([toy_tokenizer], 0.3, seed=1)
-    assert gate.frequency_baseline(toy_blocks, toy_tokenizer, collator) > 0
+    assert gate.frequency_baseline(toy_blocks, collator) > 0
 
 
 def test_the_commit_of_a_hub_teacher_stands_in_its_manifest(

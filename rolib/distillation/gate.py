@@ -23,18 +23,16 @@ from rolib.training import processes
 PLATEAU_MARGIN = 1.0  # nats below the frequency baseline at which a model has left the plateau
 
 
-def frequency_baseline(
-    blocks: DatasetDict, tokenizer: Tokenizer, collator: MaskingCollator
-) -> float:
+def frequency_baseline(blocks: DatasetDict, collator: MaskingCollator) -> float:
     """The held-out MLM loss (nats) of a model that knows the pieces' frequencies only.
 
     It predicts the add-one smoothed unigram distribution of the train blocks at the masked held-out
     positions. A masked language model rests on this plateau before it starts to use context.
     """
-    counts = torch.ones(len(tokenizer))
+    counts = torch.ones(len(collator.tokenizers[0]))
     for batch in blocks["train"].select_columns("input_ids").iter(1000):
         pieces = torch.tensor([piece for block in batch["input_ids"] for piece in block[0][1:-1]])
-        counts += torch.bincount(pieces, minlength=len(tokenizer))
+        counts += torch.bincount(pieces, minlength=len(counts))
     # One block at a time: a batch of all of them would be padded to the longest.
     labels = torch.cat([collator([block])[0]["labels"][0] for block in blocks["held_out"]])
     log_probs = counts.log() - counts.sum().log()
@@ -53,7 +51,7 @@ def leave_plateau(
     model = MaskedLM(teacher).to(processes().device)
     gate = held_out_losses(model, Objective(config), blocks["held_out"], collator)
     teacher.cpu()
-    gate["frequency_baseline"] = frequency_baseline(blocks, tokenizer, collator)
+    gate["frequency_baseline"] = frequency_baseline(blocks, collator)
     least = gate["frequency_baseline"] - PLATEAU_MARGIN
     return gate | {"left_plateau": gate["held_out_mlm"] < least}
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import recursively_apply, send_to_device, set_seed
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from transformers import PreTrainedTokenizerFast as Tokenizer
-from transformers import get_linear_schedule_with_warmup as linear_schedule
 
+from rolib import training
 from rolib.config import StudentConfig, TrainingConfig
 from rolib.distillation.cache import TeacherCache
 from rolib.distillation.checkpoints import delayed_signals, resume, save_checkpoint
@@ -27,13 +27,6 @@ from rolib.distillation.masking import Collate, MaskingCollator, View
 from rolib.distillation.models import MaskedLM
 from rolib.distillation.objective import Objective, Teacher
 from rolib.runs import append_metrics, progress
-from rolib.training import (
-    choose_precision,
-    keep_freed_memory,
-    length_batches,
-    parameter_groups,
-    processes,
-)
 
 # DistilBERT's recipe.
 ADAM: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6, "fused": True}
@@ -51,10 +44,10 @@ def held_out_losses(
     student: MaskedLM, objective: Objective, blocks: Dataset, collate: Collate
 ) -> dict[str, float]:
     """The mean of each term over the held-out blocks, always under the masks of epoch 0."""
-    training, device = student.training, student.model.device
+    was_training, device = student.training, student.model.device
     student.eval()
     config = objective.config
-    order = length_batches(blocks["length"][:], config.batch_size, config.seed, epoch=0)
+    order = training.length_batches(blocks["length"][:], config.batch_size, config.seed, epoch=0)
     sums = torch.zeros(len(objective.terms), dtype=torch.float64, device=device)
     weights = sums.float()  # of a loss that nobody reads
     counts = torch.zeros(len(objective.terms), dtype=torch.int64)
@@ -62,7 +55,7 @@ def held_out_losses(
         counts += torch.tensor(objective.counts(batch))
         batch = send_to_device(batch, device, non_blocking=True)
         sums += objective.loss(student, batch, weights)[1]
-    student.train(training)
+    student.train(was_training)
     means = (sums.cpu() / counts.clamp(min=1)).tolist()
     names = [f"held_out_{term.name}" for term in objective.terms]
     return dict(zip(names, means, strict=True))
@@ -71,11 +64,7 @@ def held_out_losses(
 def load(blocks: Dataset, numbers: list[int], collate: Collate, epoch: int) -> list[View]:
     """The batch of the blocks of these numbers; in pinned memory where a GPU will read it."""
     batch = collate(blocks.__getitems__(numbers), epoch)
-    if torch.cuda.is_available():
-        for view in batch:
-            tensors = {name: value for name, value in view.items() if torch.is_tensor(value)}
-            view |= {name: value.pin_memory() for name, value in tensors.items()}
-    return batch
+    return recursively_apply(Tensor.pin_memory, batch) if torch.cuda.is_available() else batch
 
 
 def in_background(items: Iterator) -> Iterator:
@@ -101,7 +90,7 @@ def step_batches(
     def steps() -> Iterator[tuple[int, list[list[int]]]]:
         """The epoch and the block numbers of all micro-batches of a step, without end."""
         for epoch in count():
-            batches = length_batches(lengths, config.batch_size, config.seed, epoch)
+            batches = training.length_batches(lengths, config.batch_size, config.seed, epoch)
             while len(batches) < width:  # a corpus smaller than a step is read several times in it
                 batches = batches * 2
             for start in range(0, len(batches) - width + 1, width):
@@ -112,36 +101,29 @@ def step_batches(
         yield [load(blocks, numbers, collate, epoch) for numbers in mine]
 
 
-def optimizer_step(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    micro_batches: list[list[View]],
-    alphas: Tensor,
+def add_gradients(
+    accelerator: Accelerator, model: nn.Module, objective: Objective, batches: list[list[View]]
 ) -> Tensor:
-    """Train one step and return the mean of each term over it (terms,), on the device.
+    """Add the gradients of one step; returns the mean of each term over it (terms,), on the device.
 
     L = sum of alpha_k * S_k / n_k: S_k is the sum of a term over its places in the micro-batches of
-    all processes, n_k the number of these places. alphas: (terms,).
+    all processes, n_k the number of these places. batches: the micro-batches of this process.
     """
     device = accelerator.device
+    alphas = torch.tensor([term.alpha for term in objective.terms], device=device)
     # The places are counted before any forward pass.
-    places = torch.tensor([objective.counts(batch) for batch in micro_batches]).sum(0)
+    places = torch.tensor([objective.counts(batch) for batch in batches]).sum(0)
     counts = accelerator.reduce(places.to(device)).clamp(min=1)
     # DDP averages gradients over processes; the counts already span all of them.
     weights = alphas / counts * accelerator.num_processes
     means = torch.zeros_like(alphas)
-    for i, batch in enumerate(micro_batches):
+    for i, batch in enumerate(batches):
         batch = send_to_device(batch, device, non_blocking=True)
-        last = i == len(micro_batches) - 1
+        last = i == len(batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             loss, sums = objective.loss(model, batch, weights)
             accelerator.backward(loss)
         means = means + sums / counts
-    accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
-    optimizer.step()
-    optimizer.zero_grad()
     return means
 
 
@@ -155,13 +137,14 @@ def agree(accelerator: Accelerator, wishes: list[bool], meeting: bool) -> list[b
 
 
 def mean_losses(
-    accelerator: Accelerator, objective: Objective, totals: Tensor, step: int, steps: int
+    accelerator: Accelerator, objective: Objective, last_steps: list[Tensor], step: int
 ) -> dict[str, float]:
-    """The mean of each term, and of the loss, over the last `steps` steps of all processes.
+    """The mean of each term, and of the loss, over the last steps of all processes.
 
-    Raises FloatingPointError for a loss that is not finite.
+    last_steps: what `add_gradients` returned, up to `step`. Raises FloatingPointError for a loss
+    that is not finite.
     """
-    means = (accelerator.reduce(totals) / steps).tolist()
+    means = (accelerator.reduce(sum(last_steps)) / len(last_steps)).tolist()
     record = {term.name: mean for term, mean in zip(objective.terms, means, strict=True)}
     record["loss"] = sum(term.alpha * record[term.name] for term in objective.terms)
     if not math.isfinite(record["loss"]):
@@ -189,11 +172,11 @@ def train(
     FloatingPointError for a loss that is not finite.
     """
     # Step 1: all randomness comes from the seed. Each process draws dropout masks of its own.
-    keep_freed_memory()
-    accelerator = processes()
+    training.keep_freed_memory()
+    accelerator = training.processes()
     set_seed(config.seed, device_specific=True)
     device, is_main = accelerator.device, accelerator.is_main_process
-    precision = choose_precision(config.precision, student.config.hidden_size)
+    precision = training.choose_precision(config.precision, student.config.hidden_size)
     objective = Objective(config, teachers, precision)
     compared = objective.soft_targets, objective.states
     collator = MaskingCollator(tokenizers, config.mask_share, config.mask_seed, *compared)
@@ -207,7 +190,7 @@ def train(
         student.base_model.embeddings.position_embeddings.weight.requires_grad_(False)
     widths = [teacher.model.model.config.hidden_size for teacher in objective.mapped]
     bare = MaskedLM(student, widths)
-    groups = parameter_groups(bare, config.weight_decay)
+    groups = training.parameter_groups(bare, config.weight_decay)
     plain = torch.optim.AdamW(groups, lr=config.learning_rate, **ADAM)
     model, optimizer = accelerator.prepare(bare, plain)
     for teacher in teachers:
@@ -216,22 +199,23 @@ def train(
     # Step 3: continue from a checkpoint. The schedule follows from the step.
     done = resume(accelerator, folder)
     warmup = round(config.warmup_share * config.steps)
-    schedule = linear_schedule(plain, warmup, config.steps, last_epoch=done - 1)
+    schedule = get_linear_schedule_with_warmup(plain, warmup, config.steps, last_epoch=done - 1)
     model.train()
     steps = step_batches(blocks["train"], reading["train"], config, accelerator, done)
     name = folder.name.strip(".")
     bar = progress(
         in_background(steps), total=config.steps, initial=done, desc=name, disable=not is_main
     )
-    alphas = torch.tensor([term.alpha for term in objective.terms], device=device)
-    totals, tokens, logged = torch.zeros_like(alphas), 0, done
+    last_steps, tokens = list[Tensor](), 0  # since the last record
     clock = saved = time.monotonic()
 
     with delayed_signals() as signals:
         for step, micro_batches in enumerate(bar, start=done + 1):
             # Step 4: forward, backward, update.
-            parts = accelerator, model, optimizer, objective
-            totals = totals + optimizer_step(*parts, micro_batches, alphas)
+            last_steps.append(add_gradients(accelerator, model, objective, micro_batches))
+            accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
+            optimizer.step()
+            optimizer.zero_grad()
             schedule.step()
             tokens += sum(len(batch[0]["tokens"]) for batch in micro_batches)
 
@@ -239,12 +223,11 @@ def train(
             record: dict[str, float] = {}
             at_log = step % config.log_every == 0 or step == config.steps
             if at_log:
-                record = mean_losses(accelerator, objective, totals, step, step - logged)
+                record = mean_losses(accelerator, objective, last_steps, step)
                 record["learning_rate"] = schedule.get_last_lr()[0]
                 record["tokens"] = int(accelerator.reduce(torch.tensor(tokens, device=device)))
                 record["tokens_per_second"] = record["tokens"] / (time.monotonic() - clock)
-                totals, tokens, logged = torch.zeros_like(alphas), 0, step
-                clock = time.monotonic()
+                last_steps, tokens, clock = [], 0, time.monotonic()
 
             # Step 6: the held-out loss.
             at_checkpoint = step % config.checkpoint_every == 0
