@@ -177,7 +177,16 @@ def is_finished(folder: Path, config: Config, inputs: dict[str, str]) -> bool:
     same = json.dumps(saved) == json.dumps(to_dict(config)) and read == inputs
     if same:
         check_files(folder, made_by(config))
+        tidy(folder)
     return same
+
+
+def tidy(folder: Path) -> None:
+    """Take away what a kill after the last rename of a run left, if no process works on it."""
+    right, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("lock", "old"))
+    if right.exists() or old.exists():
+        with contextlib.suppress(RuntimeError, OSError), lock(folder):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -298,9 +307,8 @@ def append_metrics(path: Path, record: dict) -> None:
 
 def read_metrics(path: Path) -> list[dict]:
     """All records of a metrics.jsonl, in order; a last line that a kill cut off is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     except ValueError as error:
         raise damaged(path, "the same command", str(error)) from None
 

@@ -238,15 +238,15 @@ def stages(place: Path) -> Iterator[Part]:
     teacher, evaluate, student = configs(1)
     many = {"accumulation": 1, "log_every": 5, "checkpoint_every": 10}
     teacher = teacher.model_copy(update=many | {"steps": 60, "batch_size": 16, "dropout": 0.1})
-    student = student.model_copy(update=many | {"steps": 300, "batch_size": 16})
+    student = student.model_copy(update=many | {"steps": 200, "batch_size": 16, "cached_pieces": 8})
     few = {"max_train_examples": 0, "epochs": dict.fromkeys(evaluate.epochs, 4)}
     trained = {"prepare_teacher": teacher, "distil_student": student}
     tuned = {"prepare_teacher": teacher.model_copy(update={"steps": 5})}
     tuned["evaluate_model"] = evaluate.model_copy(update=few)
     short = ("checkpoint", "end of a run")
     for name, described, kills, terms, aims in (
-        ("distillation", trained, 22, 6, short),
-        ("fine-tuning", tuned, 15, 3, short[1:]),
+        ("distillation", trained, 22, 5, short),
+        ("fine-tuning", tuned, 15, 2, short[1:]),
     ):
         (place / f"{name}-stages").mkdir()
         file = describe(place / f"{name}-stages", **described)
@@ -309,7 +309,7 @@ def batch(place: Path) -> Part:
         done = root / "tiny" / "notebooks"
         return [*words, f"{done}/02-distil-uncased.ipynb", f"{done}/03-distil-uncased.ipynb"]
 
-    return Part("batch", command, 9, 4, aims, place)
+    return Part("batch", command, 8, 3, aims, place)
 
 
 def fuzz() -> None:

@@ -87,6 +87,14 @@ def test_a_kill_while_a_run_gets_its_name_loses_neither_result(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == [folder]  # and nothing else stays
 
 
+def test_what_a_kill_after_the_last_rename_leaves_goes_at_the_next_look(tmp_path):
+    folder = finish(tmp_path / "small")
+    shutil.copytree(folder, tmp_path / ".small.old")
+    (tmp_path / ".small.lock").write_text("1")  # of a process that is dead
+    assert runs.is_finished(folder, config(), INPUTS)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_a_result_that_changed_since_is_named(tmp_path):
     folder = finish(tmp_path / "small")
     flip(folder / "result.txt")

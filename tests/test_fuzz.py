@@ -19,10 +19,13 @@ from rolib.measures import TASKS
 from rolib.profiles import load_profile
 
 
-def mutated(whole: bytes, seed: str, number: int) -> Iterator[bytes]:
-    """So many copies of a file with some bytes changed, lost, put in, or its end cut off."""
+def mutated(whole: bytes, seed: str, number: int, files: int = 1) -> Iterator[bytes]:
+    """Copies of a file with some bytes changed, lost, put in, or its end cut off.
+
+    `number` of them, or ROLIB_FUZZ, over all `files` of a reader.
+    """
     rng = random.Random(seed)
-    for _ in range(int(os.environ.get("ROLIB_FUZZ", number))):
+    for _ in range(-(-int(os.environ.get("ROLIB_FUZZ", number)) // files)):
         content = bytearray(whole)
         for _ in range(rng.randint(1, 3)):
             place = rng.randrange(len(content))
@@ -31,10 +34,10 @@ def mutated(whole: bytes, seed: str, number: int) -> Iterator[bytes]:
         yield bytes(content[: rng.choice([None, None, rng.randrange(len(whole))])])
 
 
-def count_errors(file, number, read, names):
+def count_errors(file, number, read, names, files=1):
     """Read mutants of a file; errors must be ValueErrors that say one of `names`."""
     failed = 0
-    for content in mutated(file.read_bytes(), file.name, number):
+    for content in mutated(file.read_bytes(), file.name, number, files):
         file.write_bytes(content)
         try:
             read()
@@ -48,11 +51,11 @@ def count_errors(file, number, read, names):
 def test_a_measure_of_mutated_files(tmp_path, name):
     """Each file of the measure in turn: every one gets a share of the mutants."""
     shutil.copytree(SAMPLE / TASKS[name].dataset, tmp_path / TASKS[name].dataset)
-    failed = 0
-    for file in task_source(name, tmp_path).files:
+    failed, files = 0, task_source(name, tmp_path).files
+    for file in files:
         whole = file.read_bytes()
         names = [tmp_path, f"{TASKS[name].dataset}: the "]
-        failed += count_errors(file, 5, lambda: load_task(name, tmp_path), names)
+        failed += count_errors(file, 20, lambda: load_task(name, tmp_path), names, len(files))
         file.write_bytes(whole)
     assert failed
 
@@ -61,7 +64,7 @@ def test_a_measure_of_mutated_files(tmp_path, name):
 def test_a_profile_of_mutated_parameters(tmp_path, name):
     shutil.copytree(ROOT / "params" / "tiny", tmp_path / "tiny")
     file = tmp_path / "tiny" / f"{name}.yaml"
-    assert count_errors(file, 5, lambda: load_profile("tiny", tmp_path), [file.name])
+    assert count_errors(file, 20, lambda: load_profile("tiny", tmp_path), [file.name])
 
 
 READERS = {
