@@ -306,6 +306,36 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(train, tmp_path, capfd, 
     assert same(train("stopped", checkpoint_every=100), train("whole", checkpoint_every=100))
 
 
+def test_a_stop_between_two_records_leaves_no_trace_in_the_metrics(train, tmp_path, monkeypatch):
+    """Neither the mean losses nor the tokens of the record after it are of fewer steps."""
+    real, steps = loop.optimizer_step, []
+
+    def step_and_signal(*parts):
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*parts)
+
+    def die(number, frame):
+        raise Killed
+
+    options = {"log_every": 3, "checkpoint_every": 100, "steps": 6}
+    before = signal.signal(signal.SIGTERM, die)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(loop, "optimizer_step", step_and_signal)
+            train("stopped", **options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["step-2"]
+    assert same(train("stopped", **options), train("whole", **options))
+    stopped, whole = (
+        [record | {"tokens_per_second": 0} for record in runs.read_metrics(path / "metrics.jsonl")]
+        for path in (tmp_path / "stopped", tmp_path / "whole")
+    )
+    assert stopped == whole and len(whole) == 2
+
+
 def test_a_second_signal_does_not_wait():
     with pytest.raises(KeyboardInterrupt), delayed_signals() as came:
         signal.raise_signal(signal.SIGINT)

@@ -214,7 +214,7 @@ def train(
         teacher.place(device, "" if cache else precision)
 
     # Step 3: continue from a checkpoint. The schedule follows from the step.
-    done = resume(accelerator, folder)
+    done, unlogged = resume(accelerator, folder)
     warmup = round(config.warmup_share * config.steps)
     schedule = linear_schedule(plain, warmup, config.steps, last_epoch=done - 1)
     model.train()
@@ -224,8 +224,11 @@ def train(
         in_background(steps), total=config.steps, initial=done, desc=name, disable=not is_main
     )
     alphas = torch.tensor([term.alpha for term in objective.terms], device=device)
-    totals, tokens, logged = torch.zeros_like(alphas), 0, done
-    clock = saved = time.monotonic()
+    totals, tokens, logged = torch.zeros_like(alphas), 0, unlogged.get("logged", done)
+    if unlogged and is_main:  # sums over all processes
+        totals, tokens = torch.tensor(unlogged["totals"], device=device), unlogged["tokens"]
+    saved = time.monotonic()
+    clock = saved - unlogged.get("seconds", 0)
 
     with delayed_signals() as signals:
         for step, micro_batches in enumerate(bar, start=done + 1):
@@ -262,7 +265,10 @@ def train(
             late = time.monotonic() - saved > 60 * config.checkpoint_minutes
             late, stop = agree(accelerator, [late, bool(signals)], at_log)
             if step < config.steps and (at_checkpoint or late or stop):
-                save_checkpoint(accelerator, folder, step)
+                unlogged = {"logged": logged, "seconds": time.monotonic() - clock}
+                unlogged["totals"] = accelerator.reduce(totals).tolist()
+                unlogged["tokens"] = int(accelerator.reduce(torch.tensor(tokens, device=device)))
+                save_checkpoint(accelerator, folder, step, unlogged)
                 saved = time.monotonic()
             if stop and step < config.steps:
                 if is_main:
