@@ -126,7 +126,9 @@ class Part:
         """Send a signal and see all processes end; half of the time, start again before they do."""
         doing, seconds, number = self.phase(since), time.time() - since, self.signals.pop()
         process.send_signal(number)
-        told = f"{number.name} after {seconds:.1f} s ({doing}), status {process.wait()}"
+        if process.wait() == 0:  # it was at its end
+            return self.signals.append(number)
+        told = f"{number.name} after {seconds:.1f} s ({doing}), status {process.returncode}"
         sent = time.time()
         counts[f"{self.name}: {number.name}"] += 1
         counts[f"{self.name}: signals in phase {doing}"] += 1

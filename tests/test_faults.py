@@ -336,6 +336,15 @@ def test_a_stop_between_two_records_leaves_no_trace_in_the_metrics(train, tmp_pa
     assert stopped == whole and len(whole) == 2
 
 
+@pytest.mark.parametrize("every", [{"checkpoint_every": 2}, {"checkpoint_minutes": 1e-9}])
+def test_no_checkpoint_is_made_of_a_loss_that_is_not_finite(train, tmp_path, monkeypatch, every):
+    real = loop.optimizer_step
+    monkeypatch.setattr(loop, "optimizer_step", lambda *parts: real(*parts) * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"step \d: the loss is nan: lower learning_rate"):
+        train("broken", log_every=100, **every)
+    assert not checkpoints(tmp_path / "broken")
+
+
 def test_a_second_signal_does_not_wait():
     with pytest.raises(KeyboardInterrupt), delayed_signals() as came:
         signal.raise_signal(signal.SIGINT)

@@ -265,6 +265,8 @@ def train(
             late = time.monotonic() - saved > 60 * config.checkpoint_minutes
             late, stop = agree(accelerator, [late, bool(signals)], at_log)
             if step < config.steps and (at_checkpoint or late or stop):
+                if step > logged:  # no checkpoint of a loss that is not finite
+                    mean_losses(accelerator, objective, totals, step, step - logged)
                 unlogged = {"logged": logged, "seconds": time.monotonic() - clock}
                 unlogged["totals"] = accelerator.reduce(totals).tolist()
                 unlogged["tokens"] = int(accelerator.reduce(torch.tensor(tokens, device=device)))
