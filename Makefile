@@ -10,7 +10,7 @@ SNAKEMAKE = exec env PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --config profile=$
     --quiet all --cores $(CORES) --keep-going --nolock --rerun-incomplete
 RUNS = $(or $(ROLIB_RUNS),runs)/$(PROFILE)
 
-.PHONY: help demo mini study ablation pretrained publish bench lab test test-paper lint clean
+.PHONY: help demo mini study ablation pretrained publish bench lab test test-paper soak lint clean
 help:
 	@echo "make demo                    the whole study on the built-in sample (minutes)"
 	@echo "make mini                    the study on real data, in hours (ROLIB_DATA, or download)"
@@ -22,6 +22,7 @@ help:
 	@echo "make lab                     JupyterLab on notebooks/00-start-here.ipynb"
 	@echo "make test                    every check of the project"
 	@echo "make test-paper              the paper profile, scaled, with a stand-in of the hub"
+	@echo "make soak                    kill everything at random moments, and compare"
 
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -78,6 +79,10 @@ test: lint
 # The two teachers have their true shapes: half an hour on two cores, 10 GB of memory.
 test-paper: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" CORES=$(CORES) $(BIN)/python tests/paper.py
+
+# A quarter of an hour on two cores.
+soak: $(STAMP)
+	PYTHONPATH="$(CURDIR)" $(BIN)/python tests/soak.py
 
 clean:
 	rm -rf .venv runs .snakemake

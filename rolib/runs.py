@@ -164,9 +164,11 @@ def is_finished(folder: Path, config: Config, inputs: dict[str, str]) -> bool:
 
     ValueError for a file that changed since.
     """
-    if (whole := partial_folder(folder) / "manifest.json").exists():
-        with lock(folder, timeout=60):
-            if whole.exists():  # a kill came before the last rename
+    whole = partial_folder(folder) / "manifest.json"
+    if whole.exists() or folder.with_name(f".{folder.name}.lock").exists():
+        # A kill came before the last rename, or after it. A live process is left alone.
+        with contextlib.suppress(RuntimeError, OSError), lock(folder):
+            if whole.exists():
                 publish(folder)
     if not (folder / "manifest.json").exists() or not (folder / "config.yaml").exists():
         return False
@@ -297,9 +299,8 @@ def append_metrics(path: Path, record: dict) -> None:
 
 def read_metrics(path: Path) -> list[dict]:
     """All records of a metrics.jsonl, in order; a last line that a kill cut off is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     try:
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     except ValueError as error:
         raise damaged(path, "the same command", str(error)) from None
 

@@ -3,13 +3,13 @@
 import functools
 import json
 import os
-import random
 import urllib.error
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from test_fuzz import mutated
 from transformers import AutoTokenizer
 
 from rolib.config import ConfigError
@@ -122,17 +122,10 @@ def test_a_truncated_file_and_a_table_without_text_are_named(folder, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_mutated_files_give_documents_or_an_error_that_names_the_file(folder, name):
-    rng = random.Random(name)
     write(folder / name, TEXTS[:8])
-    whole = (folder / name).read_bytes()
     failed = 0
-    for _ in range(int(os.environ.get("ROLIB_FUZZ", "200"))):
-        content = bytearray(whole)
-        for _ in range(rng.randint(1, 3)):
-            place = rng.randrange(len(content))
-            change = [rng.randrange(256)] * rng.randint(0, 3)
-            content[place : place + rng.choice([0, 1, 1, 20])] = bytes(change)
-        (folder / name).write_bytes(content[: rng.choice([None, None, rng.randrange(len(whole))])])
+    for content in mutated((folder / name).read_bytes(), name, 200):
+        (folder / name).write_bytes(content)
         try:
             assert all(isinstance(text, str) for text in corpus.read_documents(folder / name))
         except ValueError as error:

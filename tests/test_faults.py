@@ -87,6 +87,13 @@ def test_a_kill_while_a_run_gets_its_name_loses_no_result(tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == [folder]  # and nothing else stays
 
 
+def test_what_a_kill_after_the_last_rename_leaves_goes_at_the_next_look(tmp_path):
+    folder = finish(tmp_path / "small")
+    (tmp_path / ".small.lock").write_text("1")  # of a process that is dead
+    assert runs.is_finished(folder, config(), INPUTS)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_a_result_that_changed_since_is_named(tmp_path):
     folder = finish(tmp_path / "small")
     flip(folder / "result.txt")
@@ -296,6 +303,45 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(train, tmp_path, capfd, 
     assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["step-2"]
     assert "Stopped after step 2" in capfd.readouterr().err
     assert same(train("stopped", checkpoint_every=100), train("whole", checkpoint_every=100))
+
+
+def test_a_stop_between_two_records_leaves_no_trace_in_the_metrics(train, tmp_path, monkeypatch):
+    """Neither the mean losses nor the tokens of the record after it are of fewer steps."""
+    real, steps = loop.add_gradients, []
+
+    def step_and_signal(*parts):
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*parts)
+
+    def die(number, frame):
+        raise Killed
+
+    options = {"log_every": 3, "checkpoint_every": 100, "steps": 6}
+    before = signal.signal(signal.SIGTERM, die)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(loop, "add_gradients", step_and_signal)
+            train("stopped", **options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["step-2"]
+    assert same(train("stopped", **options), train("whole", **options))
+    stopped, whole = (
+        [record | {"tokens_per_second": 0} for record in runs.read_metrics(path / "metrics.jsonl")]
+        for path in (tmp_path / "stopped", tmp_path / "whole")
+    )
+    assert stopped == whole and len(whole) == 2
+
+
+@pytest.mark.parametrize("every", [{"checkpoint_every": 2}, {"checkpoint_minutes": 1e-9}])
+def test_no_checkpoint_is_made_of_a_loss_that_is_not_finite(train, tmp_path, monkeypatch, every):
+    real = loop.add_gradients
+    monkeypatch.setattr(loop, "add_gradients", lambda *parts: real(*parts) * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"step \d: the loss is nan: lower learning_rate"):
+        train("broken", log_every=100, **every)
+    assert not checkpoints(tmp_path / "broken")
 
 
 def test_a_second_signal_does_not_wait():

@@ -8,10 +8,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
-from rolib.runs import check_files, hash_files, read_metrics, write_json, write_text
+from rolib.runs import check_files, hash_files, read_json, read_metrics, write_json, write_text
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -20,8 +21,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """Save model, optimizer and random generators; the last two checkpoints stay."""
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, step: int, since: dict[str, Any]
+) -> None:
+    """Save model, optimizer and random generators; the last two checkpoints stay.
+
+    since: what the steps since the last metrics record leave to the next one.
+    """
     temporary = folder / "checkpoints" / ".partial"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed in this function
@@ -29,18 +35,20 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
     accelerator.save_state(str(temporary), safe_serialization=False)  # tied weights stay tied
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_json(temporary / "manifest.json", {"files": hash_files(temporary)})
+        content = {"files": hash_files(temporary), "since": since}
+        write_json(temporary / "manifest.json", content)
         temporary.rename(temporary.with_name(f"step-{step}"))
         for path in checkpoints(folder)[:-2]:
             shutil.rmtree(path)
 
 
-def resume(accelerator: Accelerator, folder: Path) -> int:
-    """Load the newest checkpoint that is whole and return its step; 0 without one.
+def resume(accelerator: Accelerator, folder: Path) -> tuple[int, dict[str, Any]]:
+    """Load the newest checkpoint that is whole; returns its step and `since`; 0 without one.
 
     Metrics of later steps are removed, since those steps will be trained again.
     """
     step, spoiled = 0, []
+    since: dict[str, Any] = {"means": [], "tokens": 0, "seconds": 0.0}
     for path in reversed(checkpoints(folder)):
         try:
             check_files(path, "")
@@ -49,6 +57,7 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
             continue
         accelerator.load_state(str(path))
         step = int(path.name.removeprefix("step-"))
+        since = read_json(path / "manifest.json", "")["since"]
         break
     accelerator.wait_for_everyone()
     for path in spoiled if accelerator.is_main_process else []:
@@ -58,7 +67,7 @@ def resume(accelerator: Accelerator, folder: Path) -> int:
     if accelerator.is_main_process and metrics.exists():
         kept = [record for record in read_metrics(metrics) if record["step"] <= step]
         write_text(metrics, "".join(json.dumps(record) + "\n" for record in kept))
-    return step
+    return step, since
 
 
 @contextlib.contextmanager

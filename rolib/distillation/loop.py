@@ -152,6 +152,15 @@ def mean_losses(
     return record
 
 
+def collect(
+    accelerator: Accelerator, last_steps: list[Tensor], tokens: int, seconds: float
+) -> dict[str, Any]:
+    """What the steps since the last record leave to the next one, over all processes."""
+    total = accelerator.reduce(torch.tensor(tokens, device=accelerator.device))
+    means = [accelerator.reduce(step).tolist() for step in last_steps]
+    return {"means": means, "tokens": int(total), "seconds": seconds}
+
+
 def train(
     config: TrainingConfig,
     student: PreTrainedModel,
@@ -197,7 +206,7 @@ def train(
         teacher.place(device, "" if cache else precision)
 
     # Step 3: continue from a checkpoint. The schedule follows from the step.
-    done = resume(accelerator, folder)
+    done, since = resume(accelerator, folder)
     warmup = round(config.warmup_share * config.steps)
     schedule = get_linear_schedule_with_warmup(plain, warmup, config.steps, last_epoch=done - 1)
     model.train()
@@ -206,8 +215,11 @@ def train(
     bar = progress(
         in_background(steps), total=config.steps, initial=done, desc=name, disable=not is_main
     )
-    last_steps, tokens = list[Tensor](), 0  # since the last record
-    clock = saved = time.monotonic()
+    # Since the last record. A checkpoint has them of all processes, so they count once.
+    last_steps = [torch.tensor(means, device=device) * is_main for means in since["means"]]
+    tokens = since["tokens"] * is_main
+    saved = time.monotonic()
+    clock = saved - since["seconds"]
 
     with delayed_signals() as signals:
         for step, micro_batches in enumerate(bar, start=done + 1):
@@ -245,7 +257,10 @@ def train(
             late = time.monotonic() - saved > 60 * config.checkpoint_minutes
             late, stop = agree(accelerator, [late, bool(signals)], at_log)
             if step < config.steps and (at_checkpoint or late or stop):
-                save_checkpoint(accelerator, folder, step)
+                if last_steps:  # no checkpoint of a loss that is not finite
+                    mean_losses(accelerator, objective, last_steps, step)
+                since = collect(accelerator, last_steps, tokens, time.monotonic() - clock)
+                save_checkpoint(accelerator, folder, step, since)
                 saved = time.monotonic()
             if stop and step < config.steps:
                 if is_main:

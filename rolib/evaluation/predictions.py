@@ -71,7 +71,9 @@ class Predictions:
             if not probabilities:
                 table["probabilities"] = [()] * len(table)
             return cls.of(table, "table")
-        except ValueError as error:  # Arrow's errors are ValueErrors too
+        except FileNotFoundError:
+            raise
+        except (ValueError, OSError) as error:  # Arrow's errors are of both kinds
             problem = str(error).splitlines()[0]
             raise ValueError(
                 f"{path} is damaged ({problem}): delete the folder of this run"
