@@ -236,10 +236,11 @@ def load_corpus(config: TrainingConfig, data_root: Path) -> DatasetDict:
         problem = f"corpus {config.corpus}: {len(chosen)} documents, at least 2 are needed"
         remedy = "take another one" if hub else "add text; blank lines separate .txt documents"
         raise ValueError(f"{problem}: {remedy}")
-    texts = texts.select(chosen).select_columns("text")
-    held_out = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(texts))))
-    split = texts.train_test_split(test_size=held_out, seed=config.data_seed)
-    return DatasetDict(train=split["train"], held_out=split["test"])
+    held_out = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(chosen))))
+    # The rows of train_test_split, which would keep the numbers of a large corpus three times.
+    rows = chosen[np.random.default_rng(config.data_seed).permutation(len(chosen))]
+    texts = texts.select_columns("text")
+    return DatasetDict(train=texts.select(rows[held_out:]), held_out=texts.select(rows[:held_out]))
 
 
 def windows(sizes: list[tuple[int, ...]], room: int) -> list[range]:
