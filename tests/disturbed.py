@@ -17,7 +17,9 @@ from pathlib import Path
 
 import psutil
 
-SEED, LOG = 14, Path(__file__).with_name("soak.log")
+SEED = 14
+# Of a whole run: with names of parts there is none.
+LOG = Path(os.devnull) if sys.argv[1:] else Path(__file__).with_name("soak.log")
 START, LOCK = time.monotonic(), threading.Lock()
 FINAL_FILES = ("model.safetensors", "predictions.parquet", "manifest.json")
 wrong, counts = [], Counter()
@@ -37,7 +39,8 @@ class Part:
 
     def __init__(self, place, name, words, kills, terms, aims=()):
         self.place, self.name, self.words, self.folder = place, name, words, place / name
-        self.rng, self.aims = random.Random(f"{SEED} {name}"), itertools.cycle(aims or [""])
+        self.rng = random.Random(f"{SEED} {name}")
+        self.aimed, self.aims = bool(aims), itertools.cycle(aims or [""])
         self.signals = [signal.SIGKILL] * kills + [signal.SIGTERM] * terms
         self.rng.shuffle(self.signals)
 
@@ -112,15 +115,21 @@ class Part:
         shutil.rmtree(self.folder)
 
     def wait(self, process, since, length):
-        """Wait for the moment of a signal; the exit status of a process that ends before it."""
-        if len(self.signals) % 3 or not (aim := next(self.aims)):
+        """Wait for the moment of a signal; the exit status of a process that ends before it.
+
+        Every third one, and most SIGTERMs, come in a phase: a training must write a checkpoint.
+        """
+        aim = next(self.aims) if len(self.signals) % 3 == 0 else ""
+        if self.aimed and self.signals[-1] == signal.SIGTERM and self.rng.random() < 0.7:
+            aim = "training"
+        if not aim:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(self.rng.uniform(0, length))
-        else:
-            while process.poll() is None and self.phase(since) != aim:
-                time.sleep(0.003)
-            time.sleep(self.rng.uniform(0, 0.06))
-            return process.poll()
+            return None
+        while process.poll() is None and self.phase(since) != aim:
+            time.sleep(0.003)
+        time.sleep(self.rng.uniform(0, length / 8 if aim == "training" else 0.06))
+        return process.poll()
 
     def strike(self, process, since):
         """Send a signal and see all processes end; half of the time, start again before they do."""
