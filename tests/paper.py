@@ -1,6 +1,6 @@
 """The paper profile, rehearsed: every notebook of its graph against a stand-in of the hub.
 
-    make test-paper    # under half an hour on two cores, 10 GB of memory, 15 GB of disk
+    make test-paper    # under half an hour on two cores, 10 GB of memory, 45 GB of disk
 
 The two teachers have their true shapes and random weights. `CHANGES` scales the profile by its
 parameters alone. The study runs in a copy of this checkout below the system's temporary folder.
@@ -50,10 +50,14 @@ CHANGES: dict[str, dict] = {
         "max_length": 32,
         "batch_size": 4,
         "epochs": dict.fromkeys(TASKS, 1),
+        "keep_models": True,  # for notebooks 07 and 10
     },
+    "robustness": {"models": ["distil-cased"], "tasks": ["upos", "sapn"], "max_test_examples": 4},
     "analyse": {"resamples": 100},
     "speed": {"sequence_length": 32, "batch_sizes": [1, 2], "warmup_runs": 1, "timed_runs": 3},
+    "export": {"models": ["distil-cased"], "tasks": ["upos", "sapn"]},
 }
+CHANGES["export"] |= CHANGES["speed"]
 LETTERS = "aăâbcdefghiîjklmnopqrsștțuvwxyzAĂÂBCDEFGHIÎJKLMNOPQRSȘTȚUVWXYZ0123456789.,;:!?()-„”'\"$"
 FOUND = {"bert-cased": 124_441_344, "bert-uncased": 115_062_528}  # parameters, head not counted
 

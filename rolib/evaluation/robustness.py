@@ -79,6 +79,12 @@ def remember_model(run: Path, saved: float) -> Any:
     return load_model(run)
 
 
+def only_predicted(split: Dataset, table: pd.DataFrame) -> Dataset:
+    """The examples of a split that a prediction table has: with `max_eval_examples` not all."""
+    known = set(table["example"])
+    return split.select([row for row, name in enumerate(split["id"][:]) if name in known])
+
+
 def predict_perturbed(
     run: Path, split: Dataset, functions: dict[str, Change], model: Any = None
 ) -> dict[str, pd.DataFrame]:

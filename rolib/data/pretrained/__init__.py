@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from rolib.config import PRETRAINED, ConfigError
-from rolib.runs import read_json, sha256
+from rolib.runs import check_files
 
 MADE_BY = "`make pretrained`"
 
@@ -23,15 +23,12 @@ def pretrained_names() -> list[str]:
 def pretrained_folder(name: str) -> Path:
     """The folder of a shipped model, whose files have the checksums of its manifest.
 
-    ConfigError for an unknown name, or for a missing or damaged file.
+    ConfigError for an unknown name; for a missing or damaged file see `check_files`.
     """
     folder = PRETRAINED / name
     if name not in pretrained_names():
         raise ConfigError(f"no shipped model {name!r}: use one of {', '.join(pretrained_names())}")
-    for file, checksum in read_json(folder / "manifest.json", MADE_BY)["files"].items():
-        if not (folder / file).exists() or sha256(folder / file) != checksum:
-            problem = f"{folder / file} is missing or damaged"
-            raise ConfigError(f"{problem}: get it again with `git checkout`, or run {MADE_BY}")
+    check_files(folder, f"`git checkout`, or {MADE_BY}")
     return folder
 
 

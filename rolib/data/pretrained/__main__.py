@@ -12,9 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from rolib.config import PRETRAINED, ConfigError
-from rolib.runs import read_json, sha256, write_json, write_text
-
-CHECKED = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json")
+from rolib.runs import MODEL_FILES, read_json, sha256, write_json, write_text
 
 
 def ship(source: Path, folder: Path) -> None:
@@ -37,7 +35,7 @@ def ship(source: Path, folder: Path) -> None:
     card += "\nWeights in half precision. Small: for teaching and demonstration. Trained on:\n\n"
     card += "".join(f"- {text['file']} ({text['source']}): {text['licence']}\n" for text in texts)
     write_text(folder / "README.md", card)
-    files = {file: sha256(folder / file) for file in CHECKED}
+    files = {file: sha256(folder / file) for file in MODEL_FILES}
     write_json(folder / "manifest.json", manifest | {"texts": texts, "files": files})
 
 
