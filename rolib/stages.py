@@ -100,10 +100,10 @@ def prepare_teacher(
     inputs["revision"] = config.revision
     if config.shipped:
         inputs["weights"] = runs.model_identity(pretrained_folder(config.shipped), MADE_BY)
-    finished = runs.is_finished(folder, identity, inputs)
-    if finished or launch("prepare_teacher", config, folder, on_log):
-        return pass_gate(config, folder)
     pretrain, facts = config.source == "pretrain", dict[str, Any]()
+    finished = runs.is_finished(folder, identity, inputs)
+    if finished or (pretrain and launch("prepare_teacher", config, folder, on_log)):
+        return pass_gate(config, folder)
     if not pretrain:  # before the corpus, which may take an hour to read
         teacher, tokenizer = models.load_teacher(config)
         check_positions(config.block_length, teacher.config.max_position_embeddings, config.source)
