@@ -37,12 +37,31 @@ if workflow.is_main_process:
     logger.addHandler(PROGRESS)
 
 TEACHERS, STUDENTS = list(STUDY["teachers"]), list(STUDY["students"])
-# Controls: the same architecture and budget with masked words alone, and from random weights. A
-# student of several teachers has the shape and vocabulary of its first teacher's own student, and
+SEEDS, CONTROLS = STUDY["study"].distillation_seeds, STUDY["study"].controls
+# A student of several teachers has the shape and vocabulary of its first teacher's own student, and
 # so the same controls.
 CONTROLLED = [name for name in STUDENTS if len(STUDY["students"][name].shares) == 1]
-CONTROLS = [f"{student}-mlm" for student in CONTROLLED]
-EVALUATED = TEACHERS + STUDENTS + CONTROLS + [f"{name}-random" for name in TEACHERS + CONTROLLED]
+
+
+def checkpoints(method, seeds=SEEDS):
+    """The model of each distillation seed, by name: the first has the name of its method."""
+    return {f"{method}-seed-{seed}" if i else method: seed for i, seed in enumerate(seeds)}
+
+
+# By name: the student whose parameters a model has, its objective and its seed.
+DISTILLED = {}
+for student in STUDENTS:
+    for model, seed in checkpoints(student).items():
+        DISTILLED[model] = (student, "distill", seed)
+for student in CONTROLLED:
+    for control in [control for control in CONTROLS if control != "random"]:
+        # Nothing is random in `truncated`; `longer` is a reference, and as large as a teacher.
+        seeds = SEEDS[:1] if control in ("truncated", "longer") else SEEDS
+        for model, seed in checkpoints(f"{student}-{control}", seeds).items():
+            DISTILLED[model] = (student, control, seed)
+EVALUATED = [*TEACHERS, *DISTILLED, "bag-of-words"]
+if "random" in CONTROLS:
+    EVALUATED += [f"{name}-random" for name in TEACHERS + CONTROLLED]
 
 # A job is single-threaded unless it has the machine for itself; two-thread jobs side by side are
 # slower than one. A job on a cluster has the cores that it asked for.
@@ -114,7 +133,7 @@ onerror:
 
 wildcard_constraints:
     teacher="|".join(TEACHERS),
-    student="|".join(STUDENTS),
+    model="|".join(sorted(EVALUATED, key=len, reverse=True)),
 
 
 rule all:
@@ -133,45 +152,44 @@ rule teacher:
         parameters=TRAINING + [f"{PARAMS}/pretrain.yaml", PARAMS + "/teachers/{teacher}.yaml"],
     output:
         DONE + "/01-{teacher}.ipynb",
+    params:
+        source=f"-p source {config['source']}" if "source" in config else "",
     resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        RUN + " $(printf -- '-f %s ' {input.parameters}) {params.source}"
 
 
-def teachers_of(wildcards):
-    return [f"{DONE}/01-{teacher}.ipynb" for teacher in STUDY["students"][wildcards.student].shares]
+def inputs_of(wildcards):
+    """Of a student or control: notebooks of its teachers, and its parameter files."""
+    student = DISTILLED[wildcards.model][0]
+    files = TRAINING + [f"{PARAMS}/distill.yaml", f"{PARAMS}/students/{student}.yaml"]
+    teachers = [f"{DONE}/01-{teacher}.ipynb" for teacher in STUDY["students"][student].shares]
+    return {"teachers": teachers, "parameters": files}
 
 
-STUDENT = TRAINING + [f"{PARAMS}/distill.yaml", PARAMS + "/students/{student}.yaml"]
+def changes_of(wildcards):
+    """The parameters that a student or control has of its own."""
+    _, objective, seed = DISTILLED[wildcards.model]
+    return f"-p student {wildcards.model} -p objective {objective} -p seed {seed}"
 
 
 rule student:
     input:
-        teachers_of,
+        unpack(inputs_of),
         notebook="notebooks/02-distil-student.ipynb",
-        parameters=STUDENT,
     output:
-        DONE + "/02-{student}.ipynb",
+        DONE + "/02-{model}.ipynb",
+    params:
+        changes=changes_of,
     resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
-
-
-rule mlm_control:
-    input:
-        teachers_of,
-        notebook="notebooks/02-distil-student.ipynb",
-        parameters=STUDENT,
-    output:
-        DONE + "/02-{student}-mlm.ipynb",
-    resources: **TRAINS
-    shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
-        " -p student {wildcards.student}-mlm -p objective mlm"
+        RUN + " $(printf -- '-f %s ' {input.parameters}) {params.changes}"
 
 
 def model_of(wildcards):
     name = wildcards.model.removesuffix("-random")
+    if name == "bag-of-words":
+        return []
     return f"{DONE}/{'01' if name in TEACHERS else '02'}-{name}.ipynb"
 
 

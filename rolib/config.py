@@ -34,6 +34,9 @@ Weighting = Literal["fixed", "confidence"]
 Strategy = Literal["lift", "intersection", "uld", "none"]
 States = Literal["pieces", "words", "first"]
 Precision = Literal["auto", "float32", "bfloat16"]
+# How a student is trained, or one of its controls (`rolib.stages.MADE` says what each is).
+Objective = Literal["distill", "mlm", "init-only", "truncated", "longer"]
+Control = Literal["mlm", "init-only", "truncated", "longer", "random"]
 
 
 class ConfigError(ValueError):
@@ -148,7 +151,7 @@ class TeacherConfig(TrainingConfig):
 
 
 class StudentConfig(TrainingConfig):
-    """02-distil-student: one student from one or several teachers, or its MLM-only control."""
+    """02-distil-student: one student from one or several teachers, or one of its controls."""
 
     student: Name = Field(description="name of the student")
     teachers: Teachers = Field(description="name: weight; the first gives vocabulary and start")
@@ -156,7 +159,7 @@ class StudentConfig(TrainingConfig):
     weighting: Weighting = Field("fixed", description="confidence: exp(-entropy) at each position")
     soft_target_strategy: Strategy = Field("lift", description="of a teacher of other vocabulary")
     hidden_states: States = Field("pieces", description="compared by piece, by word, or of first")
-    objective: Literal["distill", "mlm"] = Field(description="mlm: the control without a teacher")
+    objective: Objective = Field(description="distill, or a control that no teacher teaches")
     num_layers: Count = Field(description="transformer layers of the student")
     alpha_ce: Weight = Field(description="weight of the soft targets, T^2 KL")
     alpha_mlm: Weight = Field(description="weight of the masked words, CE")
@@ -188,6 +191,13 @@ class StudentConfig(TrainingConfig):
         if self.cached_pieces and self.soft_targets == "all":
             raise ValueError("cached_pieces: of masked tokens only: set soft_targets to masked")
         return self
+
+
+class StudyConfig(Config):
+    """The models of a study: how often each method is trained, and the controls (Snakefile)."""
+
+    distillation_seeds: Seeds = Field(description="of each student and of controls that train")
+    controls: list[Control] = Field(description="of each student of one teacher; random: of all")
 
 
 class EvaluateConfig(Config):

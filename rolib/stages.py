@@ -19,7 +19,13 @@ from typing import Any
 import torch
 import yaml
 from datasets import DatasetDict
-from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM, DistilBertForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertForMaskedLM,
+    DistilBertForMaskedLM,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.utils.hub import extract_commit_hash
 
@@ -40,6 +46,14 @@ from rolib.profiles import check_depth, check_positions, load
 from rolib.training import choose_precision, processes
 
 OnRecord = Callable[[dict], None]
+# What a student or control is, by its objective. The last four are taught by no teacher.
+MADE = {
+    "distill": "distilled from {teachers}",
+    "mlm": "pre-trained by masked words alone, from random weights (control)",
+    "init-only": "that starts from layers of {first}, trained by masked words alone (control)",
+    "truncated": "made of layers of {first}, not trained further (control)",
+    "longer": "that starts as {first} itself, trained on by masked words (control)",
+}
 
 
 def prepare_blocks(texts: DatasetDict, tokenizers: list[Tokenizer], length: int) -> DatasetDict:
@@ -185,12 +199,22 @@ def open_cache(
     return TeacherCache(folder, identity)
 
 
+def start_model(config: StudentConfig, teacher: BertForMaskedLM) -> PreTrainedModel:
+    """What a student or control is before its training; random weights come from torch's seed."""
+    if config.objective == "longer":
+        return teacher
+    if config.objective == "mlm":
+        shape = models.student_shape(teacher.config, config.num_layers)
+        return models.init_local_attention(DistilBertForMaskedLM(shape))
+    return models.init_student(teacher, config.num_layers)
+
+
 def distil_student(
     config: StudentConfig, on_log: OnRecord = lambda record: None, folder: Path | None = None
 ) -> Path:
-    """The folder of a student that was distilled, or trained as its MLM-only control.
+    """The folder of a student that was distilled, or of one of its controls.
 
-    A control has the first teacher's vocabulary and no teacher. The folder is
+    A control (`MADE`) has the first teacher's vocabulary and is taught by no teacher. The folder is
     runs/<profile>/students/<student>, or `folder`. on_log is called with each metrics record.
     """
     root, folder = data_root(config.data), folder or config.folder / "students" / config.student
@@ -203,24 +227,24 @@ def distil_student(
     teachers, tokenizers = load_teachers(config)
     first = teachers[0].model.model
     check_depth(config.num_layers, first.config.num_hidden_layers)
-    if config.objective == "mlm":
+    if config.objective != "distill":
         teachers, tokenizers = [], tokenizers[:1]
     state = processes()
     with state.main_process_first():  # the others find what it has stored
         blocks = prepare_blocks(corpus.load_corpus(config, root), tokenizers, config.block_length)
     torch.manual_seed(config.seed)
-    if teachers:
-        student = models.init_student(first, config.num_layers)
-        how = f"distilled from {' and '.join(config.shares)}"
-    else:
-        shape = models.student_shape(first.config, config.num_layers)
-        student = models.init_local_attention(DistilBertForMaskedLM(shape))
-        how = "pre-trained by masked words alone (control)"
+    student = start_model(config, first)
     precision = choose_precision(config.precision, first.config.hidden_size)
     with runs.new_run(folder, config, inputs, precision=precision) as working:
         cache = open_cache(Objective(config, teachers, precision), tokenizers, blocks, inputs)
-        student = loop.train(config, student, tokenizers, blocks, working, teachers, on_log, cache)
-        what = f"DistilBERT with {config.num_layers} layers, {how}"
+        recipe = config
+        if config.objective == "truncated":
+            recipe = config.model_copy(update={"steps": 0})
+        student = loop.train(recipe, student, tokenizers, blocks, working, teachers, on_log, cache)
+        names = {"teachers": " and ".join(config.shares), "first": next(iter(config.shares))}
+        kind = type(student).__name__.removesuffix("ForMaskedLM")
+        layers = f"{student.config.num_hidden_layers} layers"
+        what = f"{kind} with {layers}, {MADE[config.objective].format(**names)}"
         card = model_card(config, config.student, what)
         if state.is_main_process:
             models.save_model(student, tokenizers[0], working, card)

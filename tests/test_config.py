@@ -166,7 +166,7 @@ def test_a_float_inside_a_table_that_yaml_reads_as_text(params):
         ("distill", "num_layers", 2.0, "valid integer, got 2.0"),
         ("distill", "freeze_positions", "yes please", "valid boolean, got 'yes please'"),
         ("distill", "soft_targets", "some", "'all' or 'masked', got 'some'"),
-        ("distill", "objective", "destil", "'distill' or 'mlm', got 'destil'"),
+        ("distill", "objective", "destil", "'truncated' or 'longer', got 'destil'"),
         ("training", "mask_share", 1.0, "less than 1, got 1.0"),
         ("training", "weight_decay", -0.1, "got -0.1"),
         ("training", "block_length", 513, "less than or equal to 512, got 513"),

@@ -1,17 +1,18 @@
-"""The gate of a teacher: held-out loss against what word frequencies alone give."""
+"""The stages of a study: the gate of a teacher, students and their controls."""
 
 import math
 from collections import Counter
 
 import pytest
 import torch
+from transformers import AutoModelForMaskedLM
 
 from rolib import stages
 from rolib.config import ConfigError
 from rolib.distillation import gate, models
 from rolib.distillation.losses import IGNORE
 from rolib.distillation.masking import MaskingCollator
-from rolib.runs import read_json
+from rolib.runs import read_json, read_metrics
 
 
 def test_frequency_baseline_against_a_plain_loop(toy_blocks, toy_tokenizer):
@@ -104,3 +105,52 @@ def test_a_wrong_source_shows_before_the_corpus_is_read(teacher_config, tmp_path
     monkeypatch.setattr(stages.corpus, "load_corpus", lambda *_: pytest.fail("read the corpus"))
     with pytest.raises(ConfigError, match="some/model"):
         stages.prepare_teacher(teacher_config(source="some/model", revision="main"))
+
+
+def weights(model):
+    return {name: value for name, value in model.state_dict().items() if "position_ids" not in name}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_controls_start_from_what_their_name_says(student_config, toy_bert):
+    teacher = toy_bert()
+    inherited = weights(models.init_student(teacher, student_config().num_layers))
+    for objective in ("distill", "init-only", "truncated"):
+        start = stages.start_model(student_config(objective=objective), teacher)
+        assert same(weights(start), inherited)
+    assert same(
+        weights(stages.start_model(student_config(objective="longer"), teacher)), weights(teacher)
+    )
+    torch.manual_seed(1)
+    random = weights(stages.start_model(student_config(objective="mlm"), teacher))
+    shapes = {key: value.shape for key, value in random.items()}
+    assert shapes == {key: value.shape for key, value in inherited.items()}
+    matrices = [key for key, value in random.items() if value.ndim == 2]
+    assert matrices and not any(torch.equal(random[key], inherited[key]) for key in matrices)
+
+
+@pytest.mark.parametrize("objective", ["init-only", "truncated", "longer"])
+def test_a_control_learns_nothing_from_a_teacher(
+    objective, student_config, toy_bert, toy_tokenizer, toy_blocks, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    config = student_config(objective=objective, steps=2, log_every=1, checkpoint_every=1)
+    teacher = toy_bert()
+    save_teacher(config, teacher, toy_tokenizer)
+    monkeypatch.setattr(stages, "data_root", lambda data: tmp_path)
+    monkeypatch.setattr(stages.runs, "model_identity", lambda folder, command: "weights")
+    monkeypatch.setattr(stages.corpus, "corpus_identity", lambda config, root: "corpus")
+    monkeypatch.setattr(stages.corpus, "load_corpus", lambda config, root: None)
+    monkeypatch.setattr(stages, "prepare_blocks", lambda *_: toy_blocks)
+    folder = stages.distil_student(config)
+    records = read_metrics(folder / "metrics.jsonl")
+    known = {key for record in records for key in record}
+    assert {"held_out_mlm"} == {key for key in known if key.startswith("held_out")}
+    assert [record["step"] for record in records] == ([0] if objective == "truncated" else [1, 2])
+    trained = weights(AutoModelForMaskedLM.from_pretrained(folder))
+    start = weights(stages.start_model(config, teacher))
+    assert same(trained, start) == (objective == "truncated")
+    assert "(control)" in (folder / "README.md").read_text(encoding="utf-8")

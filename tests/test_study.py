@@ -254,6 +254,29 @@ def test_a_second_run_has_nothing_to_do(study):
     assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
 
 
+def test_the_graph_has_every_seed_and_control(tmp_path):
+    command = ["snakemake", "--cores", "2", "--config", "profile=mini", "source=pretrain"]
+    command += ["--dry-run", "--nolock", "--printshellcmds"]
+    options = {"cwd": ROOT, "env": os.environ | {"ROLIB_RUNS": str(tmp_path)}}
+    plan = subprocess.run(command, capture_output=True, text=True, check=True, **options).stdout
+    changes = r"02-distil-student.ipynb .*-p student (\S+) -p objective (\S+) -p seed (\d)"
+    planned = sorted(re.findall(changes, plan))
+    wanted = []
+    for student in STUDENTS:
+        controls = ["mlm", "init-only", "truncated", "longer"] * (student in CONTROLLED)
+        for objective in ["distill", *controls]:
+            once = objective in ("truncated", "longer")
+            for seed in "1" if once else "123":
+                name = student if objective == "distill" else f"{student}-{objective}"
+                wanted.append((name + f"-seed-{seed}" * (seed != "1"), objective, seed))
+    assert planned == sorted(wanted)
+    evaluated = set(re.findall(r"03-evaluate-model.ipynb .*-p model (\S+)", plan))
+    random = {f"{name}-random" for name in [*CONTROLLED, *STUDENTS.values()]}
+    trained = {name for name, *_ in planned}
+    assert evaluated == trained | random | set(STUDENTS.values()) | {"bag-of-words"}
+    assert plan.count("-p source pretrain") == 2
+
+
 def test_the_demo_shows_what_distillation_did(study):
     """Five models above random weights on the mean, students near their teachers, gates passed."""
     means = pd.read_csv(study / "comparisons.csv").query("task == 'mean'")
