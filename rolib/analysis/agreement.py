@@ -60,7 +60,7 @@ def task_tables(config: AnalyseConfig, task: str, seeds: list[int]) -> Named:
             scorer = partial(loyalty.loyalty_scorer, TASKS[task])
             chance = partial(loyalty.chance_loyalty, TASKS[task], seed=config.seed)
             key = (member.model, member.role, name, own, task)
-            scorers[key] = in_threads(scorer, teachers[name], runs)
+            scorers[key] = [in_threads(scorer, teachers[name], runs)]
             answers = in_threads(chance, teachers[name], runs)
             chances[member.model, name] = pd.DataFrame(answers).mean()
             if member.role == "student" and own:
@@ -124,7 +124,7 @@ def class_loyalty(teacher: Runs, student: Runs, resamples: int, seed: int) -> pd
     equal = pd.Series(theirs == labels_of(student)).groupby(theirs)
     table = pd.DataFrame({"units": equal.size() / len(teacher), "value": equal.mean()})
     pairs = zip(teacher, student, strict=True)
-    scorers = {"student": [loyalty.class_scorer(*pair, table.index) for pair in pairs]}
+    scorers = {"student": [[loyalty.class_scorer(*pair, table.index) for pair in pairs]]}
     draws = uncertainty.bootstrap(scorers, teacher[0].num_examples, resamples, seed)["student"]
     with np.errstate(invalid="ignore"):  # 0 / 0 in resamples without the label
         shares = draws["hits"] / draws["units"]

@@ -16,26 +16,27 @@ from rolib.runs import write_text
 
 LEVEL = 0.05  # of the family-wise error
 LEAST = 1e-9  # a score that is divided by is at least this
-ESTIMATE = ["seeds", "examples", "value", "sd", "low", "high"]
+ESTIMATE = ["checkpoints", "seeds", "examples", "value", "sd", "low", "high"]
 # own: the teacher is one of the model's own teachers, and not the ensemble
 PAIR = ["model", "role", "teacher", "own", "task", "measure"]
 
 
 def estimate(
-    names: list[str], scorers: dict[tuple, list[Scorer]], examples: int, config: AnalyseConfig
+    names: list[str], scorers: dict[tuple, list[list[Scorer]]], examples: int, config: AnalyseConfig
 ) -> tuple[pd.DataFrame, dict[tuple, uncertainty.Scores]]:
     """A table of scores with intervals, one row a key and score; and the bootstrap draws by key.
 
-    scorers: by key, one for each fine-tuning seed. names: the columns of the parts of a key and of
-    the score's name. Further columns: seeds, examples, value (mean over seeds), sd (over seeds;
-    NaN for one seed), low, high (95 % bootstrap interval).
+    scorers: by key, nested lists [distillation seed][fine-tuning seed]. names: the columns of the
+    parts of a key and of the score's name. Further columns: checkpoints (distillation seeds), seeds
+    (fine-tuning seeds of each), examples, value (mean over all runs), sd (over the runs; NaN for
+    one run), low, high (95 % bootstrap interval).
     """
     draws = uncertainty.bootstrap(scorers, examples, config.resamples, config.seed)
     rows = []
-    for key, by_seed in scorers.items():
-        points = pd.DataFrame([at_ones(run, examples) for run in by_seed])
+    for key, runs in scorers.items():
+        points = pd.DataFrame([at_ones(run, examples) for by_seed in runs for run in by_seed])
         for score, values in points.items():
-            numbers = (len(values), examples, values.mean(), values.std())
+            numbers = (len(runs), len(runs[0]), examples, values.mean(), values.std())
             rows.append((*key, score, *numbers, *uncertainty.interval(draws[key][score])))
     return pd.DataFrame(rows, columns=[*names, *ESTIMATE]), draws
 
@@ -91,7 +92,7 @@ def _score_task(
             named[f"predictions of {name}, seed {seed}"] = run
     check_paired(named)
     for name, runs in models.items():
-        scorers[name, task] = [scorer(TASKS[task], run) for run in runs]
+        scorers[name, task] = [[scorer(TASKS[task], run) for run in runs]]
     table, draws = estimate(["model", "task", "score"], scorers, runs[0].num_examples, config)
     table["headline"] = table["score"] == headline
     return table, {key: scores[headline] for key, scores in draws.items()}
