@@ -256,6 +256,15 @@ class AnalyseConfig(Config):
     resamples: Count = Field(description="resamples of the bootstrap")
 
 
+class BudgetConfig(AnalyseConfig):
+    """12-vary-budget: one student distilled with several numbers of steps."""
+
+    student: Name = Field(description="a student of this profile")
+    budgets: list[Count] = Field(min_length=1, description="optimizer steps, rising")
+    seeds: Seeds = Field(description="of the distillation")
+    tasks: Tasks = Field(description="measures")
+
+
 class SpeedConfig(Config):
     """05-measure-speed: size, latency and throughput of every model."""
 
