@@ -162,7 +162,7 @@ def partial_folder(folder: Path) -> Path:
 def is_finished(folder: Path, config: Config, inputs: dict[str, str]) -> bool:
     """True if the run in `folder` ended with this configuration and these inputs.
 
-    ValueError for a file that changed since.
+    A parameter that was added to rolib since had its default. ValueError for a file that changed.
     """
     whole = partial_folder(folder) / "manifest.json"
     if whole.exists() or folder.with_name(f".{folder.name}.lock").exists():
@@ -174,8 +174,11 @@ def is_finished(folder: Path, config: Config, inputs: dict[str, str]) -> bool:
         return False
     saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     read = read_json(folder / "manifest.json", made_by(config))["inputs"]
+    wanted, fields = to_dict(config), type(config).model_fields
+    saved = {key: saved.get(key, fields[key].default) for key in wanted} | saved
     # As text, since the order of keys may matter: the first teacher gives the vocabulary.
-    same = json.dumps(saved) == json.dumps(to_dict(config)) and read == inputs
+    # default: of a parameter without a default, which differs from any value.
+    same = json.dumps(saved, default=str) == json.dumps(wanted) and read == inputs
     if same:
         check_files(folder, made_by(config))
     return same

@@ -117,6 +117,25 @@ def test_is_finished_means_this_configuration_and_these_inputs(tmp_path):
     assert not runs.is_finished(folder, config(), INPUTS)
 
 
+def test_a_parameter_that_is_new_leaves_finished_runs_with_its_default(tmp_path):
+    folder = finish(tmp_path / "small")
+    saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"].pop("config.yaml")
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    def saved_without(name):
+        kept = {key: value for key, value in saved.items() if key != name}
+        (folder / "config.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
+
+    saved_without("precision")  # it has a default, "auto"
+    assert runs.is_finished(folder, config(), INPUTS)
+    changed = config().model_copy(update={"precision": "bfloat16"})
+    assert not runs.is_finished(folder, changed, INPUTS)
+    saved_without("data")  # it has none
+    assert not runs.is_finished(folder, config(), INPUTS)
+
+
 def test_the_order_of_the_teachers_is_part_of_the_configuration(tmp_path, student_config):
     one, other = (
         student_config(teachers=dict(names))
