@@ -51,15 +51,15 @@ def bootstrap(
 
 def _check_seeds(models: Mapping[Key, list[list[Scorer]]]) -> None:
     """Raise ValueError for runs that do not form a full grid, or grids that cannot be paired."""
-    grids = []
-    for model, runs in models.items():
-        tuned = [len(by_seed) for by_seed in runs]
-        if len(set(tuned)) != 1 or 0 in tuned:
-            raise ValueError(f"{model}: uneven numbers of fine-tuning seeds: {tuned}")
-        grids.append((len(runs), tuned[0]))
-    for kind, numbers in zip(("distillation", "fine-tuning"), zip(*grids), strict=False):
-        if len(set(numbers) - {1}) > 1:
-            raise ValueError(f"models differ in their numbers of {kind} seeds: {numbers}")
+    grids = {model: [len(by_seed) for by_seed in runs] for model, runs in models.items()}
+    distilled = {len(grid) for grid in grids.values()} - {1}
+    tuned = {number for grid in grids.values() for number in grid} - {1}
+    uneven = any(len(set(grid)) != 1 or 0 in grid for grid in grids.values())
+    if uneven or len(distilled) > 1 or len(tuned) > 1:
+        raise ValueError(
+            "models need one seed or equal numbers of distillation seeds and of fine-tuning seeds, "
+            f"but the fine-tuning seeds of their distillation seeds are {grids}"
+        )
 
 
 def _run_scores(runs: list[list[Scorer]], weights: np.ndarray) -> Scores:
@@ -101,7 +101,7 @@ def over_runs(draws: ArrayLike) -> np.ndarray:
     runs = np.asarray(draws, dtype=np.float64)
     if runs.ndim not in (1, 3) or not runs.size or np.isnan(runs).any():
         raise ValueError("bootstrap draws must be (R,) or (D, F, R), at least one, without NaN")
-    runs = runs.reshape(-1, runs.shape[-2] if runs.ndim == 3 else 1, runs.shape[-1])
+    runs = runs.reshape((1, 1, -1) if runs.ndim == 1 else runs.shape)
     mean = runs.mean(axis=(0, 1))
     added = spread = 0.0  # the variance that seeds add; the variance of its estimate, halved
     for level in (0, 1):

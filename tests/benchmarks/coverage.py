@@ -27,6 +27,7 @@ from rolib.analysis import uncertainty
 from rolib.runs import write_text
 
 RESAMPLES = 2000
+BATCH = 100  # studies at a time, which share the resamples
 # In points of 100: standard deviations of a score over distillation seeds, fine-tuning seeds, and
 # both together; the sampling error that all runs share, and that of one run alone.
 REALISTIC = {
@@ -128,21 +129,23 @@ def by_weights(draws: list[np.ndarray], kind: str, rng: np.random.Generator) -> 
 def simulate(sizes: tuple, grids: list[Grid], examples: int, studies: int) -> dict[str, float]:
     """Coverage and width by kind of bootstrap; see the module."""
     rng, found = np.random.default_rng(1), []
-    for _ in range(studies):
+    for start in range(0, studies, BATCH):
         models = {
-            number: [[scorer(run) for run in by_seed] for by_seed in method]
+            (study, number): [[scorer(run) for run in by_seed] for by_seed in method]
+            for study in range(start, min(start + BATCH, studies))
             for number, method in enumerate(values(sizes, grids, examples, rng))
         }
         drawn = uncertainty.bootstrap(models, examples, RESAMPLES)
-        draws = [scores["score"] for scores in drawn.values()]
-        kinds = {"rolib": draws[0] - sum(draws[1:])}
-        kinds |= {kind: by_weights(draws, kind, rng) for kind in ("multinomial", "normal")}
-        kinds |= {"student": by_weights(draws, "student", rng)}
-        row = {}
-        for kind, differences in kinds.items():
-            low, high = uncertainty.interval(differences)
-            row |= {kind: low <= 0 <= high, f"width_{kind}": (high - low) / 2}
-        found.append(row)
+        for study in sorted({study for study, _ in drawn}):
+            draws = [drawn[study, number]["score"] for number in range(len(grids))]
+            kinds = {"rolib": draws[0] - sum(draws[1:])}
+            for kind in ("multinomial", "normal", "student"):
+                kinds[kind] = by_weights(draws, kind, rng)
+            row = {}
+            for kind, differences in kinds.items():
+                low, high = uncertainty.interval(differences)
+                row |= {kind: low <= 0 <= high, f"width_{kind}": (high - low) / 2}
+            found.append(row)
     return pd.DataFrame(found).astype(float).mean().round(4).to_dict()
 
 
