@@ -126,9 +126,13 @@ def class_loyalty(teacher: Runs, student: Runs, resamples: int, seed: int) -> pd
     pairs = zip(teacher, student, strict=True)
     scorers = {"student": [[loyalty.class_scorer(*pair, table.index) for pair in pairs]]}
     draws = uncertainty.bootstrap(scorers, teacher[0].num_examples, resamples, seed)["student"]
-    with np.errstate(invalid="ignore"):  # 0 / 0 in resamples without the label
-        shares = draws["hits"] / draws["units"]
-    table["low"], table["high"] = np.nanquantile(shares, [0.025, 0.975], axis=1)
+    low_high = []
+    for row in range(len(table)):
+        hits, units = (draws[name][:, :, row] for name in ("hits", "units"))
+        held = units.any(axis=(0, 1))  # the resamples with the label
+        shares = uncertainty.ratio(hits[:, :, held], units[:, :, held])
+        low_high.append(uncertainty.interval(shares))
+    table[["low", "high"]] = low_high
     return table.rename_axis("label").reset_index()
 
 

@@ -106,7 +106,7 @@ def _compare(pairs: list[tuple[str, str, str]], draws: dict, points: dict) -> pd
         gaps = draws[model, task] - draws[other, task]
         difference = points[model, task] - points[other, task]
         found = (difference, *uncertainty.interval(gaps), uncertainty.p_value(gaps))
-        kept = draws[model, task] / np.maximum(draws[other, task], LEAST)
+        kept = uncertainty.ratio(draws[model, task], np.maximum(draws[other, task], LEAST))
         point = points[model, task] / max(points[other, task], LEAST)
         rows.append((model, other, role, task, *found, point, *uncertainty.interval(kept)))
     columns = ["model", "against", "role", "task", "difference", "low", "high", "p"]
