@@ -10,12 +10,14 @@ SNAKEMAKE = exec env PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --config profile=$
     --quiet all --cores $(CORES) --keep-going --nolock --rerun-incomplete
 RUNS = $(or $(ROLIB_RUNS),runs)/$(PROFILE)
 
-.PHONY: help demo mini study ablation pretrained publish bench lab test test-paper soak lint clean
+.PHONY: help demo mini study ablation task budget pretrained publish bench lab test test-paper soak lint clean
 help:
 	@echo "make demo                    the whole study on the built-in sample (minutes)"
 	@echo "make mini                    the study on real data, in hours (ROLIB_DATA, or download)"
 	@echo "make study PROFILE=NAME      the study of params/NAME, on CORES=$(CORES) cores"
 	@echo "make ablation PROFILE=NAME   strategies and weights of the two-teacher student"
+	@echo "make task PROFILE=NAME       distil at the task, with unlabelled text"
+	@echo "make budget PROFILE=NAME     score and loyalty against tokens of distillation"
 	@echo "make pretrained              train the shipped models again, on real data"
 	@echo "make publish PROFILE=NAME    copy a finished study's figures and tables to figures/NAME"
 	@echo "make bench                   speed and memory beside other tools, to figures/bench"
@@ -43,8 +45,8 @@ demo:
 mini:
 	@$(MAKE) --no-print-directory study PROFILE=mini
 
-ablation: $(STAMP)
-	@$(SNAKEMAKE) ablation
+ablation task budget: $(STAMP)
+	@$(SNAKEMAKE) $@
 
 # The shipped models, made again by the recipe of params/mini: two hours on 2 cores, with the
 # teachers' gate on the real measures.

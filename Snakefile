@@ -240,19 +240,20 @@ rule speed:
         RUN + " $(printf -- '-f %s ' {input.parameters})"
 
 
-# Of the notebooks that read the fine-tuned models a quick study on the sample leaves out the export.
-WITH_KEPT_MODELS = ["07-measure-robustness", "10-export-student"]
-if STUDY["export"].data == "sample":
-    WITH_KEPT_MODELS = WITH_KEPT_MODELS[:1]
-if not STUDY["evaluate"].keep_models:
-    WITH_KEPT_MODELS = []
+PARTS = {
+    "robustness": "07-measure-robustness",
+    "ablation": "09-ablate-ensemble",
+    "export": "10-export-student",
+    "task": "11-distil-at-task",
+    "budget": "12-vary-budget",
+}
 
 
 rule report:
     input:
         f"{DONE}/04-analyse-loyalty.ipynb",
         f"{DONE}/05-measure-speed.ipynb",
-        [f"{DONE}/{name}.ipynb" for name in WITH_KEPT_MODELS],
+        [f"{DONE}/{PARTS[part]}.ipynb" for part in STUDY["study"].parts],
         notebook="notebooks/06-report-results.ipynb",
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/analyse.yaml"],
     output:
@@ -275,13 +276,38 @@ rule page:  # what notebook 06 shows, without its code
         "--output-dir {RUNS} --output report {input.notebook}"
 
 
-rule ablation:  # on demand: make ablation PROFILE=...
+# The next three run on demand too: make ablation PROFILE=..., make task, make budget.
+rule ablation:
     input:
         [f"{DONE}/01-{teacher}.ipynb" for teacher in TEACHERS],
         notebook="notebooks/09-ablate-ensemble.ipynb",
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/ablation.yaml"],
     output:
         f"{DONE}/09-ablate-ensemble.ipynb",
+    resources: **TRAINS
+    shell:
+        RUN + " $(printf -- '-f %s ' {input.parameters})"
+
+
+rule task:
+    input:
+        [evaluation_of(model) for model in [*TEACHERS, STUDY["task"].student]],
+        notebook="notebooks/11-distil-at-task.ipynb",
+        parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/task.yaml"],
+    output:
+        f"{DONE}/11-distil-at-task.ipynb",
+    resources: **TRAINS
+    shell:
+        RUN + " $(printf -- '-f %s ' {input.parameters})"
+
+
+rule budget:
+    input:
+        [evaluation_of(model) for model in [*TEACHERS, STUDY["budget"].student]],
+        notebook="notebooks/12-vary-budget.ipynb",
+        parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/budget.yaml"],
+    output:
+        f"{DONE}/12-vary-budget.ipynb",
     resources: **TRAINS
     shell:
         RUN + " $(printf -- '-f %s ' {input.parameters})"

@@ -41,6 +41,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 # How a student is trained, or one of its controls (`rolib.stages.MADE` says what each is).
 Objective = Literal["distill", "mlm", "init-only", "truncated", "longer"]
 Control = Literal["mlm", "init-only", "truncated", "longer", "random"]
+Part = Literal["robustness", "ablation", "export", "task", "budget"]
 
 
 class ConfigError(ValueError):
@@ -202,6 +203,7 @@ class StudyConfig(Config):
 
     distillation_seeds: Seeds = Field(description="of each student and of controls that train")
     controls: list[Control] = Field(description="of each student of one teacher; random: of all")
+    parts: list[Part] = Field(description="further notebooks that the report waits for")
 
 
 class EvaluateConfig(Config):

@@ -62,6 +62,11 @@ def load_profile(profile: str, root: Path = config.ROOT / "params") -> dict[str,
         "students": load_models(config.StudentConfig, base, "student", "distill.yaml"),
     }
     check_students(study, base / "students")
+    if not study["evaluate"].keep_models and {"robustness", "export", "task"} & {
+        *study["study"].parts
+    }:
+        problem = "robustness, export and task read fine-tuned models, but keep_models is 0"
+        raise ConfigError(f"parts ({base / 'study.yaml'}): {problem}: leave them out or raise it")
     for name in ("robustness", "export"):
         file, chosen = base / f"{name}.yaml", study[name]
         models = [model.removesuffix("-random").removesuffix("-mlm") for model in chosen.models]

@@ -56,6 +56,7 @@ CHANGES: dict[str, dict] = {
     "robustness": {"models": ["distil-cased"], "tasks": ["upos", "sapn"], "max_test_examples": 4},
     "analyse": {"resamples": 100},
     "speed": {"sequence_length": 32, "batch_sizes": [1, 2], "warmup_runs": 1, "timed_runs": 3},
+    "study": {"parts": ["robustness", "export"]},
     "export": {"models": ["distil-cased"], "tasks": ["upos", "sapn"]},
 }
 CHANGES["export"] |= CHANGES["speed"]
