@@ -33,6 +33,9 @@ Variants = Annotated[dict[Name, dict], Field(min_length=1)]
 Weighting = Literal["fixed", "confidence"]
 Strategy = Literal["lift", "intersection", "uld", "none"]
 States = Literal["pieces", "words", "first"]
+# Of one seed of its fine-tuning ("bert-cased:2"), or of the first.
+TaskTeacher = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*(:[0-9]+)?$")]
+TaskWeight = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -207,6 +210,16 @@ class EvaluateConfig(Config):
     learning_rates: dict[TaskName, Positive] = Field(description="highest rate of each measure")
     warmup_share: Share = Field(description="share of the steps in which the rate rises")
     weight_decay: Weight = Field(description="decay of the weight matrices")
+
+    task_teachers: list[TaskTeacher] = Field([], description='"name" or "name:seed"; []: none')
+    alpha_task: TaskWeight = Field(0.0, description="weight of the task teachers' answers")
+    task_temperature: Positive = Field(1.0, description="T, softens student and task teachers")
+    unlabelled: Size = Field(0, description="examples without labels, which task teachers answer")
+
+    @property
+    def distils(self) -> bool:
+        """Whether teachers' answers count; if not, a run is plain fine-tuning."""
+        return bool(self.task_teachers) and self.alpha_task > 0
 
     @model_validator(mode="after")
     def _every_task_has_a_recipe(self) -> "EvaluateConfig":

@@ -35,6 +35,7 @@ from rolib.distillation.cache import TeacherCache, write_cache
 from rolib.distillation.checkpoints import delayed_signals
 from rolib.distillation.gate import leave_plateau, pass_gate
 from rolib.distillation.objective import Objective, Teacher
+from rolib.evaluation import task_distillation
 from rolib.evaluation.finetune import finetune, read_splits
 from rolib.profiles import check_depth, check_positions, load
 from rolib.training import choose_precision, processes
@@ -255,13 +256,19 @@ def evaluate_model(
         facts: dict[str, Any] = {"notes": notes, "precision": precision, "together": False}
         hashes = {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
         inputs = {"model": model} | hashes
+        inputs |= task_distillation.identities(config, name, root)
         for seed in config.seeds:
             run, one = folder / name / f"seed-{seed}", single_run(config, name, seed)
             scores.append(run / "scores.json")
             if len(scores) % state.num_processes != state.process_index:
                 continue  # several processes share the runs out
             if not runs.is_finished(run, one, inputs):
-                splits = splits or read_splits(config, name, source, load_task(name, root))
+                if not splits:
+                    data = load_task(name, root)
+                    splits = read_splits(config, name, source, data)
+                    if config.distils:
+                        train = data["train"]
+                        task_distillation.add_answers(config, name, source, splits, train, root)
                 with runs.new_run(run, one, inputs, **facts) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     finetune(one, name, seed, source, random_weights, splits, working)

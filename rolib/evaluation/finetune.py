@@ -14,14 +14,14 @@ import torch
 import transformers
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, DatasetDict
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from rolib import training
 from rolib.config import EvaluateConfig, TaskName
 from rolib.data.corpus import normalise, windows
 from rolib.data.words import word_pieces
-from rolib.distillation.losses import IGNORE
+from rolib.distillation.losses import IGNORE, task_loss
 from rolib.evaluation.heads import load_for_task
 from rolib.evaluation.metrics import score_predictions
 from rolib.evaluation.predictions import COLUMNS, write_table
@@ -32,7 +32,7 @@ STS_MAX = 5.0  # RO-STS scores lie between 0 and 5; the model learns them divide
 READINGS = {"bi-encoder": [["text"], ["text_pair"]], "content": [["text_pair"]]}  # by protocol
 PAIR_READING = [["text", "text_pair"]]  # of every other protocol: both texts in one input
 Clean = Callable[[str], str]  # applied to every text or word before the tokenizer reads it
-Rows = list[dict[str, Any]]  # model inputs, see `encode`
+Rows = list[dict[str, Any]]  # model inputs, see `encode`; with teachers' answers also `soft`
 Splits = dict[str, tuple[Dataset, Rows, dict[str, int]]]  # a split and what `encode` makes of it
 
 
@@ -127,6 +127,25 @@ def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> transformers.BatchE
     padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)
     batch["labels"] = padded if task.kind == "tagging" else padded[:, 0]
     return batch
+
+
+def batch_loss(
+    model: nn.Module, rows: Rows, task: Task, tokenizer: Tokenizer, config: EvaluateConfig
+) -> Tensor:
+    """The loss of a batch of rows: the model's own, or `task_loss` if teachers answered (`soft`).
+
+    A unit is a word, at its first piece, or an example.
+    """
+    device = next(model.parameters()).device
+    batch = collate(rows, task, tokenizer).to(device)
+    if "soft" not in rows[0]:
+        return model(**batch).loss
+    words = [torch.tensor(row["words"]) for row in rows]
+    units = nn.utils.rnn.pad_sequence(words, batch_first=True, padding_value=-1).to(device) >= 0
+    gold = batch.pop("labels").reshape(units.shape)[units]
+    student = model(**batch).logits.float().reshape(*units.shape, -1)[units]
+    teacher = torch.from_numpy(np.concatenate([row["soft"] for row in rows])).to(device)
+    return task_loss(student, gold, teacher, config.alpha_task, config.task_temperature)
 
 
 @torch.inference_mode()
@@ -251,7 +270,7 @@ def finetune(
         batches = training.length_batches(lengths, config.batch_size, seed, epoch)
         for rows in torch.utils.data.DataLoader(train_rows, batch_sampler=batches, collate_fn=list):
             with training.autocast(device, precision):
-                loss = model(**collate(rows, task, tokenizer).to(device)).loss
+                loss = batch_loss(model, rows, task, tokenizer, config)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
