@@ -259,6 +259,18 @@ class AnalyseConfig(Config):
     resamples: Count = Field(description="resamples of the bootstrap")
 
 
+class TaskDistillConfig(AnalyseConfig):
+    """11-distil-at-task: one student fine-tuned in several ways, with and without teachers."""
+
+    student: Name = Field(description="a student of this profile")
+    variants: Variants = Field(description="name: parameters of notebook 03 that it changes")
+    seeds: Seeds = Field(description="fine-tuning seeds")
+    tasks: Tasks = Field(description="measures")
+    max_train_examples: Size = Field(description="labelled examples of a measure; 0: all")
+    alpha_task: TaskWeight = Field(description="weight of the task teachers' answers")
+    task_temperature: Positive = Field(description="T, softens student and task teachers")
+
+
 class SpeedConfig(Config):
     """05-measure-speed: size, latency and throughput of every model."""
 

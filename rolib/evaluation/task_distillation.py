@@ -42,15 +42,28 @@ LEAST_WORDS, MOST_WORDS = 4, 60  # of a plain sentence; others are headings and 
 def kept_run(config: EvaluateConfig, teacher: str, task: TaskName) -> Path:
     """The fine-tuning run of a task teacher, "name" (its first kept seed) or "name:seed".
 
-    FileNotFoundError, which names the remedy, if its fine-tuned model was not kept.
+    It lies in evaluation/ or task/ of the profile. It learned from as many labelled examples as the
+    student: one that has seen more would hand on the labels of "unlabelled" examples.
+    FileNotFoundError, which names the remedy, if there is none.
     """
     name, _, seed = teacher.partition(":")
-    place = config.folder / "evaluation" / name / task
-    found = [path.parents[1] for path in place.glob(f"seed-{seed or '*'}/model/config.json")]
+    places = [config.folder / place / name / task for place in ("evaluation", "task")]
+    files = [
+        file for place in places for file in place.glob(f"seed-{seed or '*'}/model/config.json")
+    ]
+    labels = config.max_train_examples
+    kept = [file.parents[1] for file in files]
+    found = [run for run in kept if settings_of(run).max_train_examples == labels]
     if not found:
-        problem = f"{place}: no fine-tuned model of task teacher {teacher!r}"
-        raise FileNotFoundError(f"{problem}: raise keep_models, and evaluate {name} first")
+        problem = f"{places[0]}: no fine-tuned model of task teacher {teacher!r} is kept"
+        remedy = f"evaluate it with max_train_examples {labels}, and raise keep_models"
+        raise FileNotFoundError(f"{problem} that learned from as many examples: {remedy}")
     return min(found, key=lambda run: int(run.name.removeprefix("seed-")))
+
+
+def settings_of(run: Path) -> EvaluateConfig:
+    """The configuration of a fine-tuning run."""
+    return EvaluateConfig(**yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
 
 
 def teachers_corpus(config: EvaluateConfig) -> TrainingConfig:
@@ -111,8 +124,7 @@ def stored_answers(
     """
     run = kept_run(config, teacher, task)
     folder = config.folder / "task-answers" / run.parts[-3] / task / run.name / part
-    file = (run / "config.yaml").read_text(encoding="utf-8")
-    settings = EvaluateConfig(**yaml.safe_load(file))
+    settings = settings_of(run)
     asked = split.remove_columns("labels" if TASKS[task].kind == "tagging" else "label").to_dict()
     inputs = {"examples": hashlib.sha256(repr(asked).encode()).hexdigest()}
     inputs["model"] = runs.model_identity(run / "model", runs.made_by(config))
