@@ -166,8 +166,9 @@ def evaluated(config: Config) -> dict[str, list[int]]:
     usual = {}
     for task in TASKS:
         counts = Counter(seeds for (_, name), seeds in found.items() if name == task)
-        if counts:
-            usual[task] = list(max(counts, key=lambda seeds: (counts[seeds], len(seeds))))
+        ranked = sorted((number, len(seeds), seeds) for seeds, number in counts.items())
+        if ranked:
+            usual[task] = list(ranked[-1][2])
     return usual
 
 
@@ -226,6 +227,7 @@ def with_ensemble(everyone: pd.DataFrame) -> pd.DataFrame:
     if (everyone["role"] == "teacher").sum() < 2:
         return everyone
     row = {"model": ENSEMBLE, "role": ENSEMBLE_ROLE, "teacher": ENSEMBLE, "teachers": []}
+    row["checkpoints"] = [ENSEMBLE]
     return pd.concat([everyone, pd.DataFrame([row])], ignore_index=True)
 
 
