@@ -264,10 +264,9 @@ def test_runs_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="table of seed 1: missing columns predicted"):
         scores(tables[1].drop(columns="predicted"))
     scorers = [metrics.scorer(task("sar"), Predictions.of(table)) for table in tables.values()]
-    with pytest.raises(
-        ValueError, match=r"models differ in their numbers of fine-tuning seeds: \[1, 2\]"
-    ):
-        uncertainty.bootstrap({"one": scorers[:1], "two": scorers}, 9, 5)
+    for uneven, numbers in (([scorers, scorers[:1]], r"\[2, 1\]"), ([[]], r"\[0\]"), ([], r"\[\]")):
+        with pytest.raises(ValueError, match=f"one: each distillation seed needs.*{numbers}"):
+            uncertainty.bootstrap({"one": uneven}, 9, 5)
 
 
 # --- threads --------------------------------------------------------------------------------------

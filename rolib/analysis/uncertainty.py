@@ -25,36 +25,51 @@ Scores = dict[str, np.ndarray]  # score name -> (resamples,)
 
 
 def bootstrap(
-    models: Mapping[Key, list[Scorer]], examples: int, resamples: int = 10_000, seed: int = 0
+    models: Mapping[Key, list[list[Scorer]]], examples: int, resamples: int = 10_000, seed: int = 0
 ) -> dict[Key, Scores]:
-    """The scores of each model in every resample, as means over its fine-tuning seeds.
+    """The scores of each model in every resample, as means over its runs.
 
-    models: one scorer for each fine-tuning seed. All models see the same resamples. A resample
-    draws fine-tuning seeds and examples, both with replacement; the examples are the same for all
-    seeds (the pigeonhole bootstrap, Owen 2007). A score may also be an array (..., resamples).
+    models: nested lists of scorers, [distillation seed][fine-tuning seed]. A resample draws
+    distillation seeds, fine-tuning seeds and examples, all with replacement (the pigeonhole
+    bootstrap, Owen 2007). All models see the same examples. Models with equal numbers of
+    fine-tuning seeds see the same fine-tuning seeds, and so for distillation seeds. A score may
+    also be an array (..., resamples).
 
-    Where runs differ little, the intervals are too wide: the variance that belongs to one example
-    in one run counts up to three times. Where runs differ much, they are too narrow: S seeds show
-    (S - 1) / S of the variance between seeds, and one seed shows none of it.
-    ValueError unless all models have the same number of seeds.
+    ValueError unless each distillation seed of a model has the same number of fine-tuning seeds.
     """
-    numbers = {len(scorers) for scorers in models.values()}
-    if len(numbers) != 1:
-        raise ValueError(f"models differ in their numbers of fine-tuning seeds: {sorted(numbers)}")
-    runs = numbers.pop()
+    shapes = {model: _shape(model, runs) for model, runs in models.items()}
     # The number of examples is part of the stream: test sets get unrelated resamples.
     weights = resample_weights(examples, resamples, (seed, examples, 0))
-    shares = resample_weights(runs, resamples, (seed, examples, 1)).T / runs
+
+    def shares(seeds: int, level: int) -> np.ndarray:
+        return resample_weights(seeds, resamples, (seed, examples, level)).T / seeds
+
+    inner = {seeds: shares(seeds, 1) for _, seeds in shapes.values()}
+    outer = {seeds: shares(seeds, 2) for seeds, _ in shapes.values()}
 
     def part(start: int) -> list[Scores]:
         chunk = weights[start : start + CHUNK].T.astype(np.float64, order="C")
-        share = shares[:, start : start + CHUNK]
-        return [
-            _weighted([scorer(chunk) for scorer in by_seed], share) for by_seed in models.values()
-        ]
+        draws = slice(start, start + CHUNK)
+        found = []
+        for runs, (distilled, tuned) in zip(models.values(), shapes.values(), strict=True):
+            share = outer[distilled][:, None, draws] * inner[tuned][:, draws]
+            scores = [scorer(chunk) for by_seed in runs for scorer in by_seed]
+            found.append(_weighted(scores, share.reshape(len(scores), -1)))
+        return found
 
     by_model = zip(*in_threads(part, range(0, resamples, CHUNK)), strict=True)
     return {model: _joined(parts) for model, parts in zip(models, by_model, strict=True)}
+
+
+def _shape(model: object, runs: list[list[Scorer]]) -> tuple[int, int]:
+    """The numbers of distillation seeds and of fine-tuning seeds; ValueError if uneven."""
+    numbers = {len(by_seed) for by_seed in runs}
+    if len(numbers) != 1 or 0 in numbers:
+        raise ValueError(
+            f"{model}: each distillation seed needs the same number of fine-tuning seeds, at "
+            f"least one, but they have {[len(by_seed) for by_seed in runs]}"
+        )
+    return len(runs), numbers.pop()
 
 
 def _weighted(runs: list[Scores], shares: np.ndarray) -> Scores:
@@ -138,7 +153,7 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 10) -> pd
     return pd.DataFrame({"low": edges[:-1], "high": edges[1:], **means, "count": count})
 
 
-@lru_cache(maxsize=2)  # examples and seeds of the latest measure, which all models share
+@lru_cache(maxsize=4)  # examples and seeds of the latest measure, which all models share
 def resample_weights(units: int, resamples: int, stream: tuple[int, ...]) -> np.ndarray:
     """How often each resample holds each unit: (resamples, units) uint16.
 
