@@ -256,7 +256,7 @@ def evaluate_model(
         facts: dict[str, Any] = {"notes": notes, "precision": precision, "together": False}
         hashes = {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
         inputs = {"model": model} | hashes
-        inputs |= task_distillation.identities(config, name, root)
+        inputs |= task_distillation.identities(config, name)
         for seed in config.seeds:
             run, one = folder / name / f"seed-{seed}", single_run(config, name, seed)
             scores.append(run / "scores.json")
@@ -268,7 +268,7 @@ def evaluate_model(
                     splits = read_splits(config, name, source, data)
                     if config.distils:
                         train = data["train"]
-                        task_distillation.add_answers(config, name, source, splits, train, root)
+                        task_distillation.add_answers(config, name, source, splits, train)
                 with runs.new_run(run, one, inputs, **facts) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     finetune(one, name, seed, source, random_weights, splits, working)

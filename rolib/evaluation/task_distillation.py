@@ -17,7 +17,7 @@ follow, if these are too few, plain sentences of the corpus that the first teach
 
 import hashlib
 import re
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from rolib import runs
 from rolib.config import EvaluateConfig, TaskName, TrainingConfig
 from rolib.data.corpus import corpus_identity, load_corpus
+from rolib.data.download import data_root
 from rolib.data.words import split_words
 from rolib.distillation.losses import IGNORE
 from rolib.evaluation.finetune import STS_MAX, Splits, read_splits
@@ -47,23 +48,25 @@ def kept_run(config: EvaluateConfig, teacher: str, task: TaskName) -> Path:
     FileNotFoundError, which names the remedy, if there is none.
     """
     name, _, seed = teacher.partition(":")
-    places = [config.folder / place / name / task for place in ("evaluation", "task")]
-    files = [
-        file for place in places for file in place.glob(f"seed-{seed or '*'}/model/config.json")
-    ]
-    labels = config.max_train_examples
-    kept = [file.parents[1] for file in files]
+    pattern, labels = f"{name}/{task}/seed-{seed or '*'}/model", config.max_train_examples
+    models = chain(*((config.folder / place).glob(pattern) for place in ("evaluation", "task")))
+    kept = [path.parent for path in models]
     found = [run for run in kept if settings_of(run).max_train_examples == labels]
     if not found:
-        problem = f"{places[0]}: no fine-tuned model of task teacher {teacher!r} is kept"
+        problem = f"no model of {teacher!r} is kept that learned {task} from as many examples"
         remedy = f"evaluate it with max_train_examples {labels}, and raise keep_models"
-        raise FileNotFoundError(f"{problem} that learned from as many examples: {remedy}")
+        raise FileNotFoundError(f"task_teachers ({config.folder}): {problem}: {remedy}")
     return min(found, key=lambda run: int(run.name.removeprefix("seed-")))
 
 
 def settings_of(run: Path) -> EvaluateConfig:
     """The configuration of a fine-tuning run."""
     return EvaluateConfig(**yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+
+
+def identity(run: Path) -> str:
+    """The SHA-256 of the kept model of a fine-tuning run."""
+    return runs.model_identity(run / "model", "03-evaluate-model")
 
 
 def teachers_corpus(config: EvaluateConfig) -> TrainingConfig:
@@ -74,20 +77,18 @@ def teachers_corpus(config: EvaluateConfig) -> TrainingConfig:
     return TrainingConfig(**{key: settings[key] for key in TrainingConfig.model_fields})
 
 
-def identities(config: EvaluateConfig, task: TaskName, root: Path) -> dict[str, str]:
+def identities(config: EvaluateConfig, task: TaskName) -> dict[str, str]:
     """What a distilled run reads besides its measure, by name, for its manifest."""
-    inputs = {}
-    for teacher in config.task_teachers if config.distils else []:
-        model = kept_run(config, teacher, task) / "model"
-        inputs[f"task teacher {teacher}"] = runs.model_identity(model, runs.made_by(config))
+    teachers = config.task_teachers if config.distils else []
+    inputs = {f"task teacher {name}": identity(kept_run(config, name, task)) for name in teachers}
     if inputs and config.unlabelled and TASKS[task].kind == "tagging":
-        inputs["corpus"] = corpus_identity(teachers_corpus(config), root)
+        inputs["corpus"] = corpus_identity(teachers_corpus(config), data_root(config.data))
     return inputs
 
 
-def plain_sentences(config: EvaluateConfig, count: int, root: Path) -> list[dict]:
+def plain_sentences(config: EvaluateConfig, count: int) -> list[dict]:
     """At most `count` sentences of the corpus as rows of a tagger; their labels mean nothing."""
-    texts = load_corpus(teachers_corpus(config), root)["train"]["text"]
+    texts = load_corpus(teachers_corpus(config), data_root(config.data))["train"]["text"]
     sentences = (split_words(part) for text in texts for part in SENTENCE_END.split(text))
     fitting = (words for words in sentences if LEAST_WORDS <= len(words) <= MOST_WORDS)
     return [
@@ -96,9 +97,7 @@ def plain_sentences(config: EvaluateConfig, count: int, root: Path) -> list[dict
     ]
 
 
-def unlabelled_examples(
-    config: EvaluateConfig, task: TaskName, train: Dataset, root: Path
-) -> Dataset:
+def unlabelled_examples(config: EvaluateConfig, task: TaskName, train: Dataset) -> Dataset:
     """At most config.unlabelled examples that the labelled ones leave; their labels do not count.
 
     train: all training examples. The order is that of `sample_examples`.
@@ -108,7 +107,7 @@ def unlabelled_examples(
     rest = train.select(order[first:][: config.unlabelled])
     missing = config.unlabelled - len(rest)
     if missing and TASKS[task].kind == "tagging":
-        rows = plain_sentences(config, missing, root)
+        rows = plain_sentences(config, missing)
         rest = concatenate_datasets([rest, Dataset.from_list(rows, train.features)])
     return rest
 
@@ -126,8 +125,8 @@ def stored_answers(
     folder = config.folder / "task-answers" / run.parts[-3] / task / run.name / part
     settings = settings_of(run)
     asked = split.remove_columns("labels" if TASKS[task].kind == "tagging" else "label").to_dict()
-    inputs = {"examples": hashlib.sha256(repr(asked).encode()).hexdigest()}
-    inputs["model"] = runs.model_identity(run / "model", runs.made_by(config))
+    examples = hashlib.sha256(repr(asked).encode()).hexdigest()
+    inputs = {"model": identity(run), "examples": examples}
     # Another run that wants the same answers waits for them.
     with runs.lock(folder.with_name(f"{part}-asked"), timeout=-1):
         if not runs.is_finished(folder, settings, inputs):
@@ -141,12 +140,7 @@ def stored_answers(
 
 
 def add_answers(
-    config: EvaluateConfig,
-    task: TaskName,
-    model_folder: Path,
-    splits: Splits,
-    train: Dataset,
-    root: Path,
+    config: EvaluateConfig, task: TaskName, model_folder: Path, splits: Splits, train: Dataset
 ) -> None:
     """Give the train rows of `read_splits` the teachers' answers (`soft`), and add unlabelled rows.
 
@@ -154,13 +148,10 @@ def add_answers(
     """
     labelled, rows, counts = splits["train"]
     parts = {"train": (labelled, rows)}
-    unlabelled = unlabelled_examples(config, task, train, root)
-    if len(unlabelled):
-        whole = config.model_copy(update={"max_train_examples": 0})
-        of_part = DatasetDict(train=unlabelled)
-        _, more, _ = read_splits(whole, task, model_folder, of_part)["train"]
-        for row in more:
-            row["labels"] = [IGNORE] * len(row["labels"])
+    if len(unlabelled := unlabelled_examples(config, task, train)):
+        all_of = config.model_copy(update={"max_train_examples": 0})
+        read = read_splits(all_of, task, model_folder, DatasetDict(train=unlabelled))
+        more = [row | {"labels": [IGNORE] * len(row["labels"])} for row in read["train"][1]]
         parts["unlabelled"] = (unlabelled, more)
     for part, (split, of_part) in parts.items():
         answers = [stored_answers(config, name, task, split, part) for name in config.task_teachers]
