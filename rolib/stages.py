@@ -250,18 +250,19 @@ def evaluate_model(
     width = AutoConfig.from_pretrained(source).hidden_size
     precision = choose_precision(config.precision, width)
     state, scores = processes(), list[Path]()
-    for name in config.tasks:
-        files, splits = task_source(name, root), None
+    for number, name in enumerate(config.tasks):
+        files, splits, recipe = task_source(name, root), None, None
         notes = [files.note] if files.note else []
         facts: dict[str, Any] = {"notes": notes, "precision": precision, "together": False}
         hashes = {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
         inputs = {"model": model} | hashes
         inputs |= task_distillation.identities(config, name)
         for seed in config.seeds:
-            run, one = folder / name / f"seed-{seed}", single_run(config, name, seed)
+            run = folder / name / f"seed-{seed}"
             scores.append(run / "scores.json")
-            if len(scores) % state.num_processes != state.process_index:
-                continue  # several processes share the runs out
+            if number % state.num_processes != state.process_index:
+                continue  # several processes share the measures out
+            one = single_run(config, name, seed, recipe)
             if not runs.is_finished(run, one, inputs):
                 if not splits:
                     data = load_task(name, root)
@@ -272,20 +273,29 @@ def evaluate_model(
                 with runs.new_run(run, one, inputs, **facts) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     finetune(one, name, seed, source, random_weights, splits, working)
-            on_result(runs.read_json(scores[-1], command))
+            result = runs.read_json(scores[-1], command)
+            recipe = recipe or result["recipe"]  # of the first seed, for all
+            on_result(result)
     state.wait_for_everyone()
     return [runs.read_json(path, command) for path in scores]
 
 
-def single_run(config: EvaluateConfig, task: str, seed: int) -> EvaluateConfig:
+def single_run(
+    config: EvaluateConfig, task: str, seed: int, recipe: dict[str, Any] | None
+) -> EvaluateConfig:
     """The configuration of one run: only what it depends on.
 
-    So a seed or a task that is added later leaves the other runs finished.
+    So a seed or a task that is added later leaves the other runs finished. recipe: what the first
+    seed chose; None for the first seed, which tries the grid.
     """
-    keep = config.keep_models and seed == config.seeds[0]
+    keep = int(seed in config.seeds[: config.keep_models])
     changes: dict = {"tasks": [task], "seeds": [seed], "keep_models": keep}
-    for key in ("protocols", "epochs", "learning_rates"):
-        changes[key] = {task: getattr(config, key)[task]}
+    for key in ("protocols", "epochs", "learning_rates", "pooling"):
+        changes[key] = {name: one for name, one in getattr(config, key).items() if name == task}
+    if recipe:
+        changes["epochs"] = {task: [recipe["epochs"]]}
+        changes["learning_rates"] = {task: [recipe["learning_rate"]]}
+        changes["pooling"] = dict.fromkeys(changes["pooling"], [recipe["pooling"]])
     return config.model_copy(update=changes)
 
 

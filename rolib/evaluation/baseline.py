@@ -30,7 +30,7 @@ def baseline_scores(config: EvaluateConfig) -> pd.DataFrame:
         task = with_protocol(name, config.protocols[name])
         splits = load_task(name, data_root(config.data))
         train = sample_examples(splits["train"], config.max_train_examples, config.seed)
-        test = sample_examples(splits["test"], config.max_eval_examples, config.seed)
+        test = sample_examples(splits["test"], config.max_test_examples, config.seed)
         answer = {"tagging": _tag, "classification": _classify, "regression": _compare}[task.kind]
         table = pd.DataFrame(answer(train, test, config.max_length))
         table = table.astype({"gold": object, "predicted": object})
