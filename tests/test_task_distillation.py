@@ -20,7 +20,7 @@ from rolib.data.tasks import SAMPLE, load_task
 from rolib.distillation.losses import IGNORE, task_loss
 from rolib.distillation.models import init_student, save_model
 from rolib.evaluation import task_distillation as td
-from rolib.evaluation.finetune import batch_loss, read_splits
+from rolib.evaluation.finetune import Run, batch_loss, read_splits
 from rolib.evaluation.heads import load_for_task
 from rolib.measures import TASKS, with_protocol
 
@@ -115,11 +115,13 @@ TASK_NAMES = ["ner", "sapn", "sts"]
 
 def config(task, **changes):
     recipe = {"profile": "toy", "seed": 1, "data": "sample", "precision": "float32"}
-    recipe |= {"model": "student", "tasks": [task], "seeds": [1], "keep_models": True}
-    recipe |= {"max_train_examples": 8, "max_length": 32, "pooling": "cls", "batch_size": 8}
-    recipe |= {"warmup_share": 0.1, "weight_decay": 0.01, "epochs": {task: 1}}
+    recipe |= {"model": "student", "tasks": [task], "seeds": [1], "keep_models": 1}
+    recipe |= {"max_train_examples": 8, "max_validation_examples": 0, "max_test_examples": 0}
+    recipe |= {"max_length": 32, "batch_size": 8, "warmup_share": 0.1, "weight_decay": 0.01}
     recipe |= {"protocols": {task: "bi-encoder" if task == "sts" else TASKS[task].protocol}}
-    return EvaluateConfig(**(recipe | {"learning_rates": {task: 1e-3}} | changes))
+    recipe |= {"epochs": {task: [1]}, "learning_rates": {task: [1e-3]}}
+    recipe["pooling"] = {} if task == "ner" else {task: ["cls"]}
+    return EvaluateConfig(**(recipe | changes))
 
 
 def distilled(task, **changes):
@@ -295,7 +297,8 @@ def test_the_loss_of_a_batch_is_that_of_its_units(study, task):
         gold += [row["labels"][place] for place in first]
     teacher = torch.tensor(np.concatenate([row["soft"] for row in rows])).double()
     expected = plain_loop(torch.cat(student), torch.tensor(gold), teacher, 0.5, 2.0)
-    found = batch_loss(model, rows, measure, tokenizer, recipe).item()
+    run = Run(recipe, measure, 1, tokenizer, [], {}, study, torch.device("cpu"), "float32")
+    found = batch_loss(run, model, rows).item()
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -327,7 +330,7 @@ def test_answers_that_do_not_fit_are_not_used(study, asked):
     train_rows(study, distilled("sapn", task_teachers=["cased"], seed=2))
     assert len(asked) == 4  # other examples
     before = train_rows(study, recipe)[1][0]["soft"]
-    stages.evaluate_model(config("sapn", model="cased", learning_rates={"sapn": 5e-3}))
+    stages.evaluate_model(config("sapn", model="cased", learning_rates={"sapn": [5e-3]}))
     number = len(asked)
     after = train_rows(study, recipe)[1][0]["soft"]
     assert len(asked) == number + 2 and not np.array_equal(before, after)  # another model
@@ -394,7 +397,7 @@ def test_the_gold_labels_of_unlabelled_examples_change_nothing(study, task, monk
 
 
 def test_a_changed_teacher_or_weight_makes_a_run_anew(study, monkeypatch):
-    recipe, folder = distilled("sts", keep_models=False), study / "task" / "x"
+    recipe, folder = distilled("sts", keep_models=0), study / "task" / "x"
     stages.evaluate_model(recipe, folder=folder)
     manifest = folder / "sts" / "seed-1" / "manifest.json"
     inputs = json.loads(manifest.read_text())["inputs"]
