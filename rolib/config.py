@@ -37,6 +37,9 @@ Variants = Annotated[dict[Name, dict], Field(min_length=1)]
 Weighting = Literal["fixed", "confidence"]
 Strategy = Literal["lift", "intersection", "uld", "none"]
 States = Literal["pieces", "words", "first"]
+# Of one seed of its fine-tuning ("bert-cased:2"), or of the first.
+TaskTeacher = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*(:[0-9]+)?$")]
+TaskWeight = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "float32", "bfloat16"]
 # How a student is trained, or one of its controls (`rolib.stages.MADE` says what each is).
 Objective = Literal["distill", "mlm", "init-only", "truncated", "longer"]
@@ -226,6 +229,16 @@ class EvaluateConfig(Config):
     warmup_share: Share = Field(description="share of the steps in which the rate rises")
     weight_decay: Weight = Field(description="decay of the weight matrices")
 
+    task_teachers: list[TaskTeacher] = Field([], description='"name" or "name:seed"; []: none')
+    alpha_task: TaskWeight = Field(0.0, description="weight of the task teachers' answers")
+    task_temperature: Positive = Field(1.0, description="T, softens student and task teachers")
+    unlabelled: Size = Field(0, description="examples without labels, which task teachers answer")
+
+    @property
+    def distils(self) -> bool:
+        """Whether teachers' answers count; if not, a run is plain fine-tuning."""
+        return bool(self.task_teachers) and self.alpha_task > 0
+
     @model_validator(mode="after")
     def _every_task_has_a_recipe(self) -> "EvaluateConfig":
         for task, protocol in self.protocols.items():
@@ -273,6 +286,18 @@ class BudgetConfig(AnalyseConfig):
     budgets: list[Count] = Field(min_length=1, description="optimizer steps, rising")
     seeds: Seeds = Field(description="of the distillation")
     tasks: Tasks = Field(description="measures")
+
+
+class TaskDistillConfig(AnalyseConfig):
+    """11-distil-at-task: one student fine-tuned in several ways, with and without teachers."""
+
+    student: Name = Field(description="a student of this profile")
+    variants: Variants = Field(description="name: parameters of notebook 03 that it changes")
+    seeds: Seeds = Field(description="fine-tuning seeds")
+    tasks: Tasks = Field(description="measures")
+    max_train_examples: Size = Field(description="labelled examples of a measure; 0: all")
+    alpha_task: TaskWeight = Field(description="weight of the task teachers' answers")
+    task_temperature: Positive = Field(description="T, softens student and task teachers")
 
 
 class SpeedConfig(Config):

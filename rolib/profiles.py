@@ -52,6 +52,7 @@ def load_profile(profile: str, root: Path = config.ROOT / "params") -> dict[str,
     study: dict[str, Any] = {
         "speed": load(config.SpeedConfig, common, base / "speed.yaml"),
         "ablation": load(config.AblationConfig, common, base / "ablation.yaml"),
+        "task": load(config.TaskDistillConfig, common, base / "task.yaml"),
         "analyse": load(config.AnalyseConfig, common, base / "analyse.yaml"),
         "budget": load(config.BudgetConfig, common, base / "budget.yaml"),
         "robustness": load(config.RobustnessConfig, common, base / "robustness.yaml"),

@@ -30,7 +30,14 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.utils.hub import extract_commit_hash
 
 from rolib import runs
-from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig, to_dict
+from rolib.config import (
+    EvaluateConfig,
+    StudentConfig,
+    TaskName,
+    TeacherConfig,
+    TrainingConfig,
+    to_dict,
+)
 from rolib.data import corpus
 from rolib.data.download import data_root
 from rolib.data.pretrained import MADE_BY, pretrained_folder
@@ -41,8 +48,9 @@ from rolib.distillation.cache import TeacherCache, write_cache
 from rolib.distillation.checkpoints import delayed_signals
 from rolib.distillation.gate import leave_plateau, pass_gate
 from rolib.distillation.objective import Objective, Teacher
+from rolib.evaluation import task_distillation
 from rolib.evaluation.baseline import evaluate_bag_of_words
-from rolib.evaluation.finetune import finetune, read_splits
+from rolib.evaluation.finetune import Splits, finetune, read_splits
 from rolib.profiles import check_depth, check_positions, load
 from rolib.training import choose_precision, processes
 
@@ -253,6 +261,15 @@ def distil_student(
     return folder
 
 
+def read_examples(config: EvaluateConfig, name: TaskName, source: Path, root: Path) -> Splits:
+    """`read_splits`, with the answers of task teachers and unlabelled examples, if there are any."""
+    data = load_task(name, root)
+    splits = read_splits(config, name, source, data)
+    if config.distils:
+        task_distillation.add_answers(config, name, source, splits, data["train"])
+    return splits
+
+
 def evaluate_model(
     config: EvaluateConfig,
     on_result: OnRecord = lambda record: None,
@@ -283,6 +300,7 @@ def evaluate_model(
         facts = more | {"notes": notes, "together": False}
         hashes = {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
         inputs = {"model": model} | hashes
+        inputs |= task_distillation.identities(config, name)
         for seed in seeds:
             run = folder / name / f"seed-{seed}"
             scores.append(run / "scores.json")
@@ -293,7 +311,7 @@ def evaluate_model(
                 with runs.new_run(run, one, inputs, **facts) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     if source:
-                        splits = splits or read_splits(config, name, source, load_task(name, root))
+                        splits = splits or read_examples(config, name, source, root)
                         finetune(one, name, seed, source, random_weights, splits, working)
                     else:
                         evaluate_bag_of_words(one, name, load_task(name, root), working)

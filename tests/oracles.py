@@ -97,6 +97,6 @@ def bootstrap_difference(task, student, teacher, resamples=10_000, seed=0):
 def bootstrap_loyalty(task, teacher, student, resamples=10_000, seed=0):
     """The loyalty of one model to another in every resample, runs compared seed by seed."""
     theirs, ours = runs_of(teacher), runs_of(student)
-    scorers = [loyalty_scorer(task, theirs[seed], ours[seed]) for seed in theirs]
+    scorers = [loyalty_scorer(task, [theirs[seed]], ours[seed]) for seed in theirs]
     examples = next(iter(teacher.values()))["example"].nunique()
     return uncertainty.bootstrap({"pair": [scorers]}, examples, resamples, seed)["pair"]

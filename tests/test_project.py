@@ -45,6 +45,7 @@ FILES = {  # what the Snakefile gives each notebook
     "09-ablate-ensemble": ["common", "ablation"],
     "10-export-student": ["common", "export"],
     "12-vary-budget": ["common", "budget"],
+    "11-distil-at-task": ["common", "task"],
 }
 KINDS = {stem: kind_of(ROOT / "notebooks" / f"{stem}.ipynb") for stem in FILES}
 

@@ -1,11 +1,12 @@
 """Where student and teacher agree: loyalty tables, classes, confusion, disagreements, calibration.
 
-Everything is computed from stored predictions; no model is loaded. The tables are made measure by
-measure, so that memory holds the predictions of one measure at a time.
+Student and teacher are compared at different fine-tuning seeds, and so is the floor. Everything is
+computed from stored predictions; no model is loaded. The tables are made measure by measure, so
+that memory holds the predictions of one measure at a time.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,133 +14,222 @@ import numpy as np
 import pandas as pd
 
 from rolib.analysis import loyalty, study, uncertainty
-from rolib.analysis.study import ENSEMBLE, ENSEMBLE_ROLE, Runs
-from rolib.analysis.tables import PAIR, estimate
-from rolib.analysis.uncertainty import in_threads
+from rolib.analysis.study import ENSEMBLE, ENSEMBLE_ROLE, WORDS_ROLE, Runs
+from rolib.analysis.tables import PAIR, corrected, estimate
+from rolib.analysis.uncertainty import in_threads, over_runs
 from rolib.config import AnalyseConfig
 from rolib.evaluation.predictions import Predictions, check_paired
 from rolib.measures import TASKS, Task
 
 STS_TOLERANCE = 0.5  # scores with a smaller difference count as equal
+TESTED = ["label_loyalty", "probability_loyalty", "regression_loyalty"]  # against the floor
+Draws = dict[tuple[str, str, str, str], np.ndarray]  # of each model, teacher, task and measure
 Named = Iterator[tuple[str, pd.DataFrame]]  # tables with their names
 PROBABILITIES = ["teacher_probability", "student_probability"]
 PROBABILITIES += ["teacher_on_student", "student_on_teacher"]
 
 
 def loyalty_tables(config: AnalyseConfig) -> dict[str, pd.DataFrame]:
-    """All tables of notebook 04 by name; see `task_tables`."""
+    """All tables of notebook 04 by name: those of `task_tables` over all measures.
+
+    loyalty has further rows for the means (`with_means`) and the columns of `with_floor`.
+    """
     tables: dict[str, list[pd.DataFrame]] = {}
-    for task, seeds in study.evaluated(config).items():
-        for name, table in task_tables(config, task, seeds):
+    draws: Draws = {}
+    seeds, measures = study.present(config)
+    for task, here in measures.items():
+        for name, table in task_tables(config, task, seeds, here, draws):
             tables.setdefault(name, []).append(table)
-    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    found = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    return found | {"loyalty": with_floor(with_means(found["loyalty"], draws), draws)}
 
 
-def task_tables(config: AnalyseConfig, task: str, seeds: list[int]) -> Named:
-    """The tables of one measure, in parts, each with its name.
+def task_tables(
+    config: AnalyseConfig, task: str, seeds: list[int], here: pd.DataFrame, draws: Draws
+) -> Named:
+    """The tables of one measure and its models (`study.present`), in parts, each with its name.
 
-    loyalty: `PAIR` and the columns of `estimate`, student and teacher at the same seed; chance
-    (`loyalty.chance_loyalty`) and floor (`floor_loyalty`; NaN for one seed).
-    calibration: `uncertainty.reliability` with seed, model, role, task; not for STS.
+    loyalty: `PAIR`, the columns of `estimate` and chance (`loyalty.chance_loyalty`, each run with
+    one of the teacher's), student and teacher at other seeds (`at_other_seeds`). Unless there is
+    one seed only, each teacher and the ensemble have rows too, to themselves: the floor. `draws` is
+    given their bootstrap draws.
+    calibration: `uncertainty.reliability` with checkpoint, seed, model, role, task; not for STS.
     classes, confusion, disagreements: see `pair_tables`; of each student with each of its teachers.
     """
-    everyone = study.with_ensemble(study.members(config))
     # The teachers stay in memory, since all models are compared with them; others are read once.
-    teachers = study.read_teachers(config, everyone, task, seeds)
+    teachers = study.read_teachers(config, here, task, seeds)
+    scorer = partial(loyalty.loyalty_scorer, TASKS[task])
     scorers, chances = {}, {}
-    for member in everyone.itertuples():
-        runs = teachers.get(member.model) or study.read_runs(config, member.model, task, seeds)
+    for member in here[here["role"] != WORDS_ROLE].itertuples():  # it has no probabilities
+        if member.model in teachers:
+            runs = teachers[member.model]
+        else:
+            runs = study.read_runs(config, member.checkpoints, task, seeds)
         if task != "sts":
-            for seed, run in zip(seeds, runs, strict=True):
-                confidence = run.probabilities.max(axis=1)
-                bins = uncertainty.reliability(confidence, run.gold == run.predicted)
-                facts = {"seed": seed, "model": member.model, "role": member.role, "task": task}
-                yield "calibration", bins.assign(**facts)
-        for name in references_of(member, ENSEMBLE in teachers):
-            own = name != ENSEMBLE
-            scorer = partial(loyalty.loyalty_scorer, TASKS[task])
-            chance = partial(loyalty.chance_loyalty, TASKS[task], seed=config.seed)
+            for bins in calibration_bins(member, seeds, runs):
+                yield "calibration", bins.assign(task=task)
+        for name in references_of(member, teachers):
+            if name == member.model and len(seeds) == 1:
+                continue
+            [teacher], own = teachers[name], name != ENSEMBLE
             key = (member.model, member.role, name, own, task)
-            scorers[key] = [in_threads(scorer, teachers[name], runs)]
-            answers = in_threads(chance, teachers[name], runs)
-            chances[member.model, name] = pd.DataFrame(answers).mean()
+            scorers[key] = at_other_seeds(scorer, teacher, runs)
+            chances[member.model, name] = mean_chance(TASKS[task], teacher, runs, config.seed)
             if member.role == "student" and own:
-                for title, table in pair_tables(config, task, seeds[0], teachers[name], runs):
+                for title, table in pair_tables(config, task, seeds, teacher, runs):
                     yield title, table.assign(model=member.model, teacher=name, task=task)
-    floors = {name: floor_loyalty(TASKS[task], runs) for name, runs in teachers.items()}
-    table, _ = estimate(PAIR, scorers, runs[0].num_examples, config)
-    pairs = list(table.itertuples())
-    table["chance"] = [chances[p.model, p.teacher].get(p.measure, np.nan) for p in pairs]
-    table["floor"] = [floors[p.teacher].get(p.measure, np.nan) for p in pairs]
-    yield "loyalty", table
+    table, found = estimate(PAIR, scorers, runs[0][0].num_examples, config)
+    for (model, _, teacher, _, _), scores in found.items():
+        draws.update({(model, teacher, task, name): values for name, values in scores.items()})
+    pairs = table.itertuples()
+    chance = [chances[row.model, row.teacher].get(row.measure, np.nan) for row in pairs]
+    yield "loyalty", table.assign(chance=chance)
 
 
-def pair_tables(config: AnalyseConfig, task: str, seed: int, teacher: Runs, student: Runs) -> Named:
+def at_other_seeds(function: Callable, teacher: list[Predictions], runs: Runs) -> list[list]:
+    """function(the teacher's runs at all other fine-tuning seeds, run) of each run, in threads.
+
+    At the same seed student and teacher start from the same head, bit by bit, and see the training
+    examples in the same order. That makes them alike, whatever distillation did. With one seed
+    there is no other: then it is the same.
+    """
+    others = [teacher[:k] + teacher[k + 1 :] or teacher for k in range(len(teacher))]
+    return [in_threads(function, others, by_seed) for by_seed in runs]
+
+
+def with_means(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
+    """The table of loyalties with rows for the mean over the measures (task `mean`).
+
+    `draws` is given their draws. A pair of models that lacks a measure of others has no mean.
+    """
+    tasks, rows = table.groupby("measure")["task"].nunique(), []
+    keys = ["model", "role", "teacher", "own", "measure"]
+    for names, part in table.groupby(keys, sort=False):
+        model, _, teacher, _, measure = names
+        if len(part) < tasks[measure]:
+            continue
+        of_tasks = [draws[model, teacher, task, measure] for task in part["task"]]
+        mean = draws[model, teacher, "mean", measure] = np.mean(
+            np.broadcast_arrays(*of_tasks), axis=0
+        )
+        low, high = uncertainty.interval(mean)
+        row = dict(zip(keys, names, strict=True)) | {"task": "mean", "low": low, "high": high}
+        row |= part[["checkpoints", "seeds"]].min().to_dict()
+        rows.append(row | part[["value", "chance"]].mean().to_dict())
+    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+
+
+def with_floor(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
+    """The loyalties of students and controls beside the floor: the teacher's loyalty to itself.
+
+    Both are at other seeds. Further columns: floor, floor_low, floor_high; floor_gap, the loyalty
+    minus the floor in the same resamples, with gap_low and gap_high; p of a student's gap in the
+    loyalties of `TESTED`, with p_holm and holds (see `tables.corrected`). NaN with one seed.
+    """
+    itself = table["model"] == table["teacher"]
+    pair = ["teacher", "task", "measure"]
+    names = {"value": "floor", "low": "floor_low", "high": "floor_high"}
+    floors = table[itself].set_index(pair)[list(names)].rename(columns=names)
+    table = table[~itself].join(floors, on=pair).reset_index(drop=True)
+    table["floor_gap"] = table["value"] - table["floor"]
+    table[["gap_low", "gap_high", "p"]] = np.nan
+    for row in table[table["floor"].notna()].itertuples():
+        of_pair = (row.teacher, row.task, row.measure)
+        gaps = over_runs(draws[row.model, *of_pair] - draws[row.teacher, *of_pair])
+        table.loc[row.Index, ["gap_low", "gap_high"]] = uncertainty.interval(gaps)
+        if row.role == "student" and row.measure in TESTED:
+            table.loc[row.Index, "p"] = uncertainty.p_value(gaps)
+    return corrected(table)
+
+
+def calibration_bins(member: Any, seeds: list[int], runs: Runs) -> Iterator[pd.DataFrame]:
+    """The table of `uncertainty.reliability` of each run of a row of `study.present`."""
+    for checkpoint, by_seed in zip(member.checkpoints, runs, strict=True):
+        for seed, run in zip(seeds, by_seed, strict=True):
+            confidence = run.probabilities.max(axis=1)
+            bins = uncertainty.reliability(confidence, run.gold == run.predicted)
+            facts = {"checkpoint": checkpoint, "seed": seed, "model": member.model}
+            yield bins.assign(**facts, role=member.role)
+
+
+def mean_chance(task: Task, teacher: list[Predictions], runs: Runs, seed: int) -> pd.Series:
+    """`loyalty.chance_loyalty`, the mean over the runs, each with one run of the teacher."""
+
+    def chance(others: list[Predictions], run: Predictions) -> dict[str, float]:
+        return loyalty.chance_loyalty(task, others[0], run, seed)
+
+    by_checkpoint = at_other_seeds(chance, teacher, runs)
+    return pd.DataFrame(itertools.chain(*by_checkpoint)).mean()
+
+
+def pair_tables(
+    config: AnalyseConfig, task: str, seeds: list[int], teacher: list[Predictions], runs: Runs
+) -> Named:
     """The tables of a student and a teacher on one measure, each with its name.
 
-    `disagreements` at the first seed; classes (`class_loyalty`) and `confusion`, not for STS.
+    disagreements: of the first checkpoint at the first seed, and the teacher at the second; with
+    the columns seed and teacher_seed. Not for STS: classes (`class_loyalty`) and confusion, how
+    often each pair of labels occurs in `paired_labels`: teacher_label, student_label, count.
     """
-    yield "disagreements", disagreements(TASKS[task], teacher[0], student[0]).assign(seed=seed)
+    numbers = {"seed": seeds[0], "teacher_seed": seeds[:2][-1]}
+    apart = disagreements(TASKS[task], teacher[:2][-1], runs[0][0])
+    yield "disagreements", apart.assign(**numbers)
     if task != "sts":
-        yield "classes", class_loyalty(teacher, student, config.resamples, config.seed)
-        yield "confusion", confusion(teacher, student)
+        pairs = paired_labels(teacher, runs)
+        units = len(runs[0][0].units)
+        yield "classes", class_loyalty(pairs, units, config.resamples, config.seed)
+        counts = pairs[["teacher_label", "student_label"]].value_counts()
+        yield "confusion", counts.reset_index(name="count")
 
 
-def references_of(member: Any, ensemble: bool) -> list[str]:
+def references_of(member: Any, known: Collection[str]) -> list[str]:
     """The models with which a model is compared: its teachers, and their ensemble if there is one.
 
-    member: a row of `study.with_ensemble`. A teacher and the ensemble have none.
+    member: a row of `study.present`. A teacher and the ensemble are compared with themselves.
+    known: the names of the teachers and of the ensemble that can be compared with.
     """
+    if member.role in ("teacher", ENSEMBLE_ROLE):
+        return [member.model]
     name = member.model.removesuffix("-random")
-    references = [teacher for teacher in member.teachers if teacher != name]
-    if ensemble and member.role not in ("teacher", ENSEMBLE_ROLE):
-        references.append(ENSEMBLE)
-    return references
+    references = [teacher for teacher in (*member.teachers, ENSEMBLE) if teacher in known]
+    return [teacher for teacher in references if teacher != name]
 
 
-def floor_loyalty(task: Task, runs: Runs) -> pd.Series:
-    """Mean loyalty between two fine-tuning seeds of one model, over all pairs of seeds.
+def paired_labels(teacher: list[Predictions], runs: Runs) -> pd.DataFrame:
+    """The labels of all pairs of runs (`at_other_seeds`), one row a unit and pair.
 
-    It is the natural target for a student: a teacher is not more loyal to itself. Empty for one
-    seed.
+    Columns: example (its number), teacher_label, student_label.
     """
-    pairs = itertools.combinations(runs, 2)
-    found = in_threads(lambda pair: loyalty.compare_predictions(task, *pair), pairs)
-    return pd.DataFrame(found).mean()
+
+    def labels(others: list[Predictions], run: Predictions) -> pd.DataFrame:
+        theirs = np.concatenate([other.predicted for other in others])
+        ours = {"example": run.examples, "student_label": run.predicted}
+        repeated = {name: np.tile(column, len(others)) for name, column in ours.items()}
+        return pd.DataFrame(repeated | {"teacher_label": theirs})
+
+    by_checkpoint = at_other_seeds(labels, teacher, runs)
+    return pd.concat(itertools.chain(*by_checkpoint), ignore_index=True)
 
 
-def labels_of(runs: Runs) -> np.ndarray:
-    """The predicted labels of all seeds."""
-    return np.concatenate([run.predicted for run in runs])
-
-
-def class_loyalty(teacher: Runs, student: Runs, resamples: int, seed: int) -> pd.DataFrame:
+def class_loyalty(pairs: pd.DataFrame, units: int, resamples: int, seed: int) -> pd.DataFrame:
     """Label loyalty by the teacher's label: label, units, value, low, high (95 % interval).
 
-    units: how many units get the label from the teacher, mean over seeds. value: the share of them,
-    over all seeds, that get it from the student too. The interval is over the resamples that
-    contain the label. It is too narrow for a label that occurs in one sentence only.
+    pairs: `paired_labels` of a test set of so many units. units: how many units get the label from
+    the teacher, mean over pairs of runs. value: the share of them, over all pairs, that get it from
+    the student too. The interval is that of these runs: it knows the test examples, over the
+    resamples that contain the label, and no seeds. It is too narrow for a label that occurs in one
+    sentence only.
     """
-    theirs = labels_of(teacher)
-    equal = pd.Series(theirs == labels_of(student)).groupby(theirs)
-    table = pd.DataFrame({"units": equal.size() / len(teacher), "value": equal.mean()})
-    pairs = zip(teacher, student, strict=True)
-    scorers = {"student": [[loyalty.class_scorer(*pair, table.index) for pair in pairs]]}
-    draws = uncertainty.bootstrap(scorers, teacher[0].num_examples, resamples, seed)["student"]
-    low_high = []
-    for row in range(len(table)):
-        hits, units = (draws[name][:, :, row] for name in ("hits", "units"))
-        held = units.any(axis=(0, 1))  # the resamples with the label
-        shares = uncertainty.ratio(hits[:, :, held], units[:, :, held])
-        low_high.append(uncertainty.interval(shares))
-    table[["low", "high"]] = low_high
+    equal = pairs["teacher_label"] == pairs["student_label"]
+    by_label = equal.groupby(pairs["teacher_label"])
+    table = pd.DataFrame({"units": by_label.size() * units / len(pairs), "value": by_label.mean()})
+    scorers = {"all": [[loyalty.class_scorer(pairs, table.index)]]}
+    examples = pairs["example"].max() + 1
+    draws = uncertainty.bootstrap(scorers, examples, resamples, seed)["all"]
+    with np.errstate(invalid="ignore"):  # 0 / 0 in resamples without the label
+        shares = (draws["hits"] / draws["units"])[0, 0]
+    table["low"], table["high"] = np.nanquantile(shares, [0.025, 0.975], axis=1)
     return table.rename_axis("label").reset_index()
-
-
-def confusion(teacher: Runs, student: Runs) -> pd.DataFrame:
-    """How often each pair of labels occurs over all seeds: teacher_label, student_label, count."""
-    sides = {"teacher_label": labels_of(teacher), "student_label": labels_of(student)}
-    return pd.DataFrame(sides).value_counts().reset_index(name="count")
 
 
 def side_by_side(

@@ -108,44 +108,69 @@ def regression_loyalty_pearson(teacher_scores: ArrayLike, student_scores: ArrayL
 
 def compare_predictions(task: Task, teacher: Predictions, student: Predictions) -> dict[str, float]:
     """Loyalty of a student to a teacher by name; names and errors as in `loyalty_scorer`."""
-    return metrics.at_ones(loyalty_scorer(task, teacher, student), teacher.num_examples)
+    return metrics.at_ones(loyalty_scorer(task, [teacher], student), teacher.num_examples)
 
 
-def loyalty_scorer(task: Task, teacher: Predictions, student: Predictions) -> Scorer:
-    """Loyalty of a student to a teacher as a function of example weights.
+def loyalty_scorer(task: Task, teachers: Sequence[Predictions], student: Predictions) -> Scorer:
+    """Loyalty of one run of a student to runs of a teacher, as a function of example weights.
 
+    It is the mean over the teacher's runs, of:
     regression: regression_loyalty, regression_loyalty_pearson and regression_loyalty_rmse on the
     STS scale. Other tasks: label_loyalty, probability_loyalty (natural logarithm) and
-    probability_loyalty_base2. ner also: span_loyalty, the strict micro F1 of the student's spans
-    against the teacher's (0.0 if neither has a span).
+    probability_loyalty_base2; and as shares of the units, the flips (Dutta et al. 2024, "Accuracy
+    is Not All You Need"): lost (the teacher is right, the student wrong) and gained (the reverse).
+    ner also: span_loyalty, the strict micro F1 of the student's spans against the teacher's (0.0 if
+    neither has a span).
     Both sides must have the same label order, which is not checked. ValueError if they differ in
     units (it names the first such unit), gold labels or the number of labels.
     """
-    check_paired({"teacher's table": teacher, "student's table": student})
-    further: dict[str, tuple[Scorer, str]] = {}  # name -> a scorer, and the score that it is
+    sums = np.concatenate([_pair_sums(task, teacher, student) for teacher in teachers])
+    pearsons = []
     if task.kind == "regression":
-        named = _regression_loyalties
-        theirs, ours = _scaled(teacher.predicted, student.predicted, *STS_RANGE)
-        columns = np.abs(theirs - ours), (theirs - ours) ** 2
-        pearson = metrics.pearson_scorer(teacher.examples, teacher.predicted, student.predicted)
-        further["regression_loyalty_pearson"] = (pearson, "pearson")
-    else:
-        named = _label_loyalties
-        entropies = (teacher.entropies + student.entropies) / 2
-        distances = _distances(teacher.probabilities, student.probabilities, entropies)
-        columns = teacher.predicted == student.predicted, 1 - distances
-    if task.name == "ner":
-        spans = metrics.span_scorer(teacher.spans["predicted"], student.spans["predicted"])
-        further["span_loyalty"] = (spans, "strict_f1_micro")
-    sums = metrics.example_sums(teacher.examples, *columns, np.ones(len(columns[0])))
+        sides = [(student.examples, teacher.predicted, student.predicted) for teacher in teachers]
+        pearsons = [metrics.pearson_scorer(*side) for side in sides]
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
         """At weights (examples, R)."""
-        first, second, units = sums @ weights
-        others = {name: scorer(weights)[score] for name, (scorer, score) in further.items()}
-        return named(first / units, second / units) | others
+        totals = (sums @ weights).reshape(len(teachers), -1, weights.shape[1])
+        units, first, second, *further = totals.swapaxes(0, 1)  # each (teachers, R)
+        if task.kind == "regression":
+            found = _regression_loyalties(first / units, second / units)
+            found["regression_loyalty_pearson"] = [run(weights)["pearson"] for run in pearsons]
+        else:
+            lost, gained, *spans = further
+            found = _label_loyalties(first / units, second / units)
+            found |= {"lost": lost / units, "gained": gained / units}
+            if spans:
+                found["span_loyalty"] = 2 * spans[0] / np.maximum(spans[1], 1)  # 0 without a span
+        return {name: np.mean(values, axis=0) for name, values in found.items()}
 
     return scores
+
+
+def _pair_sums(task: Task, teacher: Predictions, student: Predictions) -> np.ndarray:
+    """What `loyalty_scorer` sums over the units of each example: (columns, examples).
+
+    The first column counts the units. Regression: the absolute and the squared difference. Else:
+    equal labels, 1 - distance of the probabilities, lost, gained; of ner also the spans that both
+    sides found, and the spans of both sides.
+    """
+    check_paired({"teacher's table": teacher, "student's table": student})
+    units = np.ones(len(student.units))
+    if task.kind == "regression":
+        theirs, ours = _scaled(teacher.predicted, student.predicted, *STS_RANGE)
+        gaps = np.abs(theirs - ours)
+        return metrics.example_sums(student.examples, units, gaps, gaps**2)
+    entropies = (teacher.entropies + student.entropies) / 2
+    near = 1 - _distances(teacher.probabilities, student.probabilities, entropies)
+    theirs, ours = (side.predicted == side.gold for side in (teacher, student))
+    columns = [units, teacher.predicted == student.predicted, near, theirs & ~ours, ours & ~theirs]
+    sums = metrics.example_sums(student.examples, *columns)
+    if task.name != "ner":
+        return sums
+    pairs = list(zip(teacher.spans["predicted"], student.spans["predicted"], strict=True))
+    both = [[len(a & b) for a, b in pairs], [len(a) + len(b) for a, b in pairs]]
+    return np.vstack([sums, both])
 
 
 def _regression_loyalties(absolute: Any, squared: Any, /) -> dict[str, Any]:
@@ -159,16 +184,21 @@ def _label_loyalties(labels: Any, natural: Any, /) -> dict[str, Any]:
     return plain | {"probability_loyalty_base2": 1 - (1 - natural) / BASE2}
 
 
-def class_scorer(teacher: Predictions, student: Predictions, classes: Sequence[str]) -> Scorer:
+def class_scorer(
+    classes: Sequence[str], teachers: Sequence[Predictions], student: Predictions
+) -> Scorer:
     """`hits` and `units` (classes, R) as a function of example weights (examples, R).
 
-    units: how often the teacher gives the class; hits: how often the student then gives it too.
-    Their ratio is the label loyalty of the class.
+    units: how often the runs of a teacher give the class; hits: how often the run of the student
+    gives it to the same unit. Their ratio is the label loyalty of the class.
     """
-    examples = teacher.examples
-    groups = pd.Index(classes).get_indexer(teacher.predicted)
-    shape = (len(classes), examples.max() + 1)
-    hit = teacher.predicted == student.predicted
+    theirs = np.concatenate([teacher.predicted for teacher in teachers])
+    hit = theirs == np.tile(student.predicted, len(teachers))
+    groups, examples = (
+        pd.Index(classes).get_indexer(theirs),
+        np.tile(student.examples, len(teachers)),
+    )
+    shape = (len(classes), student.num_examples)
     hits = metrics.counts(groups[hit], examples[hit], shape)
     units = metrics.counts(groups, examples, shape)
     return lambda weights: {"hits": hits @ weights, "units": units @ weights}

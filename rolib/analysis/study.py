@@ -1,6 +1,8 @@
 """Who is in a study, and its stored scores and predictions, read from the run folders."""
 
 import itertools
+import re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -14,109 +16,209 @@ from rolib.evaluation.predictions import Predictions
 from rolib.measures import TASKS
 from rolib.runs import made_by, read_json, require
 
-CONTROLS = ["mlm control", "random control"]
-ROLES = ["teacher", "student", *CONTROLS]  # in reading order
+WORDS, WORDS_ROLE = "bag-of-words", "bag of words"
+ROLES = {  # in reading order, with what the comparison with a role tells
+    "teacher": "what a student shall keep",
+    "student": "distilled from its teachers",
+    "longer control": "the teacher, trained on with masked words for the student's steps: "
+    "what 100 % would be on the same budget",
+    "init-only control": "the teacher's alternate layers, then masked words alone: "
+    "what distillation adds to inherited weights and training",
+    "truncated control": "the teacher's alternate layers without training: "
+    "what training adds to inherited weights",
+    "mlm control": "random weights, then masked words alone: what the teacher adds to training",
+    "random control": "fine-tuned from random weights: what any pre-training adds to the shape",
+    WORDS_ROLE: "no network, word counts alone: what a network adds",
+}
+CONTROLS = [role for role in ROLES if role.endswith("control")]
+UNTRAINED = ["truncated control", "random control"]  # without a seed of their own before the task
 ENSEMBLE = "ensemble"  # of all teachers of a profile
 ENSEMBLE_ROLE = "teacher ensemble"
 SAMPLE_WARNING = "These results come from the built-in sample, which is small and our own: they "
 SAMPLE_WARNING += "say nothing about the real test sets."
-Runs = list[Predictions]  # of one model on one measure, in order of fine-tuning seeds
+FURTHER = re.compile(r"-seed-(\d+)(?=$|-random$)")  # a further distillation seed in a folder's name
+# Of one model on one measure: [distillation seed][fine-tuning seed].
+Runs = list[list[Predictions]]
 
 
 def members(config: Config) -> pd.DataFrame:
-    """The evaluated models of a profile in reading order: model, role, teacher, teachers, layers.
+    """The evaluated methods of a profile in reading order, one row a method.
 
-    teachers: the models it was distilled from; a teacher lists itself. A control lists the teachers
-    of its student. teacher: the first of them; it defines the model's group. A folder in
-    evaluation/ that belongs to no teacher or student of the profile is left out.
+    model: its name. role: one of `ROLES`. teachers: the models it was distilled from; a teacher
+    lists itself, a control lists the teachers of its student. teacher: the first of them; it
+    defines the method's group, and is "" for the bag of words. layers. checkpoints: its folders in
+    evaluation/, by distillation seed: `<model>-seed-<k>` is a further checkpoint of `<model>`. A
+    folder that belongs to no teacher or student of the profile is left out.
     FileNotFoundError if no model is evaluated yet.
     """
-    rows = []
+    evaluated = {path.name for path in config.folder.glob("evaluation/[!.]*")}
+    rows, depths = [], {}
     kinds = [config.folder.glob(f"{kind}/[!.]*/config.yaml") for kind in ("teachers", "students")]
-    for path in itertools.chain(*kinds):
+    for path in itertools.chain(*map(sorted, kinds)):
         kind, name = path.parts[-3:-1]
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        role, teachers = "teacher", [name]
-        if kind == "students":
-            role = "mlm control" if settings["objective"] == "mlm" else "student"
+        role, teachers, layers = "teacher", [name], settings["num_layers"]
+        if kind == "teachers":
+            depths[name] = layers
+        else:
+            objective = settings["objective"]
+            role = "student" if objective == "distill" else f"{objective} control"
             teachers = [teacher for teacher, weight in settings["teachers"].items() if weight]
-        for model, its_role in ((name, role), (f"{name}-random", "random control")):
-            if (config.folder / "evaluation" / model).exists():
-                rows.append((model, its_role, teachers[0], teachers, settings["num_layers"]))
+        if role == "longer control":  # it is the teacher itself, with all its layers
+            layers = depths.get(teachers[0], layers)
+        for folder, its_role in ((name, role), (f"{name}-random", "random control")):
+            if folder in evaluated:
+                rows.append((folder, its_role, teachers[0], teachers, layers))
+    if WORDS in evaluated:
+        rows.append((WORDS, WORDS_ROLE, "", [], 0))
     if not rows:
         raise FileNotFoundError(f"{config.folder}: no evaluated model: run {made_by(config)} first")
-    rows.sort(key=lambda row: (row[2], ROLES.index(row[1]), row[0]))
-    return pd.DataFrame(rows, columns=["model", "role", "teacher", "teachers", "layers"])
+    return _by_method(rows)
+
+
+def _by_method(rows: list[tuple]) -> pd.DataFrame:
+    """The table of `members` from a row for each checkpoint, whose first part is its folder."""
+    table = pd.DataFrame(rows, columns=["folder", "role", "teacher", "teachers", "layers"])
+    table.insert(0, "model", table["folder"].str.replace(FURTHER, "", regex=True))
+    number = table["folder"].str.extract(FURTHER, expand=False).fillna(1).astype(int)
+    rank = table["role"].map([*ROLES].index)
+    table = table.assign(last=table["teacher"] == "", rank=rank, number=number)
+    table = table.sort_values(["last", "teacher", "rank", "model", "number"])
+    folders = table.groupby("model")["folder"].agg(list).rename("checkpoints")
+    table = table.drop_duplicates("model").join(folders, on="model")
+    return table.drop(columns=["folder", "last", "rank", "number"]).reset_index(drop=True)
 
 
 def run_files(config: Config, name: str) -> list[tuple[str, str, int, Path]]:
-    """Every file of this name in the runs of `members`: model, task, seed and path, in order."""
-    models, found = set(members(config)["model"]), []
+    """Every file of this name in the runs of `members`: checkpoint, task, seed, path; in order."""
+    folders, found = {*members(config)["checkpoints"].explode()}, []
     for path in sorted(config.folder.glob(f"evaluation/*/*/seed-*/{name}")):
-        model, task, run = path.parts[-4:-1]
+        folder, task, run = path.parts[-4:-1]
         seed = run.removeprefix("seed-")
-        if model in models and task in TASKS and seed.isdecimal():
-            found.append((model, task, int(seed), path))
+        if folder in folders and task in TASKS and seed.isdecimal():
+            found.append((folder, task, int(seed), path))
     return found
 
 
 def read_scores(config: Config) -> pd.DataFrame:
     """Every score of every run, one row a score, with the columns of `members`.
 
-    Further columns: task, seed, headline (the name of the measure's main score), score, value.
+    Further columns: checkpoint (in place of checkpoints), task, seed, headline (the name of the
+    measure's main score), score, value.
     """
     rows: list[tuple] = []
-    for model, task, seed, path in run_files(config, "scores.json"):
+    for folder, task, seed, path in run_files(config, "scores.json"):
         result = read_json(path, made_by(config))
-        run = (model, task, seed, result["headline"])
+        run = (folder, task, seed, result["headline"])
         rows.extend((*run, score, value) for score, value in result["test"].items())
-    scores = pd.DataFrame(rows, columns=["model", "task", "seed", "headline", "score", "value"])
-    return members(config).merge(scores, on="model")
+    columns = ["checkpoint", "task", "seed", "headline", "score", "value"]
+    everyone = members(config).explode("checkpoints").rename(columns={"checkpoints": "checkpoint"})
+    return everyone.merge(pd.DataFrame(rows, columns=columns), on="checkpoint")
 
 
-def read_result(config: Config, model: str, task: str, seed: int) -> dict:
+def read_result(config: Config, folder: str, task: str, seed: int) -> dict:
     """The contents of scores.json of one run; FileNotFoundError if there is none."""
-    path = config.folder / "evaluation" / model / task / f"seed-{seed}" / "scores.json"
+    path = config.folder / "evaluation" / folder / task / f"seed-{seed}" / "scores.json"
     return read_json(path, made_by(config))
 
 
 def data_notes(config: Config) -> list[str]:
-    """Where this profile's data differ from the official data: the notes of its runs, each once."""
+    """What a reader must know about this profile's data and runs, each note once.
+
+    The notes of the runs say where the data differ from the official ones. The last note names the
+    checkpoints that are not evaluated in full yet.
+    """
     notes = [SAMPLE_WARNING] if config.data == "sample" else []
     for _, task, _, path in run_files(config, "manifest.json"):
         notes += [f"{task.upper()}: {note}" for note in read_json(path, made_by(config))["notes"]]
+    lacking: dict[str, list[str]] = {}
+    for task, seeds in evaluated(config).items():
+        whole = {*present(config, task, seeds)["checkpoints"].explode()}
+        for folder in members(config)["checkpoints"].explode():
+            if folder not in whole:
+                lacking.setdefault(folder, []).append(task.upper())
+    if lacking:
+        names = ", ".join(f"{folder} ({' '.join(tasks)})" for folder, tasks in lacking.items())
+        notes.append(f"Not evaluated in full yet, and left out of these measures: {names}.")
     return list(dict.fromkeys(notes))
 
 
+def checkpoint_note(everyone: pd.DataFrame) -> str:
+    """Which trained methods of `members` have one checkpoint only, in words; "" if none has."""
+    trained = everyone["role"].isin(["student", *CONTROLS]) & ~everyone["role"].isin(UNTRAINED)
+    single = everyone[trained & (everyone["checkpoints"].map(len) == 1)]
+    if single.empty:
+        return ""
+    text = f"One checkpoint stands for each of {', '.join(single['model'])}. What is said of them "
+    text += "holds for this checkpoint, not for its method: that needs several distillation seeds."
+    return text
+
+
 def evaluated(config: Config) -> dict[str, list[int]]:
-    """The measures of a study in order, each with its fine-tuning seeds in order."""
-    found = {(task, seed) for _, task, seed, _ in run_files(config, "predictions.parquet")}
-    seeds = {task: sorted(seed for name, seed in found if name == task) for task in TASKS}
-    return {task: of_task for task, of_task in seeds.items() if of_task}
+    """The measures of a study in order, each with its fine-tuning seeds in order.
+
+    These are the seeds that most checkpoints have, since a study may go on for several sittings.
+    """
+    found: dict[tuple[str, str], tuple[int, ...]] = {}
+    for folder, task, seed, _ in sorted(run_files(config, "predictions.parquet")):
+        if folder != WORDS:
+            found[folder, task] = (*found.get((folder, task), ()), seed)
+    usual = {}
+    for task in TASKS:
+        counts = Counter(seeds for (_, name), seeds in found.items() if name == task)
+        ranked = sorted((number, len(seeds), seeds) for seeds, number in counts.items())
+        if ranked:
+            usual[task] = list(ranked[-1][2])
+    return usual
+
+
+def present(config: Config, task: str, seeds: list[int]) -> pd.DataFrame:
+    """The table of `members` with the checkpoints that have all these seeds of a measure.
+
+    A method without such a checkpoint is left out. The bag of words needs the first seed only. The
+    teachers' ensemble has the last row if there are several teachers and all of them are here.
+    """
+    runs = {run[:3] for run in run_files(config, "predictions.parquet")}
+
+    def whole(folders: list[str]) -> list[str]:
+        needed = {name: seeds[:1] if name == WORDS else seeds for name in folders}
+        return [name for name in folders if runs >= {(name, task, k) for k in needed[name]}]
+
+    everyone = members(config)
+    here = everyone.assign(checkpoints=everyone["checkpoints"].map(whole))
+    here = here[here["checkpoints"].map(len) > 0].reset_index(drop=True)
+    teachers = [(table["role"] == "teacher").sum() for table in (everyone, here)]
+    return with_ensemble(here) if teachers[0] == teachers[1] else here
 
 
 def read_runs(
-    config: Config, model: str, task: str, seeds: list[int], probabilities: bool = True
+    config: Config, folders: list[str], task: str, seeds: list[int], probabilities: bool = True
 ) -> Runs:
-    """The predictions of a model on one measure, one item a fine-tuning seed.
+    """The predictions of checkpoints on one measure: [checkpoint][fine-tuning seed].
 
     FileNotFoundError for a seed without predictions.
     """
-    folder, command = config.folder / "evaluation" / model / task, made_by(config)
-    paths = [require(folder / f"seed-{seed}" / "predictions.parquet", command) for seed in seeds]
-    return in_threads(partial(Predictions.read, probabilities=probabilities), paths)
+    place, command = config.folder / "evaluation", made_by(config)
+    pairs = itertools.product(folders, seeds)
+    paths = [place / name / task / f"seed-{k}" / "predictions.parquet" for name, k in pairs]
+    read = partial(Predictions.read, probabilities=probabilities)
+    flat = in_threads(read, [require(path, command) for path in paths])
+    return [flat[start : start + len(seeds)] for start in range(0, len(flat), len(seeds))]
 
 
 def read_teachers(
-    config: Config, everyone: pd.DataFrame, task: str, seeds: list[int]
+    config: Config, here: pd.DataFrame, task: str, seeds: list[int]
 ) -> dict[str, Runs]:
-    """The runs of all teachers by name and, if there are several, those of their ensemble."""
-    names = everyone.loc[everyone["role"] == "teacher", "model"].tolist()
-    runs = {name: read_runs(config, name, task, seeds) for name in names}
-    if len(names) > 1:
+    """The runs of all teachers in `present` by name and, if it has a row there, of their ensemble.
+
+    All have one checkpoint.
+    """
+    names = here.loc[here["role"] == "teacher", "model"].tolist()
+    runs = {name: read_runs(config, [name], task, seeds) for name in names}
+    if ENSEMBLE in set(here["model"]):
         labels = read_result(config, names[0], task, seeds[0])["labels"]
-        by_seed = zip(*runs.values(), strict=True)
-        runs[ENSEMBLE] = [ensemble_predictions(teachers, labels) for teachers in by_seed]
+        by_seed = zip(*(teacher for [teacher] in runs.values()), strict=True)
+        runs[ENSEMBLE] = [[ensemble_predictions(teachers, labels) for teachers in by_seed]]
     return runs
 
 
@@ -125,24 +227,31 @@ def with_ensemble(everyone: pd.DataFrame) -> pd.DataFrame:
     if (everyone["role"] == "teacher").sum() < 2:
         return everyone
     row = {"model": ENSEMBLE, "role": ENSEMBLE_ROLE, "teacher": ENSEMBLE, "teachers": []}
+    row["checkpoints"] = [ENSEMBLE]
     return pd.concat([everyone, pd.DataFrame([row])], ignore_index=True)
 
 
 def compared(everyone: pd.DataFrame) -> list[tuple[str, str, str]]:
     """The pairs of models to compare: (teacher or student, other model, role of the other).
 
-    A model is compared with the controls that have the same first teacher and the same number of
-    layers, a student also with its first teacher. A student of several teachers is compared also
-    with every student of one teacher.
+    A student is compared with its first teacher, and with the controls of that teacher that have
+    its number of layers; of the longer control, the number does not matter. A teacher is compared
+    with random weights. Both are compared with the bag of words, and a student of several teachers
+    also with every student of one teacher.
     """
     single = everyone[(everyone["role"] == "student") & (everyone["teachers"].map(len) == 1)]
     pairs = []
     for model in everyone[everyone["role"].isin(["teacher", "student"])].itertuples():
+        same = everyone[everyone["teacher"] == model.teacher]
+        controls = same[same["role"].isin(CONTROLS) & (same["layers"] == model.layers)]
         if model.role == "student":
             pairs.append((model.model, model.teacher, "teacher"))
-        of_shape = (everyone["teacher"] == model.teacher) & (everyone["layers"] == model.layers)
-        others = everyone[of_shape & everyone["role"].isin(CONTROLS)]
+            longer = same[same["role"] == "longer control"]
+            controls = pd.concat([longer, controls]).drop_duplicates("model")
+        else:
+            controls = controls[controls["role"] == "random control"]
+        others = [controls, everyone[everyone["role"] == WORDS_ROLE]]
         if model.role == "student" and len(model.teachers) > 1:
-            others = pd.concat([others, single])
-        pairs += [(model.model, other.model, other.role) for other in others.itertuples()]
+            others.append(single)
+        pairs += [(model.model, row.model, row.role) for row in pd.concat(others).itertuples()]
     return pairs

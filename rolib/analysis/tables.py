@@ -1,6 +1,7 @@
 """The tables of a study: scores, comparisons, loyalty, calibration; as text too."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,54 +47,62 @@ def score_tables(config: AnalyseConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Scores of every model and of the teachers' ensemble: model, role, teacher, task, score, headline
     (whether this is the main score of the measure), and the columns of `estimate`. The measure
-    `mean` is the mean of the headline scores.
-    Comparisons of headline scores: model, against, role (of the other model), task, difference,
-    low, high, p, p_holm, holds (p_holm below 0.05), and the model's score as a share of the other's
-    with its interval: kept, kept_low, kept_high. p_holm is corrected over the measures of a pair;
-    `mean` is a test of its own.
+    `mean` is the mean of the headline scores; a model that lacks a measure has none.
+    Comparisons of headline scores: model, checkpoints (of the model), against, role (of the other
+    model), task, difference, low, high, p, p_holm and holds (see `corrected`), and the model's
+    score as a share of the other's with its interval: kept, kept_low, kept_high.
     """
     everyone = study.with_ensemble(study.members(config))
-    tables = []
+    tables, measures = [], study.evaluated(config)
     draws: dict[tuple, np.ndarray] = {}
-    for task, seeds in study.evaluated(config).items():
-        table, of_task = _score_task(config, everyone, task, seeds)
+    for task, seeds in measures.items():
+        table, of_task = _score_task(config, task, seeds)
         tables.append(table)
         draws |= of_task
     scores = pd.concat(tables)
     points = scores[scores["headline"]].set_index(["model", "task"])["value"].to_dict()
+    numbers = scores.groupby("model")[["checkpoints", "seeds"]].min()
     rows = []
     for name in everyone["model"]:
-        keys = sorted(key for key in points if key[0] == name)
+        keys = [(name, task) for task in measures]
+        if not draws.keys() >= set(keys):
+            continue
         mean = (name, "mean")
         draws[mean] = np.mean([draws[key] for key in keys], axis=0)
         points[mean] = np.mean([points[key] for key in keys])
-        rows.append((name, len(seeds), points[mean], *uncertainty.interval(draws[mean])))
-    means = pd.DataFrame(rows, columns=["model", "seeds", "value", "low", "high"])
-    means = means.assign(task="mean", score="mean", headline=True)
+        rows.append((name, *numbers.loc[name], points[mean], *uncertainty.interval(draws[mean])))
+    columns = ["model", "checkpoints", "seeds", "value", "low", "high"]
+    means = pd.DataFrame(rows, columns=columns).assign(task="mean", score="mean", headline=True)
     scores = everyone[["model", "role", "teacher"]].merge(pd.concat([scores, means]), on="model")
-    return scores, _compare(study.compared(everyone), draws, points)
+    comparisons = _compare(study.compared(everyone), draws, points)
+    comparisons.insert(1, "checkpoints", comparisons["model"].map(numbers["checkpoints"]))
+    return scores, comparisons
 
 
 def _score_task(
-    config: AnalyseConfig, everyone: pd.DataFrame, task: str, seeds: list[int]
+    config: AnalyseConfig, task: str, seeds: list[int]
 ) -> tuple[pd.DataFrame, dict[tuple, np.ndarray]]:
     """The scores of all models on one measure, and the draws of their headline scores.
 
     The draws have the keys (model, task).
     """
-    headline = study.read_result(config, everyone["model"][0], task, seeds[0])["headline"]
-    models = study.read_teachers(config, everyone, task, seeds)
-    for name in everyone["model"]:
-        if name not in models:
-            models[name] = study.read_runs(config, name, task, seeds, probabilities=False)
+    here = study.present(config, task, seeds)
+    headline = study.read_result(config, here["checkpoints"][0][0], task, seeds[0])["headline"]
+    models = study.read_teachers(config, here, task, seeds)
+    for member in here.itertuples():
+        if member.model not in models:
+            numbers = seeds[:1] if member.role == study.WORDS_ROLE else seeds
+            files = (member.checkpoints, task, numbers)
+            models[member.model] = study.read_runs(config, *files, probabilities=False)
     named, scorers = {}, {}
     for name, runs in models.items():
-        for seed, run in zip(seeds, runs, strict=True):
-            named[f"predictions of {name}, seed {seed}"] = run
+        for number, by_seed in enumerate(runs, 1):
+            for seed, run in zip(seeds, by_seed, strict=False):
+                named[f"predictions of {name}, checkpoint {number}, seed {seed}"] = run
     check_paired(named)
     for name, runs in models.items():
-        scorers[name, task] = [[scorer(TASKS[task], run) for run in runs]]
-    table, draws = estimate(["model", "task", "score"], scorers, runs[0].num_examples, config)
+        scorers[name, task] = [[scorer(TASKS[task], run) for run in by_seed] for by_seed in runs]
+    table, draws = estimate(["model", "task", "score"], scorers, run.num_examples, config)
     table["headline"] = table["score"] == headline
     return table, {key: scores[headline] for key, scores in draws.items()}
 
@@ -103,6 +112,8 @@ def _compare(pairs: list[tuple[str, str, str]], draws: dict, points: dict) -> pd
     rows = []
     tasks = dict.fromkeys(task for _, task in points)
     for (model, other, role), task in itertools.product(pairs, tasks):
+        if not draws.keys() >= {(model, task), (other, task)}:
+            continue
         gaps = draws[model, task] - draws[other, task]
         difference = points[model, task] - points[other, task]
         found = (difference, *uncertainty.interval(gaps), uncertainty.p_value(gaps))
@@ -111,21 +122,43 @@ def _compare(pairs: list[tuple[str, str, str]], draws: dict, points: dict) -> pd
         rows.append((model, other, role, task, *found, point, *uncertainty.interval(kept)))
     columns = ["model", "against", "role", "task", "difference", "low", "high", "p"]
     columns += ["kept", "kept_low", "kept_high"]
-    table = pd.DataFrame(rows, columns=columns)
-    family = [table["model"], table["against"], table["task"] == "mean"]
-    table["p_holm"] = table.groupby(family)["p"].transform(uncertainty.holm)
+    return corrected(pd.DataFrame(rows, columns=columns))
+
+
+def corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with p_holm and holds (p_holm below `LEVEL`).
+
+    p is corrected over all tests of the table, whatever their models and measures. The means over
+    the measures are a table of their own. A row without p is no test.
+    """
+    p = table["p"].dropna()
+    holm = p.groupby(table["task"] == "mean").transform(uncertainty.holm)
+    table = table.assign(p_holm=holm.reindex(table.index))
     return table.assign(holds=table["p_holm"] < LEVEL)
 
 
+def resamples_note(table: pd.DataFrame, resamples: int) -> str:
+    """Says so if a table of `corrected` has too many tests for any difference to hold, else ""."""
+    tests = table["p"].notna().groupby(table["task"] == "mean").sum().max()
+    least = 2 / (resamples + 1)  # see `uncertainty.p_value`
+    if tests * least < LEVEL:
+        return ""
+    text = f"With {resamples:,} resamples p is at least {least:.2g}, and the table has {tests} "
+    text += "tests: after Holm's correction none of them can hold. Set resamples to "
+    return f"{text}{math.ceil(2 * tests / LEVEL):,} or more."
+
+
 def loyalty_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Model and teacher x measure as text: "0.951 ± 0.004 (0.08; 0.96)".
+    """Model and teacher x measure as text: "0.951 ± 0.004* (0.08; 0.96)".
 
     rows: those of one kind of loyalty. In brackets: chance level and floor, "–" for a missing one.
+    A star: the distance from the floor holds.
     """
 
     def text(row: Any) -> str:
+        star = "*" if row.holds else ""
         levels = f"({row.chance:.2f}; {row.floor:.2f})".replace("nan", "–")
-        return f"{row.value:.3f} ± {(row.high - row.low) / 2:.3f} {levels}"
+        return f"{row.value:.3f} ± {(row.high - row.low) / 2:.3f}{star} {levels}"
 
     return wide_text(rows, ["role", "model", "teacher"], text)
 
@@ -150,16 +183,16 @@ def write_tables(config: Config, tables: dict[str, pd.DataFrame]) -> None:
 
 
 def calibration_table(bins: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy, confidence and ece by model, role and task: means over seeds.
+    """Accuracy, confidence and ece by model, role and task: means over the runs.
 
     bins: the calibration bins of `loyalty_tables`. ece: the expected calibration error, the mean
     distance of confidence and accuracy over bins, weighted by their counts (Guo et al. 2017).
     """
     names = ["accuracy", "confidence", "ece"]
-    keys = ["model", "role", "task", "seed"]
+    keys = ["model", "role", "task", "checkpoint", "seed"]
     bins = bins[bins["count"] > 0]
     bins = bins.assign(ece=(bins["accuracy"] - bins["confidence"]).abs())
     weighted = bins[names].mul(bins["count"], axis=0)
     sums = bins[[*keys, "count"]].join(weighted).groupby(keys, sort=False).sum()
     means = sums[names].div(sums["count"], axis=0)
-    return means.groupby(keys[:-1], sort=False).mean().reset_index()
+    return means.groupby(keys[:3], sort=False).mean().reset_index()

@@ -61,6 +61,28 @@ def mlm_loss(student_logits: Tensor, labels: Tensor, reduction: str = "mean") ->
     return reduce(total, (labels != IGNORE).sum(), reduction)
 
 
+def task_loss(
+    student: Tensor, gold: Tensor, teacher: Tensor, alpha: float, temperature: float
+) -> Tensor:
+    """Of one measure: (1 - alpha) CE(gold) + alpha T^2 KL(teacher || student), a mean over units.
+
+    student: (N, C) logits; teacher: (N, C) probabilities; gold: (N,) label indices, -100 for a unit
+    without a gold label. Such a unit counts in N and has the second term alone. With alpha 0, and a
+    gold label for every unit, it is the cross-entropy of plain fine-tuning. For C = 1 all three are
+    scores: both terms are squared errors, and T has no part. Scalar. Raises ValueError as
+    `soft_target_loss` does. Hinton et al. 2015, section 2.
+    """
+    if student.shape[-1] == 1:
+        check_shapes(student, teacher, "scores", "both must be (N, 1)")
+        known = gold != IGNORE
+        hard = F.mse_loss(student[known, 0], gold[known], reduction="sum")
+        soft = F.mse_loss(student, teacher, reduction="sum")
+    else:
+        hard = mlm_loss(student, gold, reduction="sum")
+        soft = soft_target_loss(student, teacher.log(), temperature, reduction="sum")
+    return reduce((1 - alpha) * hard + alpha * soft, len(student), "mean")
+
+
 def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor, reduction: str = "mean") -> Tensor:
     """1 - cos(student state, teacher state).
 

@@ -14,14 +14,14 @@ import torch
 import transformers
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, DatasetDict
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from rolib import training
 from rolib.config import EvaluateConfig, TaskName
 from rolib.data.corpus import normalise, windows
 from rolib.data.words import word_pieces
-from rolib.distillation.losses import IGNORE
+from rolib.distillation.losses import IGNORE, task_loss
 from rolib.evaluation.heads import load_for_task
 from rolib.evaluation.metrics import score_predictions
 from rolib.evaluation.predictions import COLUMNS, write_table
@@ -32,7 +32,7 @@ STS_MAX = 5.0  # RO-STS scores lie between 0 and 5; the model learns them divide
 READINGS = {"bi-encoder": [["text"], ["text_pair"]], "content": [["text_pair"]]}  # by protocol
 PAIR_READING = [["text", "text_pair"]]  # of every other protocol: both texts in one input
 Clean = Callable[[str], str]  # applied to every text or word before the tokenizer reads it
-Rows = list[dict[str, Any]]  # model inputs, see `encode`
+Rows = list[dict[str, Any]]  # model inputs, see `encode`; with teachers' answers also `soft`
 Splits = dict[str, tuple[Dataset, Rows, dict[str, int]]]  # a split and what `encode` makes of it
 
 
@@ -235,10 +235,24 @@ def recipes(config: EvaluateConfig, task_name: TaskName) -> list[Recipe]:
     return [Recipe(*point) for point in points]
 
 
-def batch_loss(run: Run, model: nn.Module, rows: Rows) -> torch.Tensor:
-    """The loss () of a batch of training rows: cross-entropy, or the squared error of a score."""
+def batch_loss(run: Run, model: nn.Module, rows: Rows) -> Tensor:
+    """The loss () of a batch of training rows: cross-entropy, or the squared error of a score.
+
+    If teachers answered (`soft`), it is the `task_loss` of the units: words, at their first piece,
+    or examples.
+    """
     with training.autocast(run.device, run.precision):
-        return model(**collate(rows, run.task, run.tokenizer).to(run.device)).loss
+        batch = collate(rows, run.task, run.tokenizer).to(run.device)
+        if "soft" not in rows[0]:
+            return model(**batch).loss
+        labels = batch.pop("labels")
+        logits = model(**batch).logits.float()
+    words = [torch.tensor(row["words"]) for row in rows]
+    padded = nn.utils.rnn.pad_sequence(words, batch_first=True, padding_value=-1)
+    units = (padded >= 0).to(run.device)
+    gold, student = labels.reshape(units.shape)[units], logits.reshape(*units.shape, -1)[units]
+    teacher = torch.from_numpy(np.concatenate([row["soft"] for row in rows])).to(run.device)
+    return task_loss(student, gold, teacher, run.config.alpha_task, run.config.task_temperature)
 
 
 def predictions(run: Run, model: nn.Module, name: str) -> pd.DataFrame:
