@@ -7,7 +7,7 @@ The descriptions below are the one place where the meaning of a parameter is wri
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,8 +25,12 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+Counts = Annotated[list[Count], Field(min_length=1)]
+Rates = Annotated[list[Positive], Field(min_length=1)]
+Poolings = Annotated[list[Literal["cls", "mean"]], Field(min_length=1)]
 Seeds = Annotated[list[Size], Field(min_length=1)]
 TaskName = Literal["upos", "xpos", "ner", "sapn", "sar", "di", "sts"]
+TextTask = Literal["sapn", "sar", "di", "sts"]
 Tasks = Annotated[list[TaskName], Field(min_length=1)]
 Teachers = Annotated[dict[Name, Weight], Field(min_length=1)]
 Variants = Annotated[dict[Name, dict], Field(min_length=1)]
@@ -197,14 +201,16 @@ class EvaluateConfig(Config):
     tasks: Tasks = Field(description="measures")
     protocols: dict[TaskName, str] = Field(description="what is read, and the headline score")
     seeds: Seeds = Field(description="fine-tuning seeds")
-    keep_models: bool = Field(description="save the fine-tuned models of the first seed")
+    keep_models: Size = Field(description="of how many seeds the fine-tuned models are kept")
     max_train_examples: Size = Field(description="training examples of a measure; 0: all")
-    max_eval_examples: Size = Field(0, description="of validation and test split each; 0: all")
+    max_validation_examples: Size = Field(0, description="validation examples of a measure; 0: all")
+    max_test_examples: Size = Field(0, description="test examples of a measure; 0: all")
     max_length: Pieces = Field(description="pieces of a text; the rest is cut or windowed")
-    pooling: Literal["cls", "mean"] = Field(description="what the head of a text measure reads")
     batch_size: Count = Field(description="examples in a step")
-    epochs: dict[TaskName, Count] = Field(description="epochs of each measure")
-    learning_rates: dict[TaskName, Positive] = Field(description="highest rate of each measure")
+    # The grid: each model takes the best product of the next three on validation.
+    epochs: dict[TaskName, Counts] = Field(description="epochs of each measure to choose from")
+    learning_rates: dict[TaskName, Rates] = Field(description="highest rates to choose from")
+    pooling: dict[TextTask, Poolings] = Field(description="states that the head of a text reads")
     warmup_share: Share = Field(description="share of the steps in which the rate rises")
     weight_decay: Weight = Field(description="decay of the weight matrices")
 
@@ -214,8 +220,10 @@ class EvaluateConfig(Config):
             if protocol not in PROTOCOLS[task]:
                 known = " or ".join(map(repr, PROTOCOLS[task]))
                 raise ValueError(f"protocols.{task}: Input should be {known}, got {protocol!r}")
-        for key in ("protocols", "epochs", "learning_rates"):
-            missing = [task for task in self.tasks if task not in getattr(self, key)]
+        texts = [task for task in self.tasks if task in get_args(TextTask)]
+        for key in ("protocols", "epochs", "learning_rates", "pooling"):
+            needed = texts if key == "pooling" else self.tasks
+            missing = [task for task in needed if task not in getattr(self, key)]
             if missing:
                 raise ValueError(f"{key}: no entry for {', '.join(missing)}: add it")
         return self

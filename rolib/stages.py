@@ -35,10 +35,12 @@ from rolib.distillation.cache import TeacherCache, write_cache
 from rolib.distillation.checkpoints import delayed_signals
 from rolib.distillation.gate import leave_plateau, pass_gate
 from rolib.distillation.objective import Objective, Teacher
+from rolib.evaluation.baseline import evaluate_bag_of_words
 from rolib.evaluation.finetune import finetune, read_splits
 from rolib.profiles import check_depth, check_positions, load
 from rolib.training import choose_precision, processes
 
+BAG_OF_WORDS = "bag-of-words"
 OnRecord = Callable[[dict], None]
 
 
@@ -236,49 +238,64 @@ def evaluate_model(
     """The scores.json of each fine-tuning run of a model: every task with every seed.
 
     The runs are left as runs/<profile>/evaluation/<model>/<task>/seed-<k>, or in `folder`. source:
-    the model's folder, if it is not one of the profile. on_result is called with each result.
+    the model's folder, if it is not one of the profile. on_result is called with each result. The
+    model "bag-of-words" is the baseline, which has no folder and one seed.
     """
     root, random_weights = data_root(config.data), config.model.endswith("-random")
-    source = source or runs.model_folder(config, config.model.removesuffix("-random"))
-    folder = folder or config.folder / "evaluation" / config.model
-    command = runs.made_by(config)
-    model = runs.model_identity(source, command)
+    folder, command = folder or config.folder / "evaluation" / config.model, runs.made_by(config)
+    seeds, model, more = config.seeds[:1], BAG_OF_WORDS, dict[str, Any]()
+    if config.model != BAG_OF_WORDS:
+        source = source or runs.model_folder(config, config.model.removesuffix("-random"))
+        seeds, model = config.seeds, runs.model_identity(source, command)
+        width = AutoConfig.from_pretrained(source).hidden_size
+        more["precision"] = choose_precision(config.precision, width)
     # Each run ends with a collection of garbage, which need not search what was imported.
     gc.collect()
     gc.freeze()
-    width = AutoConfig.from_pretrained(source).hidden_size
-    precision = choose_precision(config.precision, width)
     state, scores = processes(), list[Path]()
-    for name in config.tasks:
-        files, splits = task_source(name, root), None
+    for number, name in enumerate(config.tasks):
+        files, splits, recipe = task_source(name, root), None, None
         notes = [files.note] if files.note else []
-        facts: dict[str, Any] = {"notes": notes, "precision": precision, "together": False}
+        facts = more | {"notes": notes, "together": False}
         hashes = {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
         inputs = {"model": model} | hashes
-        for seed in config.seeds:
-            run, one = folder / name / f"seed-{seed}", single_run(config, name, seed)
+        for seed in seeds:
+            run = folder / name / f"seed-{seed}"
             scores.append(run / "scores.json")
-            if len(scores) % state.num_processes != state.process_index:
-                continue  # several processes share the runs out
+            if number % state.num_processes != state.process_index:
+                continue  # several processes share the measures out
+            one = single_run(config, name, seed, recipe)
             if not runs.is_finished(run, one, inputs):
-                splits = splits or read_splits(config, name, source, load_task(name, root))
                 with runs.new_run(run, one, inputs, **facts) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
-                    finetune(one, name, seed, source, random_weights, splits, working)
-            on_result(runs.read_json(scores[-1], command))
+                    if source:
+                        splits = splits or read_splits(config, name, source, load_task(name, root))
+                        finetune(one, name, seed, source, random_weights, splits, working)
+                    else:
+                        evaluate_bag_of_words(one, name, load_task(name, root), working)
+            result = runs.read_json(scores[-1], command)
+            recipe = recipe or result["recipe"]  # of the first seed, for all
+            on_result(result)
     state.wait_for_everyone()
     return [runs.read_json(path, command) for path in scores]
 
 
-def single_run(config: EvaluateConfig, task: str, seed: int) -> EvaluateConfig:
+def single_run(
+    config: EvaluateConfig, task: str, seed: int, recipe: dict[str, Any] | None
+) -> EvaluateConfig:
     """The configuration of one run: only what it depends on.
 
-    So a seed or a task that is added later leaves the other runs finished.
+    So a seed or a task that is added later leaves the other runs finished. recipe: what the first
+    seed chose; None for the first seed, which tries the grid.
     """
-    keep = config.keep_models and seed == config.seeds[0]
+    keep = int(seed in config.seeds[: config.keep_models])
     changes: dict = {"tasks": [task], "seeds": [seed], "keep_models": keep}
-    for key in ("protocols", "epochs", "learning_rates"):
-        changes[key] = {task: getattr(config, key)[task]}
+    for key in ("protocols", "epochs", "learning_rates", "pooling"):
+        changes[key] = {name: one for name, one in getattr(config, key).items() if name == task}
+    if recipe:
+        changes["epochs"] = {task: [recipe["epochs"]]}
+        changes["learning_rates"] = {task: [recipe["learning_rate"]]}
+        changes["pooling"] = dict.fromkeys(changes["pooling"], [recipe["pooling"]])
     return config.model_copy(update=changes)
 
 

@@ -46,11 +46,12 @@ CHANGES: dict[str, dict] = {
     "evaluate": {
         "seeds": [1],
         "max_train_examples": 4,
-        "max_eval_examples": 8,
+        "max_validation_examples": 8,
+        "max_test_examples": 8,
         "max_length": 32,
         "batch_size": 4,
-        "epochs": dict.fromkeys(TASKS, 1),
-        "keep_models": True,  # for notebooks 07 and 10
+        "epochs": dict.fromkeys(TASKS, [1]),
+        "keep_models": 1,  # for notebooks 07 and 10
     },
     "robustness": {"models": ["distil-cased"], "tasks": ["upos", "sapn"], "max_test_examples": 4},
     "analyse": {"resamples": 100},

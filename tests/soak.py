@@ -57,7 +57,7 @@ def stages(place):
         "prepare_teacher": teacher,
         "distil_student": student.model_copy(update=many | cached),
     }
-    long = {"max_train_examples": 0, "epochs": dict.fromkeys(evaluate.epochs, 4)}
+    long = {"max_train_examples": 0, "epochs": dict.fromkeys(evaluate.epochs, [4])}
     tuned = {"prepare_teacher": teacher.model_copy(update={"steps": 5})}
     tuned["evaluate_model"] = evaluate.model_copy(update=long)
     for name, described in (("trained", trained), ("tuned", tuned)):

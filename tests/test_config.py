@@ -153,8 +153,8 @@ def test_a_float_that_yaml_reads_as_text(params):
 
 def test_a_float_inside_a_table_that_yaml_reads_as_text(params):
     file = params / "tiny" / "evaluate.yaml"
-    change(file, tasks=["upos"], learning_rates={"upos": "5e-5"})
-    refused(params, "learning_rates.upos", file, "write it like 5.0e-5")
+    change(file, tasks=["upos"], learning_rates={"upos": ["5e-5"]})
+    refused(params, "learning_rates.upos.0", file, "write it like 5.0e-5")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,11 @@ def test_a_float_inside_a_table_that_yaml_reads_as_text(params):
             {"pos": "accuracy"},
             "Input should be 'upos', 'xpos', 'ner', 'sapn', 'sar', 'di' or 'sts', got 'pos'",
         ),
-        ("evaluate", "keep_models", "all", "valid boolean, got 'all'"),
+        ("evaluate", "keep_models", True, "valid integer, got True"),
+        ("evaluate", "epochs.upos", {"upos": 3}, "valid list, got 3"),
+        ("evaluate", "learning_rates.upos", {"upos": []}, "at least 1 item"),
+        ("evaluate", "pooling.sar.0", {"sar": ["max"]}, "'cls' or 'mean', got 'max'"),
+        ("evaluate", "pooling.ner", {"ner": ["cls"]}, "'sapn', 'sar', 'di' or 'sts', got 'ner'"),
         ("evaluate", "max_length", 4, "got 4"),
         ("speed", "timed_runs", 2, "greater than or equal to 3, got 2"),
     ],
@@ -224,13 +228,13 @@ def test_values_that_do_not_go_together(params, student_config):
 
 
 def test_a_task_without_a_recipe(params):
-    change(params / "tiny" / "evaluate.yaml", tasks=["upos", "xpos", "ner"], epochs={"upos": 1})
+    change(params / "tiny" / "evaluate.yaml", tasks=["upos", "xpos", "ner"], epochs={"upos": [1]})
     refused(params, f"epochs ({params / 'tiny' / 'evaluate.yaml'}): no entry for xpos, ner: add it")
-    change(params / "tiny" / "evaluate.yaml", epochs={"upos": 1, "pos": 2})
+    change(params / "tiny" / "evaluate.yaml", epochs={"upos": [1], "pos": [2]})
     refused(params, "epochs.pos", "Input should be 'upos', 'xpos'", "got 'pos'", "evaluate.yaml")
     change(
         params / "tiny" / "evaluate.yaml",
-        epochs=dict.fromkeys(["upos", "xpos", "ner"], 1),
+        epochs=dict.fromkeys(["upos", "xpos", "ner"], [1]),
         protocols={"upos": "accuracy", "ner": "strict"},
     )
     refused(params, f"protocols ({params / 'tiny' / 'evaluate.yaml'}): no entry for xpos: add it")

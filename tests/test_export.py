@@ -45,11 +45,11 @@ def study(tmp_path_factory, toy_bert, _toy_tokenizer, few):
     root = tmp_path_factory.mktemp("runs")
     tasks = list(PROTOCOL)
     recipe = {"profile": "toy", "seed": 1, "data": "sample", "model": "small", "seeds": [1]}
-    recipe |= {"tasks": tasks, "protocols": PROTOCOL, "keep_models": True}
+    recipe |= {"tasks": tasks, "protocols": PROTOCOL, "keep_models": 1}
     recipe |= {"max_train_examples": 16, "max_length": 32, "batch_size": 8}
-    recipe |= {"pooling": "cls"}
+    recipe |= {"pooling": {"sapn": ["cls"], "sts": ["mean"]}}
     recipe |= {"warmup_share": 0.1, "weight_decay": 0.01}
-    recipe |= {"epochs": dict.fromkeys(tasks, 1), "learning_rates": dict.fromkeys(tasks, 1e-3)}
+    recipe |= {"epochs": dict.fromkeys(tasks, [1]), "learning_rates": dict.fromkeys(tasks, [1e-3])}
     student = root / "toy" / "students" / "small"
     save_model(init_student(toy_bert(), 2), copy.deepcopy(_toy_tokenizer), student, "")
     (student / "manifest.json").write_text("{}", encoding="utf-8")

@@ -59,15 +59,14 @@ def config(task, **changes):
     recipe |= {
         "max_train_examples": 16,
         "max_length": 32,
-        "pooling": "cls",
         "batch_size": 8,
         "warmup_share": 0.1,
         "weight_decay": 0.01,
     }
-    recipe |= {"protocols": {task: TASKS[task].protocol}, "keep_models": False}
-    return EvaluateConfig(
-        **(recipe | {"epochs": {task: 1}, "learning_rates": {task: 1e-3}} | changes)
-    )
+    recipe |= {"protocols": {task: TASKS[task].protocol}, "keep_models": 0}
+    recipe |= {"epochs": {task: [1]}, "learning_rates": {task: [1e-3]}}
+    recipe |= {"pooling": {} if TASKS[task].kind == "tagging" else {task: ["cls"]}}
+    return EvaluateConfig(**(recipe | changes))
 
 
 def finetune(recipe, name, seed, model_folder, random_weights, data, folder):
@@ -578,7 +577,7 @@ def test_the_best_epoch_is_kept_and_predicts_the_test_split(
 
     monkeypatch.setattr(ft, "predict", predict)
     monkeypatch.setattr(ft, "score_predictions", lambda task, table: {"accuracy": next(scores)})
-    recipe = config("sapn", epochs={"sapn": 4})
+    recipe = config("sapn", epochs={"sapn": [4]})
     result = finetune(recipe, "sapn", 1, model_folder, False, splits("sapn"), tmp_path)
     assert (
         result["best_epoch"] == 2
@@ -594,6 +593,99 @@ def test_the_best_epoch_is_kept_and_predicts_the_test_split(
     assert [
         record["validation_accuracy"] for record in read_metrics(tmp_path / "metrics.jsonl")
     ] == [0.3, 0.8, 0.8, 0.5]
+
+
+GRID = {"epochs": {"sts": [1, 2]}, "learning_rates": {"sts": [1e-3, 5e-3]}}
+GRID |= {"pooling": {"sts": ["cls", "mean"]}}
+
+
+@pytest.fixture(scope="module")
+def tried(model_folder, tmp_path_factory):
+    """A run over a grid of eight recipes: its result and its folder."""
+    folder = tmp_path_factory.mktemp("grid")
+    data = DatasetDict({k: part.select(range(20)) for k, part in load_task("sts", SAMPLE).items()})
+    return finetune(config("sts", **GRID), "sts", 1, model_folder, False, data, folder), folder
+
+
+def test_the_best_recipe_of_the_grid_predicts_the_test_split(
+    tried, model_folder, splits, tmp_path, monkeypatch
+):
+    result, folder = tried
+    grid = [(point["learning_rate"], point["epochs"], point["pooling"]) for point in result["grid"]]
+    assert grid == [(r, e, p) for r in (1e-3, 5e-3) for e in (1, 2) for p in ("cls", "mean")]
+    scores = [point["validation"] for point in result["grid"]]
+    assert len(set(scores)) > 1  # else there is nothing to choose
+    first = result["grid"][scores.index(max(scores))]
+    assert result["recipe"] | {"validation": max(scores)} == first
+    assert result["validation"]["pearson"] == max(scores)
+    records = read_metrics(folder / "metrics.jsonl")
+    for point in result["grid"]:
+        recipe = {key: point[key] for key in result["recipe"]}
+        found = [row["validation_pearson"] for row in records if row["recipe"] == recipe]
+        assert len(found) == point["epochs"] and max(found) == point["validation"]
+    # The recipe alone gives the same numbers, to the bit: the others leave no trace.
+    rate, epochs, pooling = result["recipe"].values()
+    alone = {"learning_rates": {"sts": [rate]}, "epochs": {"sts": [epochs]}}
+    alone["pooling"] = {"sts": [pooling]}
+    split_names, real = [], ft.predictions
+
+    def watched(run, model, name):
+        split_names.append(name)
+        return real(run, model, name)
+
+    monkeypatch.setattr(ft, "predictions", watched)
+    recipe = config("sts", **alone)
+    again = finetune(recipe, "sts", 1, model_folder, False, splits("sts"), tmp_path)
+    assert split_names == ["validation"] * epochs + ["test"]
+    assert len(again["grid"]) == 1 and again | {"grid": result["grid"]} == result
+    one, other = ((place / "predictions.parquet").read_bytes() for place in (folder, tmp_path))
+    assert one == other
+
+
+def test_the_first_of_equal_recipes_is_taken(model_folder, splits, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.7, 0.7, 0.6, 0.1])
+    monkeypatch.setattr(ft, "score_predictions", lambda task, table: {"accuracy": next(scores)})
+    recipe = config("sapn", learning_rates={"sapn": [1e-3, 2e-3, 3e-3, 4e-3]})
+    result = finetune(recipe, "sapn", 1, model_folder, False, splits("sapn"), tmp_path)
+    assert result["recipe"] == {"learning_rate": 2e-3, "epochs": 1, "pooling": "cls"}
+    assert result["test"] == {"accuracy": 0.1}
+
+
+def test_one_recipe_gives_the_numbers_of_the_loop_before_there_was_a_grid(
+    toy_bert, toy_tokenizer, splits, tmp_path
+):
+    torch.manual_seed(3)
+    save_model(toy_bert(layers=2), toy_tokenizer, tmp_path / "bert", "")
+    losses = {"upos": [2.647867, 2.594076], "sapn": [0.694507, 0.689058]}
+    for name, expected in losses.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        recipe = config(name, epochs={name: [2]})
+        finetune(recipe, name, 1, tmp_path / "bert", False, splits(name), folder)
+        found = [record["loss"] for record in read_metrics(folder / "metrics.jsonl")]
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_later_seeds_use_the_recipe_of_the_first(model_folder, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "load_task", lambda name, root: splits(name))
+    recipe = config("sts", **(GRID | {"seeds": [2, 1]}))
+
+    def evaluate():
+        found = stages.evaluate_model(recipe, source=model_folder, folder=tmp_path)
+        return found, (tmp_path / "sts" / "seed-1" / "manifest.json").read_bytes()
+
+    (first, second), before = evaluate()
+    assert (first["seed"], len(first["grid"])) == (2, 8)
+    assert second["recipe"] == first["recipe"] and len(second["grid"]) == 1
+    saved = yaml.safe_load((tmp_path / "sts" / "seed-1" / "config.yaml").read_text())
+    assert saved["learning_rates"] == {"sts": [first["recipe"]["learning_rate"]]}
+    assert saved["epochs"] == {"sts": [first["recipe"]["epochs"]]}
+    assert saved["pooling"] == {"sts": [first["recipe"]["pooling"]]}
+    assert evaluate()[1] == before  # finished
+    others = [rate for rate in (1e-3, 5e-3) if rate != first["recipe"]["learning_rate"]]
+    recipe = recipe.model_copy(update={"learning_rates": {"sts": others}})
+    (_, second), after = evaluate()  # the choice is another one
+    assert after != before and second["recipe"]["learning_rate"] == others[0]
 
 
 def test_the_models_length_is_respected(model_folder, splits, tmp_path):
@@ -645,7 +737,7 @@ def test_a_kept_model_is_a_plain_folder_that_predicts_the_same(
     name, protocol, tmp_path, toy_bert, _toy_tokenizer, splits
 ):
     save_model(init_student(toy_bert(), 2), _toy_tokenizer, tmp_path / "student", "")
-    recipe, data = config(name, protocols={name: protocol}, keep_models=True), splits(name)
+    recipe, data = config(name, protocols={name: protocol}, keep_models=1), splits(name)
     result = finetune(recipe, name, 1, tmp_path / "student", False, data, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     table = pd.read_parquet(tmp_path / "predictions.parquet")
@@ -709,16 +801,16 @@ def test_a_seed_added_later_leaves_the_runs_finished(model_folder, splits, tmp_p
     target.parent.mkdir(parents=True)
     shutil.copytree(model_folder, target)
     (target / "manifest.json").write_text("{}", encoding="utf-8")
-    recipe = config("sapn", keep_models=True)
+    recipe = config("sapn", keep_models=1)
     stages.evaluate_model(recipe)
     runs = tmp_path / "toy" / "evaluation" / "bert" / "sapn"
     before = (runs / "seed-1" / "manifest.json").read_bytes()
     more = {"seeds": [1, 2], "tasks": ["sapn", "sar"]}
     more |= {
         key: getattr(recipe, key) | {"sar": getattr(config("sar"), key)["sar"]}
-        for key in ("protocols", "epochs")
+        for key in ("protocols", "epochs", "pooling")
     }
-    more["learning_rates"] = {"sapn": 1e-3, "sar": 1e-3}
+    more["learning_rates"] = {"sapn": [1e-3], "sar": [1e-3]}
     results = stages.evaluate_model(recipe.model_copy(update=more))
     assert [(result["task"], result["seed"]) for result in results] == [
         ("sapn", 1),
@@ -773,16 +865,16 @@ def test_few_validation_and_test_examples_the_same_for_every_model(
     model_folder, tmp_path, toy_bert, lower_tokenizer, splits
 ):
     save_model(toy_bert(layers=1, vocab_size=150), lower_tokenizer, tmp_path / "other", "")
-    recipe = config("sapn", max_eval_examples=7, seed=3)
+    recipe = config("sapn", max_validation_examples=7, max_test_examples=9, seed=3)
     read = ft.read_splits(recipe, "sapn", model_folder, splits("sapn"))
     assert {name: len(part) for name, (part, *_) in read.items()} == {
         "train": 16,
         "validation": 7,
-        "test": 7,
+        "test": 9,
     }
     other = ft.read_splits(recipe, "sapn", tmp_path / "other", splits("sapn"))
     for name in read:
         assert read[name][0]["id"][:] == other[name][0]["id"][:]
     scores = ft.finetune(recipe, "sapn", 1, model_folder, False, read, tmp_path)
-    assert scores["counts"]["test"]["examples"] == 7
-    assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == 7
+    assert scores["counts"]["test"]["examples"] == 9
+    assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == 9

@@ -33,7 +33,7 @@ def configs(processes):
     teacher = study["teachers"]["bert-uncased"]
     teacher = teacher.model_copy(update=training | {"require_gate": False, "dropout": 0.0})
     few = {"tasks": ["sapn", "sts"], "seeds": [1, 2], "model": "bert-uncased"}
-    few |= {"epochs": dict.fromkeys(study["evaluate"].epochs, 1), "max_train_examples": 40}
+    few |= {"epochs": dict.fromkeys(study["evaluate"].epochs, [1]), "max_train_examples": 40}
     student = study["students"]["distil-uncased"].model_copy(update=training)
     return teacher, study["evaluate"].model_copy(update=few), student
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import unicodedata
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from transformers import AutoTokenizer
 from rolib import stages
 from rolib.analysis.loyalty import compare_predictions
 from rolib.analysis.study import members
-from rolib.config import EvaluateConfig, RobustnessConfig
+from rolib.config import EvaluateConfig, RobustnessConfig, TextTask
 from rolib.data import tasks as task_readers
 from rolib.data.corpus import normalise
 from rolib.data.tasks import SAMPLE, load_task
@@ -78,11 +79,11 @@ def evaluate_student(root, protocols, teacher, tokenizer):
         "model": "small",
         "seeds": [1],
     }
-    recipe |= {"tasks": tasks, "protocols": protocols, "keep_models": True}
+    recipe |= {"tasks": tasks, "protocols": protocols, "keep_models": 1}
     recipe |= {"max_train_examples": 16, "max_length": 32, "batch_size": 8}
-    recipe |= {"pooling": "cls"}
+    recipe |= {"pooling": {name: ["cls"] for name in tasks if name in get_args(TextTask)}}
     recipe |= {"warmup_share": 0.1, "weight_decay": 0.01}
-    recipe |= {"epochs": dict.fromkeys(tasks, 1), "learning_rates": dict.fromkeys(tasks, 1e-3)}
+    recipe |= {"epochs": dict.fromkeys(tasks, [1]), "learning_rates": dict.fromkeys(tasks, [1e-3])}
     stages.evaluate_model(EvaluateConfig(**recipe))
 
 

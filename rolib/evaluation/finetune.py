@@ -1,12 +1,12 @@
-"""The fine-tuning loop of one measure: train, keep the best epoch, store predictions.
+"""Fine-tuning on one measure: train each recipe of the grid, keep the best, store predictions.
 
 The protocol of the measure (rolib.measures.PROTOCOLS) fixes the input and the headline score.
 """
 
 from collections.abc import Callable
-from itertools import chain, zip_longest
+from itertools import chain, product, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -187,6 +187,12 @@ def sample_examples(split: Dataset, count: int, seed: int) -> Dataset:
     return split.select(np.random.default_rng(seed).permutation(len(split))[:count])
 
 
+def sample_splits(config: EvaluateConfig, splits: DatasetDict) -> dict[str, Dataset]:
+    """The examples of each split that the study uses."""
+    most = {name: getattr(config, f"max_{name}_examples") for name in splits}
+    return {name: sample_examples(splits[name], most[name], config.seed) for name in splits}
+
+
 def read_splits(
     config: EvaluateConfig, task_name: TaskName, model_folder: Path, splits: DatasetDict
 ) -> Splits:
@@ -195,9 +201,97 @@ def read_splits(
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     positions = transformers.AutoConfig.from_pretrained(model_folder).max_position_embeddings
     max_length = min(config.max_length, positions)
-    most = dict.fromkeys(splits, config.max_eval_examples) | {"train": config.max_train_examples}
-    parts = {name: sample_examples(splits[name], most[name], config.seed) for name in splits}
-    return {key: (part, *encode(part, task, tokenizer, max_length)) for key, part in parts.items()}
+    parts = sample_splits(config, splits).items()
+    return {name: (part, *encode(part, task, tokenizer, max_length)) for name, part in parts}
+
+
+class Recipe(NamedTuple):
+    """One point of the grid of which each model takes the best on validation."""
+
+    learning_rate: float
+    epochs: int
+    pooling: str  # "" for a tagger
+
+
+class Run(NamedTuple):
+    """What all recipes of a fine-tuning run share."""
+
+    config: EvaluateConfig
+    task: Task
+    seed: int
+    tokenizer: Tokenizer
+    labels: list[str]
+    splits: Splits
+    folder: Path
+    device: torch.device
+    precision: str
+
+
+def recipes(config: EvaluateConfig, task_name: TaskName) -> list[Recipe]:
+    """The grid of a measure: the product of its learning rates, epochs and poolings."""
+    pooling: dict[Any, Any] = config.pooling
+    poolings = pooling.get(task_name, [""])
+    points = product(config.learning_rates[task_name], config.epochs[task_name], poolings)
+    return [Recipe(*point) for point in points]
+
+
+def batch_loss(run: Run, model: nn.Module, rows: Rows) -> torch.Tensor:
+    """The loss () of a batch of training rows: cross-entropy, or the squared error of a score."""
+    with training.autocast(run.device, run.precision):
+        return model(**collate(rows, run.task, run.tokenizer).to(run.device)).loss
+
+
+def predictions(run: Run, model: nn.Module, name: str) -> pd.DataFrame:
+    """The prediction table of the split `name`."""
+    split, rows, _ = run.splits[name]
+    with training.autocast(run.device, run.precision):
+        outputs = predict(model, rows, run.task, run.tokenizer, 4 * run.config.batch_size)
+    return prediction_table(rows, outputs, run.task, split, run.labels)
+
+
+def train_recipe(run: Run, recipe: Recipe, model: nn.Module) -> tuple[float, int]:
+    """Train the model by one recipe; it keeps the weights of its best epoch.
+
+    Returns the validation score and the number of that epoch (of equal ones the first). Adds a
+    record for each epoch to metrics.jsonl.
+    """
+    # Step 1: optimizer and schedule.
+    config, task = run.config, run.task
+    train_rows: Any = run.splits["train"][1]  # a list, which a DataLoader takes as a data set
+    lengths = [len(row["inputs"][0]["input_ids"]) for row in train_rows]
+    steps = recipe.epochs * int(np.ceil(len(lengths) / config.batch_size))
+    groups = training.parameter_groups(model, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+    warmup = round(config.warmup_share * steps)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    best, best_score, best_epoch = {}, -np.inf, 0
+
+    bar = progress(range(1, recipe.epochs + 1), desc=f"{config.model} {task.name} seed {run.seed}")
+    for epoch in bar:
+        # Step 2: one epoch over batches of similar length.
+        model.train()
+        losses = []
+        batches = training.length_batches(lengths, config.batch_size, run.seed, epoch)
+        for rows in torch.utils.data.DataLoader(train_rows, batch_sampler=batches, collate_fn=list):
+            loss = batch_loss(run, model, rows)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+
+        # Step 3: validation; the best epoch's weights are kept.
+        score = score_predictions(task, predictions(run, model, "validation"))[task.headline]
+        if score > best_score:
+            best_score, best_epoch = score, epoch
+            best = {key: value.clone() for key, value in model.state_dict().items()}
+        record = {"epoch": epoch, "loss": torch.stack(losses).mean().item()}
+        record[f"validation_{task.headline}"] = score
+        append_metrics(run.folder / "metrics.jsonl", {"recipe": recipe._asdict()} | record)
+        bar.set_postfix(loss=f"{record['loss']:.3f}", validation=f"{score:.3f}", refresh=False)
+    model.load_state_dict(best)
+    return best_score, best_epoch
 
 
 def finetune(
@@ -211,77 +305,45 @@ def finetune(
 ) -> dict:
     """The content of scores.json: the scores of a model fine-tuned on one measure.
 
-    The model learns from the train split. The epoch with the best validation score is kept and
-    predicts the test split. Writes metrics.jsonl, predictions.parquet and scores.json into
-    `folder`, and with config.keep_models the best model into `folder`/model.
+    The model learns from the train split by each recipe of the grid, from the same start. The
+    recipe and epoch with the best validation score (of equal ones the first) predict the test
+    split. Writes metrics.jsonl, predictions.parquet and scores.json into `folder`, and with
+    config.keep_models the best model into `folder`/model.
     """
-    # Step 1: model and tokenizer.
     training.keep_freed_memory()
-    transformers.set_seed(seed)
     task = with_protocol(task_name, config.protocols[task_name])
     labels = label_names(task, splits["train"][0])
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
+    width = transformers.AutoConfig.from_pretrained(model_folder).hidden_size
     device = training.processes().device
-    model = load_for_task(model_folder, task, labels, random_weights, config.pooling).to(device)
-
-    def predictions(name: str) -> pd.DataFrame:
-        split, rows, _ = splits[name]
-        with training.autocast(device, precision):
-            outputs = predict(model, rows, task, tokenizer, 4 * config.batch_size)
-        return prediction_table(rows, outputs, task, split, labels)
-
-    # Step 2: optimizer and schedule.
-    precision = training.choose_precision(config.precision, model.config.hidden_size)
-    epochs, rate = config.epochs[task_name], config.learning_rates[task_name]
-    train_rows: Any = splits["train"][1]  # a list, which a DataLoader takes as a data set
-    lengths = [len(row["inputs"][0]["input_ids"]) for row in train_rows]
-    steps = epochs * int(np.ceil(len(lengths) / config.batch_size))
-    optimizer = torch.optim.AdamW(
-        training.parameter_groups(model, config.weight_decay), lr=rate, fused=True
-    )
-    warmup = round(config.warmup_share * steps)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
-    best, best_score, best_epoch = {}, -np.inf, 0
-
-    bar = progress(range(1, epochs + 1), desc=f"{model_folder.name} {task_name} seed {seed}")
-    for epoch in bar:
-        # Step 3: one epoch over batches of similar length.
-        model.train()
-        losses = []
-        batches = training.length_batches(lengths, config.batch_size, seed, epoch)
-        for rows in torch.utils.data.DataLoader(train_rows, batch_sampler=batches, collate_fn=list):
-            with training.autocast(device, precision):
-                loss = model(**collate(rows, task, tokenizer).to(device)).loss
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            losses.append(loss.detach())
-
-        # Step 4: validation; the best epoch's weights are kept.
-        score = score_predictions(task, predictions("validation"))[task.headline]
+    precision = training.choose_precision(config.precision, width)
+    run = Run(config, task, seed, tokenizer, labels, splits, folder, device, precision)
+    best_score, grid = -np.inf, []
+    for recipe in recipes(config, task_name):
+        transformers.set_seed(seed)
+        model = load_for_task(model_folder, task, labels, random_weights, recipe.pooling).to(device)
+        score, epoch = train_recipe(run, recipe, model)
+        grid.append(recipe._asdict() | {"validation": score})
         if score > best_score:
-            best_score, best_epoch = score, epoch
-            best = {key: value.clone() for key, value in model.state_dict().items()}
-        record = {"epoch": epoch, "loss": torch.stack(losses).mean().item()}
-        record[f"validation_{task.headline}"] = score
-        append_metrics(folder / "metrics.jsonl", record)
-        bar.set_postfix(loss=f"{record['loss']:.3f}", validation=f"{score:.3f}", refresh=False)
-
-    # Step 5: the test split with the best weights.
-    model.load_state_dict(best)
-    table = predictions("test")
+            best, best_score, best_epoch, chosen = model, score, epoch, recipe
+    table = predictions(run, best, "test")
     if config.keep_models:
         # Each process makes runs of its own; transformers would save those of the first one alone.
-        model.should_save_on_this_rank = bool
-        model.save_pretrained(folder / "model")
+        best.should_save_on_this_rank = bool
+        best.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-    write_table(folder / "predictions.parquet", table)
-    result: dict[str, Any] = {"task": task_name, "seed": seed, "protocol": task.protocol}
-    result |= {"headline": task.headline, "test": score_predictions(task, table)}
-    result |= {"validation": {task.headline: best_score}, "best_epoch": best_epoch}
-    result |= {"labels": labels, "counts": {name: found for name, (*_, found) in splits.items()}}
-    write_json(folder / "scores.json", result)
+    facts = {"validation": {task.headline: best_score}, "best_epoch": best_epoch}
+    facts |= {"recipe": chosen._asdict(), "grid": grid, "labels": labels}
+    counts = {name: found for name, (*_, found) in splits.items()}
+    result = write_result(folder, task, seed, table, **facts, counts=counts)
     clear_device_cache(garbage_collection=True)
+    return result
+
+
+def write_result(folder: Path, task: Task, seed: int, table: pd.DataFrame, **facts: Any) -> dict:
+    """Store the predictions of the test split and scores.json, whose content is returned."""
+    write_table(folder / "predictions.parquet", table)
+    result: dict[str, Any] = {"task": task.name, "seed": seed, "protocol": task.protocol}
+    result |= {"headline": task.headline, "test": score_predictions(task, table)} | facts
+    write_json(folder / "scores.json", result)
     return result

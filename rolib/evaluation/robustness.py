@@ -80,7 +80,7 @@ def remember_model(run: Path, saved: float) -> Any:
 
 
 def only_predicted(split: Dataset, table: pd.DataFrame) -> Dataset:
-    """The examples of a split that a prediction table has: with `max_eval_examples` not all."""
+    """The examples of a split that a prediction table has: with `max_test_examples` not all."""
     known = set(table["example"])
     return split.select([row for row, name in enumerate(split["id"][:]) if name in known])
 
