@@ -34,6 +34,7 @@ LABELS = {
     "sts": [0.0, 0.5, 1.1, 3.3, 5.0],
 }
 LABEL_LOYALTIES = ["label_loyalty", "probability_loyalty", "probability_loyalty_base2"]
+LABEL_LOYALTIES += ["lost", "gained"]
 
 
 def task(name):
@@ -214,9 +215,8 @@ def test_loyalty_of_resamples(name):
             seed: table.assign(predicted=table["predicted"] * 1.5 - 0.5)
             for seed, table in student.items()
         }
-    same = loyalty.loyalty_scorer(task(name), *map(Predictions.of, (teacher[0], student[0])))(
-        np.ones((9, 1))
-    )
+    runs = [Predictions.of(teacher[0])], Predictions.of(student[0])
+    same = loyalty.loyalty_scorer(task(name), *runs)(np.ones((9, 1)))
     expected = loyalty.compare_predictions(
         task(name), Predictions.of(teacher[0]), Predictions.of(student[0])
     )

@@ -17,6 +17,7 @@ Usage: python tests/benchmarks/coverage.py [--studies 2000] [--file figures/benc
 
 import argparse
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from scipy import stats
 from rolib.analysis import uncertainty
 from rolib.runs import write_text
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 BATCH = 100  # studies at a time, which share the resamples
 # In points of 100: standard deviations of a score over distillation seeds, fine-tuning seeds, and
 # both together; the sampling error that all runs share, and that of one run alone.
@@ -100,30 +101,23 @@ def scorer(run: np.ndarray) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     return lambda weights: {"score": run @ weights / len(run)}
 
 
-def by_weights(draws: list[np.ndarray], kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Draws (R,) of the first method's mean, less the second's, with random weights of seeds.
+@lru_cache  # all studies share them
+def seed_weights(seeds: int, level: int, kind: str, resamples: int) -> np.ndarray:
+    """Random weights of seeds, (seeds, resamples), with the sum 1 in each resample."""
+    rng = np.random.default_rng(level)
+    if kind == "multinomial" or seeds == 1:
+        return rng.multinomial(seeds, np.ones(seeds) / seeds, resamples).T / seeds
+    gaps = rng.normal(size=(seeds, resamples)) / np.sqrt(seeds * (seeds - 1))
+    if kind == "student":
+        gaps /= np.sqrt(rng.chisquare(seeds - 1, resamples) / (seeds - 1))
+    return 1 / seeds + gaps - gaps.mean(axis=0)
 
-    Methods with equal numbers of seeds get the same weights.
-    """
-    made: dict[tuple[int, int], np.ndarray] = {}
 
-    def weights(level: int, seeds: int) -> np.ndarray:
-        """(seeds, R), sum 1 in each resample."""
-        if (level, seeds) not in made:
-            gaps = rng.multinomial(seeds, np.ones(seeds) / seeds, RESAMPLES).T / seeds - 1 / seeds
-            if kind != "multinomial" and seeds > 1:
-                gaps = rng.normal(size=(seeds, RESAMPLES)) / np.sqrt(seeds * (seeds - 1))
-                gaps -= gaps.mean(axis=0)
-                if kind == "student":
-                    gaps /= np.sqrt(rng.chisquare(seeds - 1, RESAMPLES) / (seeds - 1))
-            made[level, seeds] = 1 / seeds + gaps
-        return made[level, seeds]
-
-    means = []
-    for runs in draws:
-        outer, inner = weights(0, runs.shape[0]), weights(1, runs.shape[1])
-        means.append((runs * outer[:, None] * inner).sum(axis=(0, 1)))
-    return means[0] - sum(means[1:])
+def by_weights(runs: np.ndarray, kind: str) -> np.ndarray:
+    """Draws (R,) of the mean over runs (D, F, R) with random weights of seeds."""
+    resamples = runs.shape[2]
+    outer, inner = (seed_weights(runs.shape[level], level, kind, resamples) for level in (0, 1))
+    return (runs * outer[:, None] * inner).sum(axis=(0, 1))
 
 
 def simulate(sizes: tuple, grids: list[Grid], examples: int, studies: int) -> dict[str, float]:
@@ -138,12 +132,13 @@ def simulate(sizes: tuple, grids: list[Grid], examples: int, studies: int) -> di
         drawn = uncertainty.bootstrap(models, examples, RESAMPLES)
         for study in sorted({study for study, _ in drawn}):
             draws = [drawn[study, number]["score"] for number in range(len(grids))]
-            kinds = {"rolib": draws[0] - sum(draws[1:])}
+            difference = draws[0] - sum(draws[1:])
+            kinds = {"rolib": difference}
             for kind in ("multinomial", "normal", "student"):
-                kinds[kind] = by_weights(draws, kind, rng)
+                kinds[kind] = by_weights(difference, kind)
             row = {}
-            for kind, differences in kinds.items():
-                low, high = uncertainty.interval(differences)
+            for kind, found_draws in kinds.items():
+                low, high = uncertainty.interval(found_draws)
                 row |= {kind: low <= 0 <= high, f"width_{kind}": (high - low) / 2}
             found.append(row)
     return pd.DataFrame(found).astype(float).mean().round(4).to_dict()
