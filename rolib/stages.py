@@ -262,7 +262,7 @@ def distil_student(
 
 
 def read_examples(config: EvaluateConfig, name: TaskName, source: Path, root: Path) -> Splits:
-    """`read_splits`, with the answers of task teachers and unlabelled examples, if there are any."""
+    """`read_splits`; with task teachers also their answers, and unlabelled examples."""
     data = load_task(name, root)
     splits = read_splits(config, name, source, data)
     if config.distils:
