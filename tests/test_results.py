@@ -314,7 +314,7 @@ def test_comparisons_are_paired_and_corrected_over_the_measures(config, scored):
     ours, theirs = (
         bootstrap_scores(TASKS["sapn"], side, 300, seed=3)[TASKS["sapn"].headline] for side in sides
     )
-    shares = uncertainty.interval(ours / theirs)
+    shares = uncertainty.interval(uncertainty.ratio(ours, theirs))
     assert (row["kept_low"], row["kept_high"]) == pytest.approx(shares)
     for mean in (True, False):  # one family each
         family = comparisons[(comparisons["task"] == "mean") == mean].sort_values("p")
@@ -327,10 +327,10 @@ def test_comparisons_are_paired_and_corrected_over_the_measures(config, scored):
 
 def test_a_difference_holds_only_after_the_correction():
     def draws(below):  # of 999, so many below 0: p = 2 (below + 1) / 1000
-        return np.repeat([-0.1, 0.1], [below, 999 - below])
+        return np.repeat([-0.1, 0.1], [below, 999 - below])[None, None]
 
     gaps = {"upos": draws(9), "xpos": draws(9), "ner": draws(0), "mean": draws(19)}
-    headlines = {("t", task): np.zeros(999) for task in gaps} | {
+    headlines = {("t", task): np.zeros((1, 1, 999)) for task in gaps} | {
         ("s", task): values for task, values in gaps.items()
     }
     points = {key: values.mean() for key, values in headlines.items()}

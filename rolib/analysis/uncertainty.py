@@ -22,7 +22,7 @@ from rolib.evaluation.metrics import Scorer
 
 CHUNK = 200  # resamples at a time: their weights and ranks fit into the processor's cache
 Key = TypeVar("Key", bound=Hashable)
-Scores = dict[str, np.ndarray]  # score name -> (resamples,)
+Scores = dict[str, np.ndarray]  # score name -> (..., resamples)
 
 
 def bootstrap(
@@ -89,13 +89,14 @@ def in_threads(function: Callable, *arguments: Iterable) -> list:
 def over_runs(draws: ArrayLike) -> np.ndarray:
     """Draws (R,) of the mean over all runs, from the draws (D, F, R) of the runs.
 
-    Each level of S > 1 seeds adds the variance of the mean over S seeds: the variance between the
-    means of its seeds, less what the test examples explain of it, divided by S. The sum of all
-    variances has few degrees of freedom, which Satterthwaite's formula estimates. The draws
-    follow Student's t distribution with these degrees. Draws (R,) of one run stay as they are.
+    Each kind of S > 1 seeds adds a variance: that between the means of its seeds, less what the
+    test examples explain of it, divided by S. Few seeds estimate it badly. Therefore the draws
+    follow Student's t distribution, with Satterthwaite's degrees of freedom: many where the
+    examples have most of the variance, S - 1 where one kind of seeds has it. Draws (R,) of one run
+    stay as they are: one seed shows no variance, and the statement is about this seed.
 
-    Coverage of 95 % intervals in simulations (tests/benchmarks/coverage.py): COVERAGE
-    One seed shows no variance between seeds: the statement is about this checkpoint.
+    Coverage of 95 % intervals in simulations (tests/benchmarks/coverage.py, figures/bench):
+    COVERAGE
     ValueError if there is no draw, for another shape or a NaN.
     """
     runs = np.asarray(draws, dtype=np.float64)
@@ -115,7 +116,7 @@ def over_runs(draws: ArrayLike) -> np.ndarray:
     if not added:
         return mean
     degrees = (mean.var() + added) ** 2 / spread
-    rng = np.random.default_rng(0)  # the same for all: draws of one quantity meet no other's
+    rng = np.random.default_rng((0, 0, 1))  # a stream that no resample_weights have
     gaps = mean - mean.mean() + np.sqrt(added) * rng.normal(size=len(mean))
     return mean.mean() + gaps * np.sqrt(degrees / rng.chisquare(degrees, len(mean)))
 
