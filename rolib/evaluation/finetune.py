@@ -236,10 +236,9 @@ def recipes(config: EvaluateConfig, task_name: TaskName) -> list[Recipe]:
 
 
 def batch_loss(run: Run, model: nn.Module, rows: Rows) -> Tensor:
-    """The loss () of a batch of training rows: cross-entropy, or the squared error of a score.
+    """The loss () of a batch: cross-entropy, or the squared error of a score.
 
-    If teachers answered (`soft`), it is the `task_loss` of the units: words, at their first piece,
-    or examples.
+    If teachers answered (`soft`): the `task_loss` of the words, at their first piece, or examples.
     """
     with training.autocast(run.device, run.precision):
         batch = collate(rows, run.task, run.tokenizer).to(run.device)
@@ -248,8 +247,7 @@ def batch_loss(run: Run, model: nn.Module, rows: Rows) -> Tensor:
         labels = batch.pop("labels")
         logits = model(**batch).logits.float()
     words = [torch.tensor(row["words"]) for row in rows]
-    padded = nn.utils.rnn.pad_sequence(words, batch_first=True, padding_value=-1)
-    units = (padded >= 0).to(run.device)
+    units = nn.utils.rnn.pad_sequence(words, True, -1).to(run.device) >= 0
     gold, student = labels.reshape(units.shape)[units], logits.reshape(*units.shape, -1)[units]
     teacher = torch.from_numpy(np.concatenate([row["soft"] for row in rows])).to(run.device)
     return task_loss(student, gold, teacher, run.config.alpha_task, run.config.task_temperature)
