@@ -127,11 +127,9 @@ def class_loyalty(teacher: Runs, student: Runs, resamples: int, seed: int) -> pd
     scorers = {"student": [[loyalty.class_scorer(*pair, table.index) for pair in pairs]]}
     draws = uncertainty.bootstrap(scorers, teacher[0].num_examples, resamples, seed)["student"]
     low_high = []
-    for row in range(len(table)):
-        hits, units = (draws[name][:, :, row] for name in ("hits", "units"))
+    for hits, units in zip(*(np.moveaxis(draws[name], 2, 0) for name in ("hits", "units"))):
         held = units.any(axis=(0, 1))  # the resamples with the label
-        shares = uncertainty.ratio(hits[:, :, held], units[:, :, held])
-        low_high.append(uncertainty.interval(shares))
+        low_high.append(uncertainty.interval(uncertainty.ratio(hits[..., held], units[..., held])))
     table[["low", "high"]] = low_high
     return table.rename_axis("label").reset_index()
 

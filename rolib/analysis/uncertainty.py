@@ -65,8 +65,7 @@ def _check_seeds(models: Mapping[Key, list[list[Scorer]]]) -> None:
 def _run_scores(runs: list[list[Scorer]], weights: np.ndarray) -> Scores:
     """The scores (D, F, ..., R) of nested runs at weights (examples, R)."""
     found = [[scorer(weights) for scorer in by_seed] for by_seed in runs]
-    names = found[0][0]
-    return {name: np.array([[run[name] for run in by] for by in found]) for name in names}
+    return {name: np.array([[run[name] for run in by] for by in found]) for name in found[0][0]}
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:
