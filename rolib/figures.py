@@ -21,8 +21,12 @@ ROLES = {  # a role has one colour in every figure
     "teacher": PALETTE[0],
     "teacher ensemble": PALETTE[4],
     "student": PALETTE[1],
+    "longer control": PALETTE[9],
+    "init-only control": PALETTE[3],
+    "truncated control": PALETTE[6],
     "mlm control": PALETTE[2],
     "random control": PALETTE[7],
+    "bag of words": PALETTE[5],
 }
 DIFFERENT = "background-color: #fbd9a5; color: black"  # a cell whose answer differs
 

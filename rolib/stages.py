@@ -35,11 +35,13 @@ from rolib.distillation.cache import TeacherCache, write_cache
 from rolib.distillation.checkpoints import delayed_signals
 from rolib.distillation.gate import leave_plateau, pass_gate
 from rolib.distillation.objective import Objective, Teacher
-from rolib.evaluation import task_distillation
-from rolib.evaluation.finetune import finetune, read_splits
+from rolib.evaluation.baseline import evaluate_bag_of_words
+from rolib.evaluation.finetune import finetune
+from rolib.evaluation.task_distillation import identities, read_taught
 from rolib.profiles import check_depth, check_positions, load
 from rolib.training import choose_precision, processes
 
+BAG_OF_WORDS = "bag-of-words"
 OnRecord = Callable[[dict], None]
 
 
@@ -237,42 +239,41 @@ def evaluate_model(
     """The scores.json of each fine-tuning run of a model: every task with every seed.
 
     The runs are left as runs/<profile>/evaluation/<model>/<task>/seed-<k>, or in `folder`. source:
-    the model's folder, if it is not one of the profile. on_result is called with each result.
+    the model's folder, if it is not one of the profile. on_result is called with each result. The
+    model "bag-of-words" is the baseline, which has no folder and one seed.
     """
     root, random_weights = data_root(config.data), config.model.endswith("-random")
-    source = source or runs.model_folder(config, config.model.removesuffix("-random"))
-    folder = folder or config.folder / "evaluation" / config.model
-    command = runs.made_by(config)
-    model = runs.model_identity(source, command)
+    folder, command = folder or config.folder / "evaluation" / config.model, runs.made_by(config)
+    seeds, model, more = config.seeds[:1], BAG_OF_WORDS, dict[str, Any]()
+    if config.model != BAG_OF_WORDS:
+        source = source or runs.model_folder(config, config.model.removesuffix("-random"))
+        seeds, model = config.seeds, runs.model_identity(source, command)
+        width = AutoConfig.from_pretrained(source).hidden_size
+        more["precision"] = choose_precision(config.precision, width)
     # Each run ends with a collection of garbage, which need not search what was imported.
     gc.collect()
     gc.freeze()
-    width = AutoConfig.from_pretrained(source).hidden_size
-    precision = choose_precision(config.precision, width)
     state, scores = processes(), list[Path]()
     for number, name in enumerate(config.tasks):
         files, splits, recipe = task_source(name, root), None, None
         notes = [files.note] if files.note else []
-        facts: dict[str, Any] = {"notes": notes, "precision": precision, "together": False}
+        facts = more | {"notes": notes, "together": False}
         hashes = {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
-        inputs = {"model": model} | hashes
-        inputs |= task_distillation.identities(config, name)
-        for seed in config.seeds:
+        inputs = {"model": model} | hashes | identities(config, name)
+        for seed in seeds:
             run = folder / name / f"seed-{seed}"
             scores.append(run / "scores.json")
             if number % state.num_processes != state.process_index:
                 continue  # several processes share the measures out
             one = single_run(config, name, seed, recipe)
             if not runs.is_finished(run, one, inputs):
-                if not splits:
-                    data = load_task(name, root)
-                    splits = read_splits(config, name, source, data)
-                    if config.distils:
-                        train = data["train"]
-                        task_distillation.add_answers(config, name, source, splits, train)
                 with runs.new_run(run, one, inputs, **facts) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
-                    finetune(one, name, seed, source, random_weights, splits, working)
+                    if source:
+                        splits = splits or read_taught(config, name, source, load_task(name, root))
+                        finetune(one, name, seed, source, random_weights, splits, working)
+                    else:
+                        evaluate_bag_of_words(one, name, load_task(name, root), working)
             result = runs.read_json(scores[-1], command)
             recipe = recipe or result["recipe"]  # of the first seed, for all
             on_result(result)

@@ -342,8 +342,55 @@ def test_compare_taggers():
             plain_loyalty(*probs, math.e), abs=1e-6
         ),  # float32 rows sum to 1 +- 1e-7
         "probability_loyalty_base2": pytest.approx(plain_loyalty(*probs, 2), abs=1e-6),
+        "lost": pytest.approx(
+            np.mean((teacher["predicted"] == "O") & (student["predicted"] != "O"))
+        ),
+        "gained": pytest.approx(
+            np.mean((teacher["predicted"] != "O") & (student["predicted"] == "O"))
+        ),
     }
-    assert set(compare(UPOS, teacher, teacher).values()) == {1.0}
+    itself = compare(UPOS, teacher, teacher)
+    assert itself.pop("lost") == itself.pop("gained") == 0 and set(itself.values()) == {1.0}
+
+
+@steady
+@given(st.lists(st.tuples(*[st.sampled_from("abc")] * 3), min_size=1, max_size=30))
+def test_flips_make_up_the_difference_of_the_accuracies(units):
+    """lost and gained, unit by unit; with label loyalty they say how the accuracy moved."""
+    names = ["gold", "teacher", "student"]
+    table = pd.DataFrame(units, columns=names).assign(position=0)
+    table["example"] = [f"s{number:02}" for number in range(len(units))]
+    table["probabilities"] = [[1.0, 0.0]] * len(units)
+    sides = [table.assign(predicted=table[side]) for side in names[1:]]
+    scores = compare(UPOS, *sides)
+    lost = sum(t == g and s != g for g, t, s in units) / len(units)
+    gained = sum(t != g and s == g for g, t, s in units) / len(units)
+    assert (scores["lost"], scores["gained"]) == pytest.approx((lost, gained))
+    right = [(side["predicted"] == side["gold"]).mean() for side in sides]
+    assert right[0] - lost + gained == pytest.approx(right[1])
+    assert scores["label_loyalty"] <= 1 - lost - gained + 1e-12
+
+
+def test_loyalty_to_several_runs_is_the_mean_and_follows_the_weights():
+    """Against the definition, one pair and one resample at a time."""
+    weights = np.array([[1.0, 3, 0], [1, 0, 2], [1, 0, 1]])  # of 3 sentences in 3 resamples
+    student, teachers = tagging_table(3), [tagging_table(seed) for seed in (4, 5)]
+    runs = [Predictions.of(table) for table in teachers]
+    scores = loyalty.loyalty_scorer(NER, runs, Predictions.of(student))(weights)
+    order = sorted(set(student["example"]))
+    for number in range(3):
+        single = []
+        for teacher in teachers:
+            again = []
+            for copies, name in zip(weights[:, number], order, strict=True):
+                for copy in range(int(copies)):
+                    for side in (teacher, student):
+                        rows = side[side["example"] == name]
+                        again.append(rows.assign(example=f"{name}-{copy}", side=side is teacher))
+            both = pd.concat(again)
+            single.append(compare(NER, *(both[both["side"] == mine] for mine in (True, False))))
+        for name, value in pd.DataFrame(single).mean().items():
+            assert scores[name][number] == pytest.approx(value, abs=1e-12)
 
 
 def test_compare_ner_adds_the_span_loyalty():
@@ -369,6 +416,8 @@ def test_compare_ner_adds_the_span_loyalty():
         "probability_loyalty",
         "probability_loyalty_base2",
         "span_loyalty",
+        "lost",
+        "gained",
     }
     silent = teacher.assign(predicted="O")
     assert compare(NER, silent, silent)["span_loyalty"] == 0.0

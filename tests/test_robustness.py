@@ -426,6 +426,7 @@ def table_of(measured, models, tasks):
 def test_the_table_of_scores_and_loyalty(measured):
     table = table_of(measured, ROLES, ["sapn", "sts"])
     loyalties = {"sapn": {"label_loyalty", "probability_loyalty", "probability_loyalty_base2"}}
+    loyalties["sapn"] |= {"lost", "gained"}
     loyalties["sts"] = {
         "regression_loyalty",
         "regression_loyalty_pearson",

@@ -185,9 +185,7 @@ def train_rows(study, recipe):
     """The train rows of the student with the teachers' answers."""
     (task,) = recipe.tasks
     folder, data = study / "students" / "student", few(task)
-    splits = read_splits(recipe, task, folder, data)
-    td.add_answers(recipe, task, folder, splits, data["train"])
-    return splits["train"]
+    return td.read_taught(recipe, task, folder, data)["train"]
 
 
 def weights(run: Path) -> bytes:

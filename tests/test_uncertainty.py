@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from benchmarks import coverage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import bootstrap_difference, bootstrap_loyalty, bootstrap_scores, scores_elsewhere
@@ -33,6 +34,7 @@ LABELS = {
     "sts": [0.0, 0.5, 1.1, 3.3, 5.0],
 }
 LABEL_LOYALTIES = ["label_loyalty", "probability_loyalty", "probability_loyalty_base2"]
+LABEL_LOYALTIES += ["lost", "gained"]
 
 
 def task(name):
@@ -131,20 +133,31 @@ def test_a_resample_of_one_example_is_constant_whatever_rounding_leaves():
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_bootstrap_draws_seeds_and_examples(name, monkeypatch):
-    monkeypatch.setattr(uncertainty, "CHUNK", 7)  # the last chunk is not full
-    tables = make_tables(name, seeds=[30, 4, 12])
-    values = bootstrap_scores(task(name), tables, resamples=20, seed=5)
-    examples = uncertainty.resample_weights(9, 20, (5, 9, 0))
-    seeds = uncertainty.resample_weights(3, 20, (5, 9, 1))
-    for draw in range(20):
-        runs = [
-            metrics.score_predictions(task(name), written_out(tables[seed], examples[draw]))
-            for seed in (4, 12, 30)
+def test_bootstrap_gives_the_scores_of_each_run_in_every_resample(name, monkeypatch):
+    monkeypatch.setattr(uncertainty, "CHUNK", 3)  # the last chunk is not full
+    tables = make_tables(name, seeds=[30, 4, 12, 5, 6, 7])
+    student = [*tables.values()]
+    grids = {"student": [student[:3], student[3:]], "teacher": [student[:3]], "bag": [[student[5]]]}
+    models = {
+        model: [
+            [metrics.scorer(task(name), Predictions.of(table)) for table in by_seed]
+            for by_seed in grid
         ]
-        for score in runs[0]:
-            expected = np.average([run[score] for run in runs], weights=seeds[draw])
-            assert values[score][draw] == pytest.approx(expected, abs=1e-9), score
+        for model, grid in grids.items()
+    }
+    draws = uncertainty.bootstrap(models, 9, resamples=7, seed=5)
+    weights = uncertainty.resample_weights(9, 7, (5, 9, 0))
+    for model, grid in grids.items():
+        for score, values in draws[model].items():
+            assert values.shape == (len(grid), len(grid[0]), 7), score
+    for draw in range(7):
+        for model, grid in grids.items():
+            for (outer, by_seed), inner in itertools.product(enumerate(grid), range(len(grid[0]))):
+                table = written_out(by_seed[inner], weights[draw])
+                expected = metrics.score_predictions(task(name), table)
+                assert {
+                    score: values[outer, inner, draw] for score, values in draws[model].items()
+                } == pytest.approx(expected, abs=1e-9)
 
 
 def test_one_run_and_mean_of_many_draws():
@@ -153,22 +166,14 @@ def test_one_run_and_mean_of_many_draws():
         seed: metrics.score_predictions(task("sar"), table)["accuracy"]
         for seed, table in tables.items()
     }
-    [one] = bootstrap_scores(task("sar"), {0: tables[0]}, 4000)["accuracy"][None]
+    one = bootstrap_scores(task("sar"), {0: tables[0]}, 4000)["accuracy"]
+    assert (uncertainty.over_runs(one) == one[0, 0]).all()  # one seed: no variance between seeds
     assert one.mean() == pytest.approx(point[0], abs=4 * one.std() / math.sqrt(4000))
     assert one.std() == pytest.approx(math.sqrt(point[0] * (1 - point[0]) / 200), rel=0.06)
     both = bootstrap_scores(task("sar"), tables, 4000)["accuracy"]
     assert both.mean() == pytest.approx(
         np.mean(list(point.values())), abs=4 * both.std() / math.sqrt(4000)
     )
-
-
-def test_variance_between_seeds_is_shown():
-    # every example is right under seed 1, wrong under seed 0: only the drawn seeds move the mean
-    gold = make_tables("sar", noise=0.0, examples=30)
-    tables = {0: gold[0].assign(predicted="9"), 1: gold[1]}
-    values = bootstrap_scores(task("sar"), tables, 2000)["accuracy"]
-    assert set(values) == {0.0, 0.5, 1.0}
-    assert np.mean(values == 0.5) == pytest.approx(0.5, abs=0.05)
 
 
 def test_weights():
@@ -210,9 +215,8 @@ def test_loyalty_of_resamples(name):
             seed: table.assign(predicted=table["predicted"] * 1.5 - 0.5)
             for seed, table in student.items()
         }
-    same = loyalty.loyalty_scorer(task(name), *map(Predictions.of, (teacher[0], student[0])))(
-        np.ones((9, 1))
-    )
+    runs = [Predictions.of(teacher[0])], Predictions.of(student[0])
+    same = loyalty.loyalty_scorer(task(name), *runs)(np.ones((9, 1)))
     expected = loyalty.compare_predictions(
         task(name), Predictions.of(teacher[0]), Predictions.of(student[0])
     )
@@ -220,21 +224,18 @@ def test_loyalty_of_resamples(name):
         {key: expected[key] for key in same}, abs=1e-9
     )
     values = bootstrap_loyalty(task(name), teacher, student, 15)
-    weights = (
-        uncertainty.resample_weights(9, 15, (0, 9, 0)),
-        uncertainty.resample_weights(2, 15, (0, 9, 1)),
-    )
+    weights = uncertainty.resample_weights(9, 15, (0, 9, 0))
     for draw in range(15):
         pairs = [
-            [written_out(side[seed], weights[0][draw]) for side in (teacher, student)]
+            [written_out(side[seed], weights[draw]) for side in (teacher, student)]
             for seed in (0, 1)
         ]
         runs = [
             loyalty.compare_predictions(task(name), *map(Predictions.of, pair)) for pair in pairs
         ]
         for measure in values:
-            expected = np.average([run[measure] for run in runs], weights=weights[1][draw])
-            assert values[measure][draw] == pytest.approx(expected, abs=1e-9), measure
+            expected = [run[measure] for run in runs]
+            assert values[measure][0, :, draw] == pytest.approx(expected, abs=1e-9), measure
     assert (
         list(values)
         == {
@@ -264,9 +265,137 @@ def test_runs_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="table of seed 1: missing columns predicted"):
         scores(tables[1].drop(columns="predicted"))
     scorers = [metrics.scorer(task("sar"), Predictions.of(table)) for table in tables.values()]
-    for uneven, numbers in (([scorers, scorers[:1]], r"\[2, 1\]"), ([[]], r"\[0\]"), ([], r"\[\]")):
-        with pytest.raises(ValueError, match=f"one: each distillation seed needs.*{numbers}"):
-            uncertainty.bootstrap({"one": uneven}, 9, 5)
+    one, two = scorers[:1], scorers
+    uneven = [{"a": [two, one]}, {"a": [[]]}, {"a": []}]
+    for models in [*uneven, {"a": [two], "b": [two + one]}, {"a": [one] * 2, "b": [one] * 3}]:
+        with pytest.raises(ValueError, match="need one seed or equal numbers of .*'a': "):
+            uncertainty.bootstrap(models, 9, 5)
+    draws = uncertainty.bootstrap({"a": [two] * 3, "b": [two], "c": [one]}, 9, 5)
+    shapes = {model: scores["accuracy"].shape for model, scores in draws.items()}
+    assert shapes == {"a": (3, 2, 5), "b": (1, 2, 5), "c": (1, 1, 5)}
+
+
+# --- seeds ----------------------------------------------------------------------------------------
+
+
+def runs_of(effects, noise=0.0, resamples=20_000, own=0.0, start=0):
+    """Draws (D, F, R) of runs with the scores `effects` (D, F).
+
+    noise: the sampling error that all runs share; own: that of each run alone. As on real data, the
+    run's own errors are in its score too.
+    """
+    rng, effects = np.random.default_rng(start), np.array(effects, dtype=float)[..., None]
+    shared = rng.normal(0, noise, resamples)
+    error = rng.normal(0, own, effects.shape)
+    return effects + error + shared + rng.normal(0, own, (*effects.shape[:2], resamples))
+
+
+EFFECTS = np.array([[0.0, 1.0, 5.0], [2.0, 2.0, 3.0], [7.0, 6.0, 9.0]])
+
+
+@pytest.mark.parametrize("effects", [[[1.0, 2.0, 6.0]], [[1.0], [2.0], [6.0]]])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+def test_one_level_of_seeds_alone_has_the_t_interval(effects, level):
+    found = uncertainty.interval(runs_of(effects), level)
+    low, high = stats.t.interval(level, 2, loc=3, scale=stats.sem([1, 2, 6]))
+    assert found == pytest.approx((low, high), abs=0.05 * (high - low))
+
+
+def test_variance_of_seeds_and_examples_by_hand():
+    noise = 0.8
+    draws = uncertainty.over_runs(runs_of(EFFECTS, noise))
+    rows, columns = EFFECTS.mean(axis=1), EFFECTS.mean(axis=0)
+    parts = [sum((value - 35 / 9) ** 2 for value in side) / 2 / 3 for side in (rows, columns)]
+    variance = noise**2 + sum(parts)
+    degrees = variance**2 / sum(part**2 / 2 for part in parts)
+    assert 2 < degrees < 5
+    expected = stats.t(degrees, 35 / 9, math.sqrt(variance))
+    for q in (0.01, 0.1, 0.5, 0.7, 0.975):
+        assert np.quantile(draws, q) == pytest.approx(expected.ppf(q), abs=0.2)
+
+
+def test_equal_runs_add_nothing_and_the_order_of_seeds_does_not_matter():
+    same = runs_of(np.full((3, 3), 0.7), noise=0.1)
+    assert uncertainty.over_runs(same) == pytest.approx(same[0, 0], abs=1e-6)
+    runs = runs_of(EFFECTS, noise=0.5, own=0.3)
+    draws = uncertainty.over_runs(runs)
+    for other in (runs[[2, 0, 1]], runs[:, [1, 2, 0]], runs[::-1, ::-1], runs.swapaxes(0, 1)):
+        assert uncertainty.over_runs(other) == pytest.approx(draws, abs=1e-9)
+
+
+def test_what_the_examples_explain_counts_once():
+    """Runs without any effect of seeds: they differ because each errs on examples of its own."""
+    variances = []
+    for start in range(400):
+        runs = runs_of(np.zeros((3, 3)), noise=0.7, own=0.6, resamples=400, start=start)
+        low, high = uncertainty.interval(runs)
+        variances.append(((high - low) / 2 / 1.96) ** 2)
+    assert np.mean(variances) == pytest.approx(0.7**2 + 0.6**2 / 9, rel=0.25)
+
+
+def test_differences_pair_the_seeds():
+    teacher = runs_of([[0.0, 3.0, 9.0]], noise=0.5)
+    student = runs_of([[1.0, 4.0, 10.0]] * 3, noise=0.5)  # better by 1 at every fine-tuning seed
+    gaps = uncertainty.over_runs(student - teacher)
+    assert gaps == pytest.approx(np.ones(20_000))
+    assert uncertainty.p_value(student - teacher) == pytest.approx(2 / 20_001)
+    assert uncertainty.p_value(student) > 0.05  # alone it varies by much more
+    bag = runs_of([[0.5]], noise=0.5)
+    low, high = uncertainty.interval(student - bag)
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, 2, 4.5, 7**0.5), abs=0.8)
+
+
+@steady
+@given(st.integers(1, 4), st.integers(1, 4), st.floats(-3, 3), st.integers(0, 99))
+def test_p_value_and_interval_agree(distilled, tuned, effect, start):
+    effects = effect + np.random.default_rng(start).normal(size=(distilled, tuned))
+    runs = runs_of(effects, noise=0.5, resamples=999, own=0.2, start=start)
+    p = uncertainty.p_value(runs)
+    draws = uncertainty.over_runs(runs)
+    rarer = min(sum(draws < 0), sum(draws > 0))
+    assert p == pytest.approx(min(1, 2 * (rarer + 1) / 1000))
+    low, high = uncertainty.interval(runs)
+    if abs(p - 0.05) > 2.1 / 1000:
+        assert (p < 0.05) == (low > 0 or high < 0)
+
+
+def test_a_ratio_is_that_of_the_means_and_linear_in_the_runs():
+    above, below = runs_of(EFFECTS + 50, 0.5, 50), runs_of(EFFECTS[:1] + 60, 0.5, 50, start=1)
+    ratios = uncertainty.ratio(above, below)
+    means = above.mean(axis=(0, 1)) / below.mean(axis=(0, 1))
+    assert ratios.mean(axis=(0, 1)) == pytest.approx(means)
+    # without one row of runs the ratio of means moves to the mean of the other ratios
+    left = above[1:].mean(axis=(0, 1)) / below.mean(axis=(0, 1))
+    assert ratios[1:].mean(axis=(0, 1)) == pytest.approx(left, abs=1e-9)
+    fewer = above[:, 1:].mean(axis=(0, 1)) / below[:, 1:].mean(axis=(0, 1))
+    moved = ratios[:, 1:].mean(axis=(0, 1)) - means
+    assert moved == pytest.approx(fewer - means, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "kind, scenario",
+    [
+        (coverage.REALISTIC, "seeds as much as examples"),
+        (coverage.REALISTIC, "no variance between seeds"),
+        (coverage.EXTREME, "distillation seeds alone"),
+    ],
+)
+def test_coverage_over_seeds(kind, scenario, monkeypatch):
+    monkeypatch.setattr(coverage, "RESAMPLES", 500)
+    found = coverage.simulate(kind[scenario], [(3, 3)], 300, 400)
+    assert 0.925 <= found["rolib"] <= 0.98  # of 400: two standard errors are 2 points
+    if kind is coverage.EXTREME:
+        assert found["multinomial"] < 0.8  # what this test is there to refuse
+    else:
+        assert found["width_rolib"] < 0.8 * found["width_student"]
+
+
+def test_the_simulation_writes_its_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(coverage, "ROWS", [("accuracy", [(3, 3), (1, 3)], 50)])
+    coverage.main(5, tmp_path / "coverage.csv")
+    table = pd.read_csv(tmp_path / "coverage.csv")
+    assert list(table["scenario"]) == list(coverage.ACCURACIES)
+    assert set(table["seeds"]) == {"3x3 - 1x3"} and table["rolib"].between(0, 1).all()
 
 
 # --- threads --------------------------------------------------------------------------------------
@@ -300,7 +429,7 @@ def test_interval_and_p_value_by_hand():
     for call, bad in itertools.product(
         [uncertainty.interval, uncertainty.p_value], [[], [math.nan, 1.0], [[1.0]]]
     ):
-        with pytest.raises(ValueError, match="at least one number without NaN"):
+        with pytest.raises(ValueError, match="at least one, without NaN"):
             call(bad)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from rolib.analysis import loyalty, study, uncertainty
 from rolib.analysis.study import ENSEMBLE, ENSEMBLE_ROLE, WORDS_ROLE, Runs
 from rolib.analysis.tables import PAIR, corrected, estimate
-from rolib.analysis.uncertainty import in_threads
+from rolib.analysis.uncertainty import in_threads, over_runs
 from rolib.config import AnalyseConfig
 from rolib.evaluation.predictions import Predictions, check_paired
 from rolib.measures import TASKS, Task
@@ -36,15 +36,18 @@ def loyalty_tables(config: AnalyseConfig) -> dict[str, pd.DataFrame]:
     """
     tables: dict[str, list[pd.DataFrame]] = {}
     draws: Draws = {}
-    for task, seeds in study.evaluated(config).items():
-        for name, table in task_tables(config, task, seeds, draws):
+    seeds, measures = study.present(config)
+    for task, here in measures.items():
+        for name, table in task_tables(config, task, seeds, here, draws):
             tables.setdefault(name, []).append(table)
     found = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     return found | {"loyalty": with_floor(with_means(found["loyalty"], draws), draws)}
 
 
-def task_tables(config: AnalyseConfig, task: str, seeds: list[int], draws: Draws) -> Named:
-    """The tables of one measure, in parts, each with its name.
+def task_tables(
+    config: AnalyseConfig, task: str, seeds: list[int], here: pd.DataFrame, draws: Draws
+) -> Named:
+    """The tables of one measure and its models (`study.present`), in parts, each with its name.
 
     loyalty: `PAIR`, the columns of `estimate` and chance (`loyalty.chance_loyalty`, each run with
     one of the teacher's), student and teacher at other seeds (`at_other_seeds`). Unless there is
@@ -53,7 +56,6 @@ def task_tables(config: AnalyseConfig, task: str, seeds: list[int], draws: Draws
     calibration: `uncertainty.reliability` with checkpoint, seed, model, role, task; not for STS.
     classes, confusion, disagreements: see `pair_tables`; of each student with each of its teachers.
     """
-    here = study.present(config, task, seeds)
     # The teachers stay in memory, since all models are compared with them; others are read once.
     teachers = study.read_teachers(config, here, task, seeds)
     scorer = partial(loyalty.loyalty_scorer, TASKS[task])
@@ -107,7 +109,9 @@ def with_means(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
         if len(part) < tasks[measure]:
             continue
         of_tasks = [draws[model, teacher, task, measure] for task in part["task"]]
-        mean = draws[model, teacher, "mean", measure] = np.mean(of_tasks, axis=0)
+        mean = draws[model, teacher, "mean", measure] = np.mean(
+            np.broadcast_arrays(*of_tasks), axis=0
+        )
         low, high = uncertainty.interval(mean)
         row = dict(zip(keys, names, strict=True)) | {"task": "mean", "low": low, "high": high}
         row |= part[["checkpoints", "seeds"]].min().to_dict()
@@ -131,7 +135,7 @@ def with_floor(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     table[["gap_low", "gap_high", "p"]] = np.nan
     for row in table[table["floor"].notna()].itertuples():
         of_pair = (row.teacher, row.task, row.measure)
-        gaps = draws[row.model, *of_pair] - draws[row.teacher, *of_pair]
+        gaps = over_runs(draws[row.model, *of_pair] - draws[row.teacher, *of_pair])
         table.loc[row.Index, ["gap_low", "gap_high"]] = uncertainty.interval(gaps)
         if row.role == "student" and row.measure in TESTED:
             table.loc[row.Index, "p"] = uncertainty.p_value(gaps)
@@ -164,14 +168,18 @@ def pair_tables(
     """The tables of a student and a teacher on one measure, each with its name.
 
     disagreements: of the first checkpoint at the first seed, and the teacher at the second; with
-    the columns seed and teacher_seed. classes (`class_loyalty`) and `confusion`, not for STS.
+    the columns seed and teacher_seed. Not for STS: classes (`class_loyalty`) and confusion, how
+    often each pair of labels occurs in `paired_labels`: teacher_label, student_label, count.
     """
     numbers = {"seed": seeds[0], "teacher_seed": seeds[:2][-1]}
     apart = disagreements(TASKS[task], teacher[:2][-1], runs[0][0])
     yield "disagreements", apart.assign(**numbers)
     if task != "sts":
-        yield "classes", class_loyalty(teacher, runs, config.resamples, config.seed)
-        yield "confusion", confusion(teacher, runs)
+        pairs = paired_labels(teacher, runs)
+        units = len(runs[0][0].units)
+        yield "classes", class_loyalty(pairs, units, config.resamples, config.seed)
+        counts = pairs[["teacher_label", "student_label"]].value_counts()
+        yield "confusion", counts.reset_index(name="count")
 
 
 def references_of(member: Any, known: Collection[str]) -> list[str]:
@@ -187,44 +195,41 @@ def references_of(member: Any, known: Collection[str]) -> list[str]:
     return [teacher for teacher in references if teacher != name]
 
 
-def class_loyalty(
-    teacher: list[Predictions], runs: Runs, resamples: int, seed: int
-) -> pd.DataFrame:
+def paired_labels(teacher: list[Predictions], runs: Runs) -> pd.DataFrame:
+    """The labels of all pairs of runs (`at_other_seeds`), one row a unit and pair.
+
+    Columns: example (its number), teacher_label, student_label.
+    """
+
+    def labels(others: list[Predictions], run: Predictions) -> pd.DataFrame:
+        theirs = np.concatenate([other.predicted for other in others])
+        ours = {"example": run.examples, "student_label": run.predicted}
+        repeated = {name: np.tile(column, len(others)) for name, column in ours.items()}
+        return pd.DataFrame(repeated | {"teacher_label": theirs})
+
+    by_checkpoint = at_other_seeds(labels, teacher, runs)
+    return pd.concat(itertools.chain(*by_checkpoint), ignore_index=True)
+
+
+def class_loyalty(pairs: pd.DataFrame, units: int, resamples: int, seed: int) -> pd.DataFrame:
     """Label loyalty by the teacher's label: label, units, value, low, high (95 % interval).
 
-    units: how many units get the label from the teacher, mean over pairs of runs. value: the share
-    of them, over all pairs (`at_other_seeds`), that get it from the student too. The interval is
-    over the resamples that contain the label. It is too narrow for a label that occurs in one
+    pairs: `paired_labels` of a test set of so many units. units: how many units get the label from
+    the teacher, mean over pairs of runs. value: the share of them, over all pairs, that get it from
+    the student too. The interval is that of these runs: it knows the test examples, over the
+    resamples that contain the label, and no seeds. It is too narrow for a label that occurs in one
     sentence only.
     """
-    counts = confusion(teacher, runs).set_index("teacher_label")
-    hits = counts.loc[counts.index == counts["student_label"], "count"]
-    total = counts.groupby(level=0)["count"].sum()
-    units = total * len(teacher[0].units) / total.sum()
-    table = pd.DataFrame({"units": units, "value": hits.reindex(total.index).fillna(0) / total})
-    scorers = at_other_seeds(partial(loyalty.class_scorer, table.index), teacher, runs)
-    examples = teacher[0].num_examples
-    draws = uncertainty.bootstrap({"student": scorers}, examples, resamples, seed)["student"]
+    equal = pairs["teacher_label"] == pairs["student_label"]
+    by_label = equal.groupby(pairs["teacher_label"])
+    table = pd.DataFrame({"units": by_label.size() * units / len(pairs), "value": by_label.mean()})
+    scorers = {"all": [[loyalty.class_scorer(pairs, table.index)]]}
+    examples = pairs["example"].max() + 1
+    draws = uncertainty.bootstrap(scorers, examples, resamples, seed)["all"]
     with np.errstate(invalid="ignore"):  # 0 / 0 in resamples without the label
-        shares = draws["hits"] / draws["units"]
+        shares = (draws["hits"] / draws["units"])[0, 0]
     table["low"], table["high"] = np.nanquantile(shares, [0.025, 0.975], axis=1)
     return table.rename_axis("label").reset_index()
-
-
-def confusion(teacher: list[Predictions], runs: Runs) -> pd.DataFrame:
-    """How often each pair of labels occurs over all pairs of runs (`at_other_seeds`).
-
-    Columns: teacher_label, student_label, count.
-    """
-
-    def counts(others: list[Predictions], run: Predictions) -> pd.Series:
-        theirs = np.concatenate([other.predicted for other in others])
-        sides = {"teacher_label": theirs, "student_label": np.tile(run.predicted, len(others))}
-        return pd.DataFrame(sides).value_counts()
-
-    by_run = pd.concat(itertools.chain(*at_other_seeds(counts, teacher, runs)))
-    total = by_run.groupby(level=[0, 1]).sum().sort_values(ascending=False, kind="stable")
-    return total.reset_index(name="count")
 
 
 def side_by_side(

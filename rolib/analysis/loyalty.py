@@ -184,21 +184,16 @@ def _label_loyalties(labels: Any, natural: Any, /) -> dict[str, Any]:
     return plain | {"probability_loyalty_base2": 1 - (1 - natural) / BASE2}
 
 
-def class_scorer(
-    classes: Sequence[str], teachers: Sequence[Predictions], student: Predictions
-) -> Scorer:
+def class_scorer(pairs: pd.DataFrame, classes: Sequence[str]) -> Scorer:
     """`hits` and `units` (classes, R) as a function of example weights (examples, R).
 
-    units: how often the runs of a teacher give the class; hits: how often the run of the student
-    gives it to the same unit. Their ratio is the label loyalty of the class.
+    pairs: one row a unit: example (its number), teacher_label, student_label. units: how often the
+    teacher gives the class; hits: how often the student gives it to the same unit. Their ratio is
+    the label loyalty of the class.
     """
-    theirs = np.concatenate([teacher.predicted for teacher in teachers])
-    hit = theirs == np.tile(student.predicted, len(teachers))
-    groups, examples = (
-        pd.Index(classes).get_indexer(theirs),
-        np.tile(student.examples, len(teachers)),
-    )
-    shape = (len(classes), student.num_examples)
+    groups, examples = pd.Index(classes).get_indexer(pairs["teacher_label"]), pairs["example"]
+    hit = (pairs["teacher_label"] == pairs["student_label"]).to_numpy()
+    shape = (len(classes), examples.max() + 1)
     hits = metrics.counts(groups[hit], examples[hit], shape)
     units = metrics.counts(groups, examples, shape)
     return lambda weights: {"hits": hits @ weights, "units": units @ weights}

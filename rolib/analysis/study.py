@@ -132,14 +132,14 @@ def data_notes(config: Config) -> list[str]:
     for _, task, _, path in run_files(config, "manifest.json"):
         notes += [f"{task.upper()}: {note}" for note in read_json(path, made_by(config))["notes"]]
     lacking: dict[str, list[str]] = {}
-    for task, seeds in evaluated(config).items():
-        whole = {*present(config, task, seeds)["checkpoints"].explode()}
-        for folder in members(config)["checkpoints"].explode():
-            if folder not in whole:
-                lacking.setdefault(folder, []).append(task.upper())
+    folders = members(config)["checkpoints"].explode()
+    for task, here in present(config)[1].items():
+        for folder in folders[~folders.isin(here["checkpoints"].explode())]:
+            lacking.setdefault(folder, []).append(task.upper())
     if lacking:
         names = ", ".join(f"{folder} ({' '.join(tasks)})" for folder, tasks in lacking.items())
-        notes.append(f"Not evaluated in full yet, and left out of these measures: {names}.")
+        text = "Left out of these measures, since they or checkpoints of other methods are not "
+        notes.append(f"{text}evaluated in full yet: {names}.")
     return list(dict.fromkeys(notes))
 
 
@@ -155,40 +155,45 @@ def checkpoint_note(everyone: pd.DataFrame) -> str:
 
 
 def evaluated(config: Config) -> dict[str, list[int]]:
-    """The measures of a study in order, each with its fine-tuning seeds in order.
+    """The measures of a study in order, each with its fine-tuning seeds in order."""
+    seeds, measures = present(config)
+    return dict.fromkeys(measures, seeds)
 
-    These are the seeds that most checkpoints have, since a study may go on for several sittings.
+
+def present(config: Config) -> tuple[list[int], dict[str, pd.DataFrame]]:
+    """The fine-tuning seeds of a study, and for each measure the models to compare there.
+
+    A study goes on over several sittings. Its seeds are those that most checkpoints have. The
+    models are the table of `members` with the checkpoints that have all these seeds of the measure
+    (the bag of words has the first alone); a method without such a checkpoint is left out. Methods
+    of several checkpoints get equal numbers of them. The teachers' ensemble has the last row if
+    there are several teachers and all of them are here.
     """
-    found: dict[tuple[str, str], tuple[int, ...]] = {}
-    for folder, task, seed, _ in sorted(run_files(config, "predictions.parquet")):
-        if folder != WORDS:
-            found[folder, task] = (*found.get((folder, task), ()), seed)
-    usual = {}
+    runs: dict[tuple[str, str], set[int]] = {}
+    for folder, task, seed, _ in run_files(config, "predictions.parquet"):
+        runs.setdefault((folder, task), set()).add(seed)
+    counts = Counter(tuple(sorted(runs[key])) for key in runs if key[0] != WORDS)
+    ranked = sorted((number, len(seeds), seeds) for seeds, number in counts.items())
+    usual = list(ranked[-1][2]) if ranked else []
+
+    def whole(task: str, folders: list[str]) -> list[str]:
+        needed = {name: {*(usual[:1] if name == WORDS else usual)} for name in folders}
+        return [name for name in folders if needed[name] <= runs.get((name, task), set())]
+
+    everyone, tables = members(config), {}
     for task in TASKS:
-        counts = Counter(seeds for (_, name), seeds in found.items() if name == task)
-        ranked = sorted((number, len(seeds), seeds) for seeds, number in counts.items())
-        if ranked:
-            usual[task] = list(ranked[-1][2])
-    return usual
-
-
-def present(config: Config, task: str, seeds: list[int]) -> pd.DataFrame:
-    """The table of `members` with the checkpoints that have all these seeds of a measure.
-
-    A method without such a checkpoint is left out. The bag of words needs the first seed only. The
-    teachers' ensemble has the last row if there are several teachers and all of them are here.
-    """
-    runs = {run[:3] for run in run_files(config, "predictions.parquet")}
-
-    def whole(folders: list[str]) -> list[str]:
-        needed = {name: seeds[:1] if name == WORDS else seeds for name in folders}
-        return [name for name in folders if runs >= {(name, task, k) for k in needed[name]}]
-
-    everyone = members(config)
-    here = everyone.assign(checkpoints=everyone["checkpoints"].map(whole))
-    here = here[here["checkpoints"].map(len) > 0].reset_index(drop=True)
-    teachers = [(table["role"] == "teacher").sum() for table in (everyone, here)]
-    return with_ensemble(here) if teachers[0] == teachers[1] else here
+        here = everyone.assign(checkpoints=everyone["checkpoints"].map(partial(whole, task)))
+        here = here[here["checkpoints"].map(len) > 0].reset_index(drop=True)
+        if usual and set(here["role"]) - {WORDS_ROLE}:
+            tables[task] = here
+    numbers = {len(folders) for here in tables.values() for folders in here["checkpoints"]}
+    least = min(numbers - {1}, default=1)
+    teachers = (everyone["role"] == "teacher").sum()
+    for task, here in tables.items():
+        here["checkpoints"] = here["checkpoints"].str[:least]
+        if (here["role"] == "teacher").sum() == teachers:
+            tables[task] = with_ensemble(here)
+    return usual, tables
 
 
 def read_runs(

@@ -53,10 +53,10 @@ def score_tables(config: AnalyseConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     score as a share of the other's with its interval: kept, kept_low, kept_high.
     """
     everyone = study.with_ensemble(study.members(config))
-    tables, measures = [], study.evaluated(config)
+    tables, (seeds, measures) = [], study.present(config)
     draws: dict[tuple, np.ndarray] = {}
-    for task, seeds in measures.items():
-        table, of_task = _score_task(config, task, seeds)
+    for task, here in measures.items():
+        table, of_task = _score_task(config, task, seeds, here)
         tables.append(table)
         draws |= of_task
     scores = pd.concat(tables)
@@ -68,7 +68,7 @@ def score_tables(config: AnalyseConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
         if not draws.keys() >= set(keys):
             continue
         mean = (name, "mean")
-        draws[mean] = np.mean([draws[key] for key in keys], axis=0)
+        draws[mean] = np.mean(np.broadcast_arrays(*[draws[key] for key in keys]), axis=0)
         points[mean] = np.mean([points[key] for key in keys])
         rows.append((name, *numbers.loc[name], points[mean], *uncertainty.interval(draws[mean])))
     columns = ["model", "checkpoints", "seeds", "value", "low", "high"]
@@ -80,13 +80,12 @@ def score_tables(config: AnalyseConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _score_task(
-    config: AnalyseConfig, task: str, seeds: list[int]
+    config: AnalyseConfig, task: str, seeds: list[int], here: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[tuple, np.ndarray]]:
     """The scores of all models on one measure, and the draws of their headline scores.
 
-    The draws have the keys (model, task).
+    here: the models, see `study.present`. The draws have the keys (model, task).
     """
-    here = study.present(config, task, seeds)
     headline = study.read_result(config, here["checkpoints"][0][0], task, seeds[0])["headline"]
     models = study.read_teachers(config, here, task, seeds)
     for member in here.itertuples():
@@ -114,10 +113,10 @@ def _compare(pairs: list[tuple[str, str, str]], draws: dict, points: dict) -> pd
     for (model, other, role), task in itertools.product(pairs, tasks):
         if not draws.keys() >= {(model, task), (other, task)}:
             continue
-        gaps = draws[model, task] - draws[other, task]
+        gaps = uncertainty.over_runs(draws[model, task] - draws[other, task])
         difference = points[model, task] - points[other, task]
         found = (difference, *uncertainty.interval(gaps), uncertainty.p_value(gaps))
-        kept = draws[model, task] / np.maximum(draws[other, task], LEAST)
+        kept = uncertainty.ratio(draws[model, task], np.maximum(draws[other, task], LEAST))
         point = points[model, task] / max(points[other, task], LEAST)
         rows.append((model, other, role, task, *found, point, *uncertainty.interval(kept)))
     columns = ["model", "against", "role", "task", "difference", "low", "high", "p"]

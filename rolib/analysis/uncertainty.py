@@ -1,9 +1,10 @@
 """Uncertainty of scores: bootstrap intervals, p-values of paired differences, calibration.
 
-The bootstrap draws test examples and fine-tuning seeds. An example is drawn as a whole: the words
-of a sentence stay together. Equal numbers of examples and resamples and an equal seed give equal
-weights. Two models on one test set are therefore paired draw by draw, and their draws may be
-subtracted.
+The bootstrap draws test examples. An example is drawn as a whole: the words of a sentence stay
+together. Equal numbers of examples and resamples and an equal seed give equal weights: all runs on
+one test set are paired draw by draw. Draws keep the runs of a model apart, (distillation seeds,
+fine-tuning seeds, resamples), and may be subtracted and averaged; `interval` and `p_value` then add
+the variance between the seeds (`over_runs`).
 """
 
 import os
@@ -21,61 +22,51 @@ from rolib.evaluation.metrics import Scorer
 
 CHUNK = 200  # resamples at a time: their weights and ranks fit into the processor's cache
 Key = TypeVar("Key", bound=Hashable)
-Scores = dict[str, np.ndarray]  # score name -> (resamples,)
+Scores = dict[str, np.ndarray]  # score name -> (..., resamples)
 
 
 def bootstrap(
     models: Mapping[Key, list[list[Scorer]]], examples: int, resamples: int = 10_000, seed: int = 0
 ) -> dict[Key, Scores]:
-    """The scores of each model in every resample, as means over its runs.
+    """The scores of each run of each model in every resample of the test examples.
 
-    models: nested lists of scorers, [distillation seed][fine-tuning seed]. A resample draws
-    distillation seeds, fine-tuning seeds and examples, all with replacement (the pigeonhole
-    bootstrap, Owen 2007). All models see the same examples. Models with equal numbers of
-    fine-tuning seeds see the same fine-tuning seeds, and so for distillation seeds. A score may
-    also be an array (..., resamples).
+    models: nested lists of scorers, [distillation seed][fine-tuning seed]. Draws have the shape
+    (distillation seeds D, fine-tuning seeds F, resamples). All runs see the same examples. The
+    difference of two models pairs their seeds: seed with seed where the numbers are equal, and one
+    with all where a model has one. A score may also be an array (..., resamples).
 
-    ValueError unless each distillation seed of a model has the same number of fine-tuning seeds.
+    ValueError unless each number of seeds is one or the same for all models.
     """
-    shapes = {model: _shape(model, runs) for model, runs in models.items()}
+    _check_seeds(models)
     # The number of examples is part of the stream: test sets get unrelated resamples.
     weights = resample_weights(examples, resamples, (seed, examples, 0))
 
-    def shares(seeds: int, level: int) -> np.ndarray:
-        return resample_weights(seeds, resamples, (seed, examples, level)).T / seeds
-
-    inner = {seeds: shares(seeds, 1) for _, seeds in shapes.values()}
-    outer = {seeds: shares(seeds, 2) for seeds, _ in shapes.values()}
-
     def part(start: int) -> list[Scores]:
         chunk = weights[start : start + CHUNK].T.astype(np.float64, order="C")
-        draws = slice(start, start + CHUNK)
-        found = []
-        for runs, (distilled, tuned) in zip(models.values(), shapes.values(), strict=True):
-            share = outer[distilled][:, None, draws] * inner[tuned][:, draws]
-            scores = [scorer(chunk) for by_seed in runs for scorer in by_seed]
-            found.append(_weighted(scores, share.reshape(len(scores), -1)))
-        return found
+        return [_run_scores(runs, chunk) for runs in models.values()]
 
     by_model = zip(*in_threads(part, range(0, resamples, CHUNK)), strict=True)
     return {model: _joined(parts) for model, parts in zip(models, by_model, strict=True)}
 
 
-def _shape(model: object, runs: list[list[Scorer]]) -> tuple[int, int]:
-    """The numbers of distillation seeds and of fine-tuning seeds; ValueError if uneven."""
-    numbers = {len(by_seed) for by_seed in runs}
-    if len(numbers) != 1 or 0 in numbers:
+def _check_seeds(models: Mapping[Key, list[list[Scorer]]]) -> None:
+    """Raise ValueError for runs that do not form a full grid, or grids that cannot be paired."""
+    grids = {model: [len(by_seed) for by_seed in runs] for model, runs in models.items()}
+    distilled = {len(grid) for grid in grids.values()} - {1}
+    tuned = {number for grid in grids.values() for number in grid} - {1}
+    uneven = any(len(set(grid)) != 1 or 0 in grid for grid in grids.values())
+    if uneven or len(distilled) > 1 or len(tuned) > 1:
         raise ValueError(
-            f"{model}: each distillation seed needs the same number of fine-tuning seeds, at "
-            f"least one, but they have {[len(by_seed) for by_seed in runs]}"
+            "models need one seed or equal numbers of distillation seeds and of fine-tuning seeds, "
+            f"but the fine-tuning seeds of their distillation seeds are {grids}"
         )
-    return len(runs), numbers.pop()
 
 
-def _weighted(runs: list[Scores], shares: np.ndarray) -> Scores:
-    """The weighted mean of the scores of runs; shares (runs, resamples) sum to 1 over the runs."""
-    pairs = list(zip(shares, runs, strict=True))
-    return {name: sum(share * run[name] for share, run in pairs) for name in runs[0]}
+def _run_scores(runs: list[list[Scorer]], weights: np.ndarray) -> Scores:
+    """The scores (D, F, ..., R) of nested runs at weights (examples, R)."""
+    found = [[scorer(weights) for scorer in by_seed] for by_seed in runs]
+    names = found[0][0]
+    return {name: np.array([[run[name] for run in by] for by in found]) for name in names}
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:
@@ -95,26 +86,75 @@ def in_threads(function: Callable, *arguments: Iterable) -> list:
         return list(pool.map(function, *arguments))
 
 
-def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap values (R,): low and high around the middle `level` of them.
+def over_runs(draws: ArrayLike) -> np.ndarray:
+    """Draws (R,) of the mean over all runs, from the draws (D, F, R) of the runs.
 
+    Each kind of S > 1 seeds adds a variance: that between the means of its seeds, less what the
+    test examples explain of it, divided by S. Few seeds estimate it badly. Therefore the draws
+    follow Student's t distribution, with Satterthwaite's degrees of freedom: many where the
+    examples have most of the variance, S - 1 where one kind of seeds has it. Draws (R,) of one run
+    stay as they are: one seed shows no variance, and the statement is about this seed.
+
+    Coverage of 95 % intervals in simulations (tests/benchmarks/coverage.py, figures/bench):
+    COVERAGE
+    ValueError if there is no draw, for another shape or a NaN.
+    """
+    runs = np.asarray(draws, dtype=np.float64)
+    if runs.ndim not in (1, 3) or not runs.size or np.isnan(runs).any():
+        raise ValueError("bootstrap draws must be (R,) or (D, F, R), at least one, without NaN")
+    runs = runs.reshape((1, 1, -1) if runs.ndim == 1 else runs.shape)
+    mean = runs.mean(axis=(0, 1))
+    added = spread = 0.0  # the variance that seeds add; the variance of its estimate, halved
+    for level in (0, 1):
+        seeds = runs.mean(axis=1 - level) - mean  # (S, R)
+        number = len(seeds)
+        if number > 1:
+            between = seeds.mean(axis=1).var(ddof=1)
+            explained = seeds.var(axis=1).sum() / (number - 1)
+            added += max(between - explained, 0) / number
+            spread += (between / number) ** 2 / (number - 1)
+    if not added:
+        return mean
+    degrees = (mean.var() + added) ** 2 / spread
+    rng = np.random.default_rng((0, 0, 1))  # a stream that no resample_weights have
+    gaps = mean - mean.mean() + np.sqrt(added) * rng.normal(size=len(mean))
+    return mean.mean() + gaps * np.sqrt(degrees / rng.chisquare(degrees, len(mean)))
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """The ratio of two models' mean scores, as draws of runs: their mean is the ratio of the means.
+
+    Draws (D, F, R). A run stands as far from the ratio as it moves it, to first order. `below` must
+    have means above 0.
+    """
+    mean = below.mean(axis=(0, 1))
+    kept = above.mean(axis=(0, 1)) / mean
+    return kept + (above - kept * below) / mean
+
+
+def interval(draws: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws (R,) or (D, F, R); see `over_runs`.
+
+    low and high stand around the middle `level` of them.
     BCa intervals had no better coverage in simulations (Pearson, 300 pairs: 94 % for both). The
     interval of a macro-F1 over many rare classes is too low, because resamples lose classes.
     ValueError if there is no value or a NaN.
     """
-    low, high = np.quantile(_checked(values), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(over_runs(draws), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def p_value(differences: ArrayLike) -> float:
-    """Two-sided p-value of "no difference" from paired bootstrap differences (R,).
+    """Two-sided p-value of "no difference" from paired draws (R,) or (D, F, R); see `over_runs`.
 
     It is twice the share of the rarer sign; a difference of 0 counts for both signs. The observed
     sample counts as one more draw of both signs, so that p is never 0 (Davison and Hinkley 1997,
-    4.4). Up to this one draw, p is below 1 - level exactly if `interval` excludes 0.
+    4.4): with 10,000 resamples it is at least 2 / 10,001, so that Holm's correction can reach 0.05
+    for at most 250 tests. Up to this one draw, p is below 1 - level exactly if `interval`
+    excludes 0.
     ValueError if there is no difference or a NaN.
     """
-    gaps = _checked(differences)
+    gaps = over_runs(differences)
     rarer = min((gaps <= 0).sum(), (gaps >= 0).sum())
     return float(min(1.0, 2 * (rarer + 1) / (len(gaps) + 1)))
 
@@ -153,7 +193,7 @@ def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 10) -> pd
     return pd.DataFrame({"low": edges[:-1], "high": edges[1:], **means, "count": count})
 
 
-@lru_cache(maxsize=4)  # examples and seeds of the latest measure, which all models share
+@lru_cache(maxsize=1)  # the examples of the latest measure, which all models share
 def resample_weights(units: int, resamples: int, stream: tuple[int, ...]) -> np.ndarray:
     """How often each resample holds each unit: (resamples, units) uint16.
 
@@ -165,11 +205,3 @@ def resample_weights(units: int, resamples: int, stream: tuple[int, ...]) -> np.
         row[:] = np.bincount(rng.integers(units, size=units), minlength=units)
     weights.flags.writeable = False  # the cache returns the same array again
     return weights
-
-
-def _checked(values: ArrayLike) -> np.ndarray:
-    """Bootstrap values as a float64 array (R,); ValueError for R = 0, another shape or a NaN."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not len(array) or np.isnan(array).any():
-        raise ValueError("bootstrap values must be a list of at least one number without NaN")
-    return array

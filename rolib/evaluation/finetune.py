@@ -187,6 +187,12 @@ def sample_examples(split: Dataset, count: int, seed: int) -> Dataset:
     return split.select(np.random.default_rng(seed).permutation(len(split))[:count])
 
 
+def sample_splits(config: EvaluateConfig, splits: DatasetDict) -> dict[str, Dataset]:
+    """The examples of each split that the study uses."""
+    most = {name: getattr(config, f"max_{name}_examples") for name in splits}
+    return {name: sample_examples(splits[name], most[name], config.seed) for name in splits}
+
+
 def read_splits(
     config: EvaluateConfig, task_name: TaskName, model_folder: Path, splits: DatasetDict
 ) -> Splits:
@@ -195,9 +201,8 @@ def read_splits(
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     positions = transformers.AutoConfig.from_pretrained(model_folder).max_position_embeddings
     max_length = min(config.max_length, positions)
-    most = {name: getattr(config, f"max_{name}_examples") for name in splits}
-    parts = {name: sample_examples(splits[name], most[name], config.seed) for name in splits}
-    return {key: (part, *encode(part, task, tokenizer, max_length)) for key, part in parts.items()}
+    parts = sample_splits(config, splits).items()
+    return {name: (part, *encode(part, task, tokenizer, max_length)) for name, part in parts}
 
 
 class Recipe(NamedTuple):
@@ -339,12 +344,18 @@ def finetune(
         best.should_save_on_this_rank = bool
         best.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-    write_table(folder / "predictions.parquet", table)
-    result: dict[str, Any] = {"task": task_name, "seed": seed, "protocol": task.protocol}
-    result |= {"headline": task.headline, "test": score_predictions(task, table)}
-    result |= {"validation": {task.headline: best_score}, "best_epoch": best_epoch}
-    result |= {"recipe": chosen._asdict(), "grid": grid, "labels": labels}
-    result["counts"] = {name: found for name, (*_, found) in splits.items()}
-    write_json(folder / "scores.json", result)
+    facts = {"validation": {task.headline: best_score}, "best_epoch": best_epoch}
+    facts |= {"recipe": chosen._asdict(), "grid": grid, "labels": labels}
+    counts = {name: found for name, (*_, found) in splits.items()}
+    result = write_result(folder, task, seed, table, **facts, counts=counts)
     clear_device_cache(garbage_collection=True)
+    return result
+
+
+def write_result(folder: Path, task: Task, seed: int, table: pd.DataFrame, **facts: Any) -> dict:
+    """Store the predictions of the test split and scores.json, whose content is returned."""
+    write_table(folder / "predictions.parquet", table)
+    result: dict[str, Any] = {"task": task.name, "seed": seed, "protocol": task.protocol}
+    result |= {"headline": task.headline, "test": score_predictions(task, table)} | facts
+    write_json(folder / "scores.json", result)
     return result

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.special import entr
 
 UNIT = ["example", "position"]  # the columns that identify a scored unit
 COLUMNS = [*UNIT, "gold", "predicted", "probabilities"]
@@ -172,7 +171,8 @@ def row_entropies(*sides: np.ndarray) -> np.ndarray:
     for start in range(0, len(sides[0]), CHUNK):
         rows = [side[start : start + CHUNK].astype(np.float64) for side in sides]
         mean = sum(part / part.sum(axis=1, keepdims=True) for part in rows) / len(sides)
-        entropies.append(entr(mean).sum(axis=1))
+        logs = np.log(mean, out=np.zeros_like(mean), where=mean > 0)  # faster than SciPy's entr
+        entropies.append(-np.einsum("nc,nc->n", mean, logs))
     return np.concatenate(entropies)
 
 

@@ -139,16 +139,20 @@ def stored_answers(
     return np.stack(table["probabilities"].tolist())
 
 
-def add_answers(
-    config: EvaluateConfig, task: TaskName, model_folder: Path, splits: Splits, train: Dataset
-) -> None:
-    """Give the train rows of `read_splits` the teachers' answers (`soft`), and add unlabelled rows.
+def read_taught(
+    config: EvaluateConfig, task: TaskName, model_folder: Path, data: DatasetDict
+) -> Splits:
+    """The splits of `read_splits`; with task teachers the train rows have their answers too.
 
-    train: all training examples. soft: float32 (units of the row, C), the mean over the teachers.
+    These are `soft`, float32 (units of the row, C), the mean over the teachers. Rows of unlabelled
+    examples follow; they have no label.
     """
+    splits = read_splits(config, task, model_folder, data)
+    if not config.distils:
+        return splits
     labelled, rows, counts = splits["train"]
     parts = {"train": (labelled, rows)}
-    if len(unlabelled := unlabelled_examples(config, task, train)):
+    if len(unlabelled := unlabelled_examples(config, task, data["train"])):
         all_of = config.model_copy(update={"max_train_examples": 0})
         read = read_splits(all_of, task, model_folder, DatasetDict(train=unlabelled))
         more = [row | {"labels": [IGNORE] * len(row["labels"])} for row in read["train"][1]]
@@ -160,4 +164,5 @@ def add_answers(
         for row, soft in zip(of_part, np.split(mean, ends[:-1]), strict=True):
             row["soft"] = soft
     everything = [row for _, of_part in parts.values() for row in of_part]
-    splits["train"] = (labelled, everything, counts | {"unlabelled": len(unlabelled)})
+    counts = counts | {"unlabelled": len(unlabelled)}
+    return splits | {"train": (labelled, everything, counts)}
