@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
+from rolib.config import EvaluateConfig
+from rolib.distillation.losses import task_loss
 from rolib.measures import Task
 
 ATTENTION_NORMS = ("attention.output.LayerNorm", "sa_layer_norm")  # of BERT and DistilBERT
@@ -101,3 +104,22 @@ def mean_to_head(
     if pooler is not None:
         output.pooler_output = pooler(output.last_hidden_state)
     return output
+
+
+def loss_of_rows(
+    model: nn.Module, batch: dict[str, Tensor], rows: list[dict[str, Any]], config: EvaluateConfig
+) -> Tensor:
+    """The loss () of a batch: the model's own, cross-entropy or the squared error of a score.
+
+    If the rows have teachers' answers (`soft`), it is the `task_loss` of their units: words, at
+    their first piece, or examples.
+    """
+    if "soft" not in rows[0]:
+        return model(**batch).loss
+    labels = batch.pop("labels")
+    words = [torch.tensor(row["words"], device=labels.device) for row in rows]
+    units = nn.utils.rnn.pad_sequence(words, batch_first=True, padding_value=-1) >= 0  # (B, T)
+    gold = labels.reshape(units.shape)[units]
+    student = model(**batch).logits.float().reshape(*units.shape, -1)[units]
+    teacher = torch.from_numpy(np.concatenate([row["soft"] for row in rows])).to(labels.device)
+    return task_loss(student, gold, teacher, config.alpha_task, config.task_temperature)
