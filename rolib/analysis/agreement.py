@@ -64,7 +64,7 @@ def task_tables(
     def chance(others: list[Predictions], run: Predictions) -> dict[str, float]:
         return loyalty.chance_loyalty(TASKS[task], others[0], run, config.seed)
 
-    for member in here[here["role"] != WORDS_ROLE].itertuples():  # it has no probabilities
+    for member in here[here["role"] != WORDS_ROLE].itertuples():  # it has no teacher
         if member.model in teachers:
             runs = teachers[member.model]
         else:

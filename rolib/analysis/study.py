@@ -77,7 +77,7 @@ def _by_method(rows: list[tuple]) -> pd.DataFrame:
     """The table of `members` from a row for each checkpoint, whose first part is its folder."""
     table = pd.DataFrame(rows, columns=["folder", "role", "teacher", "teachers", "layers"])
     table.insert(0, "model", table["folder"].str.replace(FURTHER, "", regex=True))
-    number = table["folder"].str.extract(FURTHER, expand=False).fillna(1).astype(int)
+    number = table["folder"].str.extract(FURTHER, expand=False).fillna("1").astype(int)
     rank = table["role"].map([*ROLES].index)
     table = table.assign(last=table["teacher"] == "", rank=rank, number=number)
     table = table.sort_values(["last", "teacher", "rank", "model", "number"])
