@@ -22,7 +22,7 @@ from rolib.config import EvaluateConfig, TaskName
 from rolib.data.corpus import normalise, windows
 from rolib.data.words import word_pieces
 from rolib.distillation.losses import IGNORE
-from rolib.evaluation.heads import load_for_task
+from rolib.evaluation.heads import BiEncoder, load_for_task
 from rolib.evaluation.metrics import score_predictions
 from rolib.evaluation.predictions import COLUMNS, write_table
 from rolib.measures import Task, with_protocol
@@ -249,6 +249,19 @@ def predictions(run: Run, model: nn.Module, name: str) -> pd.DataFrame:
     return prediction_table(rows, outputs, run.task, split, run.labels)
 
 
+@torch.no_grad()
+def fit_whitening(run: Run, model: BiEncoder) -> None:
+    """Fit the whitening of a bi-encoder to the training texts, before it is trained."""
+    model.eval()
+    rows, size, states = run.splits["train"][1], 4 * run.config.batch_size, []
+    for start in range(0, len(rows), size):
+        batch = collate(rows[start : start + size], run.task, run.tokenizer).to(run.device)
+        del batch["labels"]
+        with training.autocast(run.device, run.precision):
+            states.append(model.mean_states(**batch))
+    model.fit_whitening(torch.cat(states))
+
+
 def train_recipe(run: Run, recipe: Recipe, model: nn.Module) -> tuple[float, int]:
     """Train the model by one recipe; it keeps the weights of its best epoch.
 
@@ -322,6 +335,8 @@ def finetune(
     for recipe in recipes(config, task_name):
         transformers.set_seed(seed)
         model = load_for_task(model_folder, task, labels, random_weights, recipe.pooling).to(device)
+        if isinstance(model, BiEncoder):
+            fit_whitening(run, model)
         score, epoch = train_recipe(run, recipe, model)
         grid.append(recipe._asdict() | {"validation": score})
         if score > best_score:
