@@ -65,8 +65,7 @@ def _check_seeds(models: Mapping[Key, list[list[Scorer]]]) -> None:
 def _run_scores(runs: list[list[Scorer]], weights: np.ndarray) -> Scores:
     """The scores (D, F, ..., R) of nested runs at weights (examples, R)."""
     found = [[scorer(weights) for scorer in by_seed] for by_seed in runs]
-    names = found[0][0]
-    return {name: np.array([[run[name] for run in by] for by in found]) for name in names}
+    return {name: np.array([[run[name] for run in by] for by in found]) for name in found[0][0]}
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:
@@ -95,8 +94,11 @@ def over_runs(draws: ArrayLike) -> np.ndarray:
     examples have most of the variance, S - 1 where one kind of seeds has it. Draws (R,) of one run
     stay as they are: one seed shows no variance, and the statement is about this seed.
 
-    Coverage of 95 % intervals in simulations (tests/benchmarks/coverage.py, figures/bench):
-    COVERAGE
+    Coverage of 95 % intervals in simulations (tests/benchmarks/coverage.py): 93 to 97 % where seeds
+    have at most about the variance of the examples, and 98 % for two methods with 3 x 3 seeds
+    whose single runs differ much; 94 to 96 % where one kind of seeds has all the variance
+    (multinomial weights of 3 seeds: 75 %), 97 % where both have it. A difference of single runs,
+    which is due to neither kind, counts for both: 98 % or more where it has all the variance.
     ValueError if there is no draw, for another shape or a NaN.
     """
     runs = np.asarray(draws, dtype=np.float64)
