@@ -228,16 +228,10 @@ class EvaluateConfig(Config):
     pooling: dict[TextTask, Poolings] = Field(description="states that the head of a text reads")
     warmup_share: Share = Field(description="share of the steps in which the rate rises")
     weight_decay: Weight = Field(description="decay of the weight matrices")
-
     task_teachers: list[TaskTeacher] = Field([], description='"name" or "name:seed"; []: none')
-    alpha_task: TaskWeight = Field(0.0, description="weight of the task teachers' answers")
+    alpha_task: TaskWeight = Field(0.0, description="weight of the task teachers; 0: no teacher")
     task_temperature: Positive = Field(1.0, description="T, softens student and task teachers")
     unlabelled: Size = Field(0, description="examples without labels, which task teachers answer")
-
-    @property
-    def distils(self) -> bool:
-        """Whether teachers' answers count; if not, a run is plain fine-tuning."""
-        return bool(self.task_teachers) and self.alpha_task > 0
 
     @model_validator(mode="after")
     def _every_task_has_a_recipe(self) -> "EvaluateConfig":

@@ -33,7 +33,6 @@ from rolib import runs
 from rolib.config import (
     EvaluateConfig,
     StudentConfig,
-    TaskName,
     TeacherConfig,
     TrainingConfig,
     to_dict,
@@ -48,9 +47,9 @@ from rolib.distillation.cache import TeacherCache, write_cache
 from rolib.distillation.checkpoints import delayed_signals
 from rolib.distillation.gate import leave_plateau, pass_gate
 from rolib.distillation.objective import Objective, Teacher
-from rolib.evaluation import task_distillation
 from rolib.evaluation.baseline import evaluate_bag_of_words
-from rolib.evaluation.finetune import Splits, finetune, read_splits
+from rolib.evaluation.finetune import finetune
+from rolib.evaluation.task_distillation import identities, read_taught
 from rolib.profiles import check_depth, check_positions, load
 from rolib.training import choose_precision, processes
 
@@ -261,15 +260,6 @@ def distil_student(
     return folder
 
 
-def read_examples(config: EvaluateConfig, name: TaskName, source: Path, root: Path) -> Splits:
-    """`read_splits`; with task teachers also their answers, and unlabelled examples."""
-    data = load_task(name, root)
-    splits = read_splits(config, name, source, data)
-    if config.distils:
-        task_distillation.add_answers(config, name, source, splits, data["train"])
-    return splits
-
-
 def evaluate_model(
     config: EvaluateConfig,
     on_result: OnRecord = lambda record: None,
@@ -299,8 +289,7 @@ def evaluate_model(
         notes = [files.note] if files.note else []
         facts = more | {"notes": notes, "together": False}
         hashes = {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
-        inputs = {"model": model} | hashes
-        inputs |= task_distillation.identities(config, name)
+        inputs = {"model": model} | hashes | identities(config, name)
         for seed in seeds:
             run = folder / name / f"seed-{seed}"
             scores.append(run / "scores.json")
@@ -311,7 +300,7 @@ def evaluate_model(
                 with runs.new_run(run, one, inputs, **facts) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     if source:
-                        splits = splits or read_examples(config, name, source, root)
+                        splits = splits or read_taught(config, name, source, load_task(name, root))
                         finetune(one, name, seed, source, random_weights, splits, working)
                     else:
                         evaluate_bag_of_words(one, name, load_task(name, root), working)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from safetensors.torch import load_file
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -19,6 +20,7 @@ from transformers import (
 
 from rolib import stages
 from rolib.config import EvaluateConfig
+from rolib.data.corpus import normalise
 from rolib.data.tasks import SAMPLE, load_task
 from rolib.distillation.models import init_student, save_model
 from rolib.evaluation import finetune as ft
@@ -447,10 +449,36 @@ def test_a_bi_encoder_scores_by_the_cosine_of_mean_states(model_folder, toy_toke
                 for text in pair
             )
         cosine = one @ other / np.sqrt((one @ one) * (other @ other))
-        assert score == pytest.approx(5 * (1 + cosine) / 2, abs=1e-5)
+        assert score == pytest.approx(5 * cosine, abs=1e-5)
     assert scores[2] == pytest.approx(5, abs=1e-5)
     batch = ft.collate(rows, task, toy_tokenizer)
     assert model(**batch).loss.item() == pytest.approx(np.mean((scores / 5 - 0.8) ** 2), abs=1e-6)
+
+
+def test_whitening_gives_mean_states_the_mean_zero_and_equal_variances(model_folder, splits):
+    task, data = with_protocol("sts", "bi-encoder"), splits("sts")
+    read = ft.read_splits(config("sts", protocols={"sts": "bi-encoder"}), "sts", model_folder, data)
+    model = heads.load_for_task(model_folder, task, [], False).eval()
+    states = torch.randn(5000, 32, dtype=torch.float64) @ torch.randn(32, 32, dtype=torch.float64)
+    model.fit_whitening(states + 7)
+    white = (states + 7 - model.mean) @ model.matrix.double()
+    assert white.mean(0).abs().max() < 1e-4
+    covariance = np.cov(white.numpy().T)
+    variances = np.linalg.eigvalsh(np.cov(states.numpy().T))
+    expected = variances / (variances + 0.01 * variances.max())  # near 1 but for the smallest
+    np.testing.assert_allclose(np.diag(covariance), expected, atol=1e-3)
+    assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 1e-3
+    # In a run these are the states of all texts of the train split.
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    run = ft.Run(config("sts"), task, 1, tokenizer, [], read, None, torch.device("cpu"), "float32")
+    ft.fit_whitening(run, model)
+    encoder, part = AutoModel.from_pretrained(model_folder).eval(), read["train"][0]
+    means = []
+    for text in [*part["text"], *part["text_pair"]]:
+        cut = tokenizer(normalise(text), return_tensors="pt", truncation=True, max_length=32)
+        with torch.no_grad():
+            means.append(encoder(**cut).last_hidden_state[0].mean(0))
+    torch.testing.assert_close(model.mean, torch.stack(means).mean(0), atol=1e-5, rtol=1e-5)
 
 
 # --- end to end -----------------------------------------------------------------------------------
@@ -774,8 +802,12 @@ def test_a_kept_model_is_a_plain_folder_that_predicts_the_same(
     stored = table[table["example"] == example["id"]]
     with torch.no_grad():
         if protocol == "bi-encoder":
-            one, other = (model(**cut(text)).last_hidden_state[0].mean(0) for text in read)
-            expected = 2.5 * (1 + torch.cosine_similarity(one, other, dim=0).item())
+            saved = load_file(tmp_path / "model" / "whitening.safetensors")
+            one, other = (
+                (model(**cut(text)).last_hidden_state[0].mean(0) - saved["mean"]) @ saved["matrix"]
+                for text in read
+            )
+            expected = 5 * torch.cosine_similarity(one, other, dim=0).item()
         else:
             logits = model(**inputs).logits[0]
             expected = (

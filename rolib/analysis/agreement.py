@@ -60,7 +60,11 @@ def task_tables(
     teachers = study.read_teachers(config, here, task, seeds)
     scorer = partial(loyalty.loyalty_scorer, TASKS[task])
     scorers, chances = {}, {}
-    for member in here[here["role"] != WORDS_ROLE].itertuples():  # it has no probabilities
+
+    def chance(others: list[Predictions], run: Predictions) -> dict[str, float]:
+        return loyalty.chance_loyalty(TASKS[task], others[0], run, config.seed)
+
+    for member in here[here["role"] != WORDS_ROLE].itertuples():  # it has no teacher
         if member.model in teachers:
             runs = teachers[member.model]
         else:
@@ -74,16 +78,16 @@ def task_tables(
             [teacher], own = teachers[name], name != ENSEMBLE
             key = (member.model, member.role, name, own, task)
             scorers[key] = at_other_seeds(scorer, teacher, runs)
-            chances[member.model, name] = mean_chance(TASKS[task], teacher, runs, config.seed)
+            answers = at_other_seeds(chance, teacher, runs)
+            chances[member.model, name] = pd.DataFrame(itertools.chain(*answers)).mean()
             if member.role == "student" and own:
                 for title, table in pair_tables(config, task, seeds, teacher, runs):
                     yield title, table.assign(model=member.model, teacher=name, task=task)
     table, found = estimate(PAIR, scorers, runs[0][0].num_examples, config)
     for (model, _, teacher, _, _), scores in found.items():
         draws.update({(model, teacher, task, name): values for name, values in scores.items()})
-    pairs = table.itertuples()
-    chance = [chances[row.model, row.teacher].get(row.measure, np.nan) for row in pairs]
-    yield "loyalty", table.assign(chance=chance)
+    levels = [chances[row.model, row.teacher].get(row.measure) for row in table.itertuples()]
+    yield "loyalty", table.assign(chance=np.array(levels, dtype=float))
 
 
 def at_other_seeds(function: Callable, teacher: list[Predictions], runs: Runs) -> list[list]:
@@ -150,16 +154,6 @@ def calibration_bins(member: Any, seeds: list[int], runs: Runs) -> Iterator[pd.D
             bins = uncertainty.reliability(confidence, run.gold == run.predicted)
             facts = {"checkpoint": checkpoint, "seed": seed, "model": member.model}
             yield bins.assign(**facts, role=member.role)
-
-
-def mean_chance(task: Task, teacher: list[Predictions], runs: Runs, seed: int) -> pd.Series:
-    """`loyalty.chance_loyalty`, the mean over the runs, each with one run of the teacher."""
-
-    def chance(others: list[Predictions], run: Predictions) -> dict[str, float]:
-        return loyalty.chance_loyalty(task, others[0], run, seed)
-
-    by_checkpoint = at_other_seeds(chance, teacher, runs)
-    return pd.DataFrame(itertools.chain(*by_checkpoint)).mean()
 
 
 def pair_tables(

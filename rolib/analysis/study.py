@@ -17,18 +17,15 @@ from rolib.measures import TASKS
 from rolib.runs import made_by, read_json, require
 
 WORDS, WORDS_ROLE = "bag-of-words", "bag of words"
-ROLES = {  # in reading order, with what the comparison with a role tells
-    "teacher": "what a student shall keep",
+ROLES = {  # in reading order, with what a role is and what it controls for
+    "teacher": "what a student shall be like",
     "student": "distilled from its teachers",
-    "longer control": "the teacher, trained on with masked words for the student's steps: "
-    "what 100 % would be on the same budget",
-    "init-only control": "the teacher's alternate layers, then masked words alone: "
-    "what distillation adds to inherited weights and training",
-    "truncated control": "the teacher's alternate layers without training: "
-    "what training adds to inherited weights",
-    "mlm control": "random weights, then masked words alone: what the teacher adds to training",
-    "random control": "fine-tuned from random weights: what any pre-training adds to the shape",
-    WORDS_ROLE: "no network, word counts alone: what a network adds",
+    "longer control": "the teacher trained on for the student's steps: 100 % on the same budget",
+    "init-only control": "the teacher's alternate layers, masked words alone: inherited weights",
+    "truncated control": "the teacher's alternate layers, untrained: inheritance without training",
+    "mlm control": "random weights, masked words alone: training without a teacher",
+    "random control": "random weights, fine-tuned at once: no pre-training at all",
+    WORDS_ROLE: "word counts, no network: what needs no model",
 }
 CONTROLS = [role for role in ROLES if role.endswith("control")]
 UNTRAINED = ["truncated control", "random control"]  # without a seed of their own before the task
@@ -80,7 +77,7 @@ def _by_method(rows: list[tuple]) -> pd.DataFrame:
     """The table of `members` from a row for each checkpoint, whose first part is its folder."""
     table = pd.DataFrame(rows, columns=["folder", "role", "teacher", "teachers", "layers"])
     table.insert(0, "model", table["folder"].str.replace(FURTHER, "", regex=True))
-    number = table["folder"].str.extract(FURTHER, expand=False).fillna(1).astype(int)
+    number = table["folder"].str.extract(FURTHER, expand=False).fillna("1").astype(int)
     rank = table["role"].map([*ROLES].index)
     table = table.assign(last=table["teacher"] == "", rank=rank, number=number)
     table = table.sort_values(["last", "teacher", "rank", "model", "number"])

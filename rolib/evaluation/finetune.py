@@ -14,15 +14,15 @@ import torch
 import transformers
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, DatasetDict
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from rolib import training
 from rolib.config import EvaluateConfig, TaskName
 from rolib.data.corpus import normalise, windows
 from rolib.data.words import word_pieces
-from rolib.distillation.losses import IGNORE, task_loss
-from rolib.evaluation.heads import load_for_task
+from rolib.distillation.losses import IGNORE
+from rolib.evaluation.heads import BiEncoder, load_for_task, loss_of_rows
 from rolib.evaluation.metrics import score_predictions
 from rolib.evaluation.predictions import COLUMNS, write_table
 from rolib.measures import Task, with_protocol
@@ -235,22 +235,11 @@ def recipes(config: EvaluateConfig, task_name: TaskName) -> list[Recipe]:
     return [Recipe(*point) for point in points]
 
 
-def batch_loss(run: Run, model: nn.Module, rows: Rows) -> Tensor:
-    """The loss () of a batch: cross-entropy, or the squared error of a score.
-
-    If teachers answered (`soft`): the `task_loss` of the words, at their first piece, or examples.
-    """
+def batch_loss(run: Run, model: nn.Module, rows: Rows) -> torch.Tensor:
+    """The loss () of a batch of training rows."""
     with training.autocast(run.device, run.precision):
         batch = collate(rows, run.task, run.tokenizer).to(run.device)
-        if "soft" not in rows[0]:
-            return model(**batch).loss
-        labels = batch.pop("labels")
-        logits = model(**batch).logits.float()
-    words = [torch.tensor(row["words"]) for row in rows]
-    units = nn.utils.rnn.pad_sequence(words, True, -1).to(run.device) >= 0
-    gold, student = labels.reshape(units.shape)[units], logits.reshape(*units.shape, -1)[units]
-    teacher = torch.from_numpy(np.concatenate([row["soft"] for row in rows])).to(run.device)
-    return task_loss(student, gold, teacher, run.config.alpha_task, run.config.task_temperature)
+        return loss_of_rows(model, batch, rows, run.config)
 
 
 def predictions(run: Run, model: nn.Module, name: str) -> pd.DataFrame:
@@ -259,6 +248,19 @@ def predictions(run: Run, model: nn.Module, name: str) -> pd.DataFrame:
     with training.autocast(run.device, run.precision):
         outputs = predict(model, rows, run.task, run.tokenizer, 4 * run.config.batch_size)
     return prediction_table(rows, outputs, run.task, split, run.labels)
+
+
+@torch.no_grad()
+def fit_whitening(run: Run, model: BiEncoder) -> None:
+    """Fit the whitening of a bi-encoder to the training texts, before it is trained."""
+    model.eval()
+    rows, size, states = run.splits["train"][1], 4 * run.config.batch_size, []
+    for start in range(0, len(rows), size):
+        batch = collate(rows[start : start + size], run.task, run.tokenizer).to(run.device)
+        del batch["labels"]
+        with training.autocast(run.device, run.precision):
+            states.append(model.mean_states(**batch))
+    model.fit_whitening(torch.cat(states))
 
 
 def train_recipe(run: Run, recipe: Recipe, model: nn.Module) -> tuple[float, int]:
@@ -334,6 +336,8 @@ def finetune(
     for recipe in recipes(config, task_name):
         transformers.set_seed(seed)
         model = load_for_task(model_folder, task, labels, random_weights, recipe.pooling).to(device)
+        if isinstance(model, BiEncoder):
+            fit_whitening(run, model)
         score, epoch = train_recipe(run, recipe, model)
         grid.append(recipe._asdict() | {"validation": score})
         if score > best_score:

@@ -3,13 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
+from rolib.config import EvaluateConfig
+from rolib.distillation.losses import task_loss
 from rolib.measures import Task
 
+WHITENING = "whitening.safetensors"  # beside a kept bi-encoder
 ATTENTION_NORMS = ("attention.output.LayerNorm", "sa_layer_norm")  # of BERT and DistilBERT
 
 
@@ -20,32 +25,53 @@ def mean_state(states: Tensor, mask: Tensor) -> Tensor:
 
 
 class BiEncoder(nn.Module):
-    """Similarity of two texts: the cosine of their mean states (Reimers & Gurevych 2019).
+    """Similarity of two texts: the cosine of their whitened mean states; they are read separately.
 
-    See arXiv 1908.10084. The two texts are read separately. The score is (1 + cos) / 2. It lies in
-    [0, 1], like the gold score / 5. The map is linear, so the correlations are those of the cosine.
-    Unlike max(0, cos) it has a gradient everywhere.
+    See Reimers & Gurevych 2019 (arXiv 1908.10084). The mean states of a model that was pre-trained
+    on masked words point into nearly one direction. Whitening gives them the mean 0 and equal
+    variances (Su et al. 2021, arXiv 2103.15316). The score, in [-1, 1], is learned as gold / 5.
     """
 
-    def __init__(self, encoder: transformers.PreTrainedModel) -> None:
+    mean: Tensor  # (H,)
+    matrix: Tensor  # (H, H)
+
+    def __init__(self, encoder: Any, folder: Path) -> None:
+        """encoder: its last_hidden_state is read. folder: that of a kept model has a whitening."""
         super().__init__()
-        self.encoder = encoder
-        self.config = encoder.config
+        self.encoder, self.config, width = encoder, encoder.config, encoder.config.hidden_size
+        stored = {"mean": torch.zeros(width), "matrix": torch.eye(width)}
+        if (folder / WHITENING).exists():
+            stored = load_file(folder / WHITENING)
+        for name, value in stored.items():
+            self.register_buffer(name, value)
+
+    def mean_states(self, **inputs: Tensor) -> Tensor:
+        """(B, H), before the whitening. inputs (B, T), with attention_mask."""
+        states = self.encoder(**inputs).last_hidden_state.float()
+        return mean_state(states, inputs["attention_mask"].float())
+
+    @torch.no_grad()
+    def fit_whitening(self, states: Tensor) -> None:
+        """Take the whitening from mean states (N, H), those of the training texts."""
+        variances, axes = torch.linalg.eigh(torch.cov(states.T))
+        # The addend keeps noise small: directions in which the texts hardly differ.
+        self.matrix.copy_(axes / (variances + 0.01 * variances.max()).sqrt())
+        self.mean.copy_(states.mean(0))
 
     def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> SequenceClassifierOutput:
         """Scores as logits (B, 1), and the mean squared error as loss if there are labels (B,).
 
         inputs (2B, T), with attention_mask: the B first texts, then the B second texts.
         """
-        states = self.encoder(**inputs).last_hidden_state.float()
-        first, second = mean_state(states, inputs["attention_mask"].float()).chunk(2)
-        scores = (1 + nn.functional.cosine_similarity(first, second)) / 2
+        first, second = ((self.mean_states(**inputs) - self.mean) @ self.matrix).float().chunk(2)
+        scores = nn.functional.cosine_similarity(first, second)
         loss = None if labels is None else nn.functional.mse_loss(scores, labels)
         return SequenceClassifierOutput(loss=loss, logits=scores.unsqueeze(-1))
 
     def save_pretrained(self, folder: Path) -> None:
-        """Save the encoder, which holds all weights, as a plain Hugging Face folder."""
+        """Save the encoder as a plain Hugging Face folder, and the whitening beside it."""
         self.encoder.save_pretrained(folder)
+        save_file({"mean": self.mean, "matrix": self.matrix.contiguous()}, folder / WHITENING)
 
 
 def load_for_task(
@@ -72,7 +98,7 @@ def load_for_task(
         if model.config.pooling == "cls":
             norms = [part for key, part in model.named_modules() if key.endswith(ATTENTION_NORMS)]
             norms[-1].register_forward_pre_hook(first_state_only)
-    return BiEncoder(model) if task.protocol == "bi-encoder" else model
+    return BiEncoder(model, folder) if task.protocol == "bi-encoder" else model
 
 
 def first_state_only(layer_norm: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
@@ -101,3 +127,22 @@ def mean_to_head(
     if pooler is not None:
         output.pooler_output = pooler(output.last_hidden_state)
     return output
+
+
+def loss_of_rows(
+    model: nn.Module, batch: dict[str, Tensor], rows: list[dict[str, Any]], config: EvaluateConfig
+) -> Tensor:
+    """The loss () of a batch: the model's own, cross-entropy or the squared error of a score.
+
+    If the rows have teachers' answers (`soft`), it is the `task_loss` of their units: words, at
+    their first piece, or examples.
+    """
+    if "soft" not in rows[0]:
+        return model(**batch).loss
+    labels = batch.pop("labels")
+    words = [torch.tensor(row["words"], device=labels.device) for row in rows]
+    units = nn.utils.rnn.pad_sequence(words, batch_first=True, padding_value=-1) >= 0  # (B, T)
+    gold = labels.reshape(units.shape)[units]
+    student = model(**batch).logits.float().reshape(*units.shape, -1)[units]
+    teacher = torch.from_numpy(np.concatenate([row["soft"] for row in rows])).to(labels.device)
+    return task_loss(student, gold, teacher, config.alpha_task, config.task_temperature)

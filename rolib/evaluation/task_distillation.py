@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from rolib import runs
@@ -32,12 +31,11 @@ from rolib.data.download import data_root
 from rolib.data.words import split_words
 from rolib.distillation.losses import IGNORE
 from rolib.evaluation.finetune import STS_MAX, Splits, read_splits
-from rolib.evaluation.predictions import write_table
 from rolib.evaluation.robustness import predict_perturbed
 from rolib.measures import TASKS
+from rolib.profiles import load, read_yaml
 
-SENTENCE_END = re.compile(r"(?<=[.!?]) ")
-LEAST_WORDS, MOST_WORDS = 4, 60  # of a plain sentence; others are headings and lists
+WORDS = range(4, 61)  # of a plain sentence; others are headings and lists
 
 
 def kept_run(config: EvaluateConfig, teacher: str, task: TaskName) -> Path:
@@ -51,17 +49,12 @@ def kept_run(config: EvaluateConfig, teacher: str, task: TaskName) -> Path:
     pattern, labels = f"{name}/{task}/seed-{seed or '*'}/model", config.max_train_examples
     models = chain(*((config.folder / place).glob(pattern) for place in ("evaluation", "task")))
     kept = [path.parent for path in models]
-    found = [run for run in kept if settings_of(run).max_train_examples == labels]
+    found = [run for run in kept if read_yaml(run / "config.yaml")["max_train_examples"] == labels]
     if not found:
         problem = f"no model of {teacher!r} is kept that learned {task} from as many examples"
         remedy = f"evaluate it with max_train_examples {labels}, and raise keep_models"
         raise FileNotFoundError(f"task_teachers ({config.folder}): {problem}: {remedy}")
     return min(found, key=lambda run: int(run.name.removeprefix("seed-")))
-
-
-def settings_of(run: Path) -> EvaluateConfig:
-    """The configuration of a fine-tuning run."""
-    return EvaluateConfig(**yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
 
 
 def identity(run: Path) -> str:
@@ -72,14 +65,13 @@ def identity(run: Path) -> str:
 def teachers_corpus(config: EvaluateConfig) -> TrainingConfig:
     """Where the first task teacher read its text: its own parameters."""
     name = config.task_teachers[0].partition(":")[0]
-    file = runs.model_folder(config, name) / "config.yaml"
-    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    settings = read_yaml(runs.model_folder(config, name) / "config.yaml")
     return TrainingConfig(**{key: settings[key] for key in TrainingConfig.model_fields})
 
 
 def identities(config: EvaluateConfig, task: TaskName) -> dict[str, str]:
     """What a distilled run reads besides its measure, by name, for its manifest."""
-    teachers = config.task_teachers if config.distils else []
+    teachers = config.task_teachers if config.alpha_task else []
     inputs = {f"task teacher {name}": identity(kept_run(config, name, task)) for name in teachers}
     if inputs and config.unlabelled and TASKS[task].kind == "tagging":
         inputs["corpus"] = corpus_identity(teachers_corpus(config), data_root(config.data))
@@ -89,12 +81,10 @@ def identities(config: EvaluateConfig, task: TaskName) -> dict[str, str]:
 def plain_sentences(config: EvaluateConfig, count: int) -> list[dict]:
     """At most `count` sentences of the corpus as rows of a tagger; their labels mean nothing."""
     texts = load_corpus(teachers_corpus(config), data_root(config.data))["train"]["text"]
-    sentences = (split_words(part) for text in texts for part in SENTENCE_END.split(text))
-    fitting = (words for words in sentences if LEAST_WORDS <= len(words) <= MOST_WORDS)
-    return [
-        {"id": f"corpus-{number}", "tokens": words, "labels": [0] * len(words)}
-        for number, words in enumerate(islice(fitting, count))
-    ]
+    sentences = (split_words(part) for text in texts for part in re.split("(?<=[.!?]) ", text))
+    fitting = (words for words in sentences if len(words) in WORDS)
+    rows = enumerate(islice(fitting, count))
+    return [{"id": f"corpus-{i}", "tokens": one, "labels": [0] * len(one)} for i, one in rows]
 
 
 def unlabelled_examples(config: EvaluateConfig, task: TaskName, train: Dataset) -> Dataset:
@@ -123,7 +113,7 @@ def stored_answers(
     """
     run = kept_run(config, teacher, task)
     folder = config.folder / "task-answers" / run.parts[-3] / task / run.name / part
-    settings = settings_of(run)
+    settings = load(EvaluateConfig, run / "config.yaml")
     asked = split.remove_columns("labels" if TASKS[task].kind == "tagging" else "label").to_dict()
     examples = hashlib.sha256(repr(asked).encode()).hexdigest()
     inputs = {"model": identity(run), "examples": examples}
@@ -132,23 +122,27 @@ def stored_answers(
         if not runs.is_finished(folder, settings, inputs):
             with runs.new_run(folder, settings, inputs, together=False) as working:
                 table = predict_perturbed(run, split, {"": str})[""]
-                write_table(working / "answers.parquet", table.drop(columns="gold"))
+                table.drop(columns="gold").to_parquet(working / "answers.parquet")
         table = pd.read_parquet(folder / "answers.parquet")
     if TASKS[task].kind == "regression":
         return table[["predicted"]].to_numpy(np.float32) / np.float32(STS_MAX)
     return np.stack(table["probabilities"].tolist())
 
 
-def add_answers(
-    config: EvaluateConfig, task: TaskName, model_folder: Path, splits: Splits, train: Dataset
-) -> None:
-    """Give the train rows of `read_splits` the teachers' answers (`soft`), and add unlabelled rows.
+def read_taught(
+    config: EvaluateConfig, task: TaskName, model_folder: Path, data: DatasetDict
+) -> Splits:
+    """The splits of `read_splits`; with task teachers the train rows have their answers too.
 
-    train: all training examples. soft: float32 (units of the row, C), the mean over the teachers.
+    These are `soft`, float32 (units of the row, C), the mean over the teachers. Rows of unlabelled
+    examples follow; they have no label.
     """
+    splits = read_splits(config, task, model_folder, data)
+    if not (config.task_teachers and config.alpha_task):
+        return splits
     labelled, rows, counts = splits["train"]
     parts = {"train": (labelled, rows)}
-    if len(unlabelled := unlabelled_examples(config, task, train)):
+    if len(unlabelled := unlabelled_examples(config, task, data["train"])):
         all_of = config.model_copy(update={"max_train_examples": 0})
         read = read_splits(all_of, task, model_folder, DatasetDict(train=unlabelled))
         more = [row | {"labels": [IGNORE] * len(row["labels"])} for row in read["train"][1]]
@@ -159,5 +153,5 @@ def add_answers(
         ends = np.cumsum([sum(word >= 0 for word in row["words"]) for row in of_part])
         for row, soft in zip(of_part, np.split(mean, ends[:-1]), strict=True):
             row["soft"] = soft
-    everything = [row for _, of_part in parts.values() for row in of_part]
-    splits["train"] = (labelled, everything, counts | {"unlabelled": len(unlabelled)})
+    rows = [row for _, of_part in parts.values() for row in of_part]
+    return splits | {"train": (labelled, rows, counts | {"unlabelled": len(unlabelled)})}
