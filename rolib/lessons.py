@@ -21,11 +21,8 @@ def check(answer: Any, expected: Any, hint: str, tolerance: float = 1e-3) -> Non
         found = answer() if callable(answer) else answer
         if found is None:
             return print("not answered yet")
-        if isinstance(expected, str | set):
-            right = found == expected
-        else:
-            same = np.shape(found) == np.shape(expected)
-            right = same and np.allclose(found, expected, tolerance, tolerance)
+        exact = isinstance(expected, str | set)
+        right = found == expected if exact else np.allclose(found, expected, tolerance, tolerance)
         print("right" if right else f"wrong: {hint}")
     except Exception as error:  # of the function, or of a comparison of unlike things
         print(f"wrong: {type(error).__name__}: {error}: {hint}")
