@@ -30,13 +30,7 @@ from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.utils.hub import extract_commit_hash
 
 from rolib import runs
-from rolib.config import (
-    EvaluateConfig,
-    StudentConfig,
-    TeacherConfig,
-    TrainingConfig,
-    to_dict,
-)
+from rolib.config import EvaluateConfig, StudentConfig, TeacherConfig, TrainingConfig, to_dict
 from rolib.data import corpus
 from rolib.data.download import data_root
 from rolib.data.pretrained import MADE_BY, pretrained_folder
