@@ -71,6 +71,31 @@ def test_every_file_of_a_profile_is_read_and_valid(profile, monkeypatch):
             assert student.num_layers <= study["teachers"][teacher].num_layers
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_variant_of_the_task_distillation_is_valid(profile):
+    study = profiles.load_profile(profile)
+    task, base = study["task"], config.to_dict(study["evaluate"])
+    assert task.student in study["students"]
+    assert {"gold", "ensemble"} <= set(task.variants)
+    for name, variant in task.variants.items():
+        checked = config.validate(EvaluateConfig, base | variant, name)
+        for teacher in checked.task_teachers:
+            known, _, seed = teacher.partition(":")
+            assert known in study["teachers"]
+            assert int(seed or 1) in study["evaluate"].seeds
+
+
+def test_task_teachers_and_their_weight_are_checked(params):
+    def evaluate(**changes):
+        base = config.to_dict(profiles.load_profile("tiny", params)["evaluate"])
+        return config.validate(EvaluateConfig, base | changes, "here")
+
+    assert evaluate(task_teachers=["a:2"], alpha_task=1.0).task_teachers == ["a:2"]
+    for wrong in ({"task_teachers": ["a:b"]}, {"alpha_task": 1.1}, {"task_temperature": 0.0}):
+        with pytest.raises(ConfigError, match=rf"^{next(iter(wrong))}.* \(here\): "):
+            evaluate(**wrong)
+
+
 def test_shares_of_the_teachers(student_config):
     assert student_config(teachers={"a": 1.0, "b": 3.0}).shares == {"a": 0.25, "b": 0.75}
     assert student_config(teachers={"a": 2.0, "b": 0.0}).shares == {"a": 1.0}

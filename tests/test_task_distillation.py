@@ -347,7 +347,7 @@ def test_a_teacher_that_was_not_kept_is_named_with_the_remedy(study):
 # --- training -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", TASK_NAMES)
+@pytest.mark.parametrize("task", ["ner", "sts"])
 def test_zero_weight_is_plain_fine_tuning_to_the_bit(study, asked, task):
     plain = config(task)
     stages.evaluate_model(plain, folder=study / "task" / "plain")
@@ -366,7 +366,7 @@ def test_zero_weight_is_plain_fine_tuning_to_the_bit(study, asked, task):
     assert len(asked) == 4  # two teachers, two parts, of "half" alone
 
 
-@pytest.mark.parametrize("task", TASK_NAMES)
+@pytest.mark.parametrize("task", ["ner", "sts"])
 def test_the_gold_labels_of_unlabelled_examples_change_nothing(study, task, monkeypatch):
     stages.evaluate_model(distilled(task), folder=study / "task" / "right")
     column = "labels" if task == "ner" else "label"
