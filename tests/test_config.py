@@ -10,7 +10,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from rolib import config, profiles
+from rolib import config, parameters, profiles
 from rolib.config import (
     ROOT,
     ConfigError,
@@ -455,7 +455,9 @@ def test_from_notebook_reads_text_floats(notebook, teacher_config):
 
 def test_a_cell_with_a_command_of_ipython_is_no_parameters_cell():
     cells = [CELL, "%time steps = 3", "extra = 1", "# Parameters\nseeed = 2"]
-    assert config.parameter_names(cells, SpeedConfig) == set(SpeedConfig.model_fields) | {"seeed"}
+    assert parameters.parameter_names(cells, SpeedConfig) == set(SpeedConfig.model_fields) | {
+        "seeed"
+    }
 
 
 # --- the table that a notebook shows --------------------------------------------------------------

@@ -23,6 +23,7 @@ from rolib.config import EvaluateConfig
 from rolib.data.corpus import normalise
 from rolib.data.tasks import SAMPLE, load_task
 from rolib.distillation.models import init_student, save_model
+from rolib.evaluation import examples as ex
 from rolib.evaluation import finetune as ft
 from rolib.evaluation import heads
 from rolib.measures import PROTOCOLS, TASKS, with_protocol
@@ -73,7 +74,7 @@ def config(task, **changes):
 
 def finetune(recipe, name, seed, model_folder, random_weights, data, folder):
     """One run of a measure that no other run shares."""
-    read = ft.read_splits(recipe, name, model_folder, data)
+    read = ex.read_splits(recipe, name, model_folder, data)
     return ft.finetune(recipe, name, seed, model_folder, random_weights, read, folder)
 
 
@@ -104,7 +105,7 @@ LONG = ["Copilul", "citește", "cartea", "la", "școală", ",", "fără", "grab�
 def test_encode_tagging_of_an_awkward_sentence(toy_tokenizer):
     giant = "zgrumetărilorînnebunitoare"
     sentence = [*LONG, "\u200b", giant, *LONG]
-    rows, counts = ft.encode(tagged(sentence, ["Casa"]), TASKS["ner"], toy_tokenizer, max_length=8)
+    rows, counts = ex.encode(tagged(sentence, ["Casa"]), TASKS["ner"], toy_tokenizer, max_length=8)
     units = len(sentence) + 1
     assert counts == {"examples": 2, "windowed": 1, "words_cut": 1, "truncated": 0, "units": units}
     found = []
@@ -129,13 +130,13 @@ def test_a_word_that_just_fits_is_not_cut(toy_tokenizer):
     giant = "zgrumetărilorînnebunitoare"
     pieces = len(toy_tokenizer.tokenize(giant))
     for max_length, cut in ((pieces + 2, 0), (pieces + 1, 1)):
-        (row,), counts = ft.encode(tagged([giant]), TASKS["ner"], toy_tokenizer, max_length)
+        (row,), counts = ex.encode(tagged([giant]), TASKS["ner"], toy_tokenizer, max_length)
         assert counts["words_cut"] == cut and len(ids_of(row)) == max_length
 
 
 def test_padding_has_no_label(toy_tokenizer):
-    rows, _ = ft.encode(tagged(LONG, ["Casa"]), TASKS["ner"], toy_tokenizer, max_length=32)
-    batch = ft.collate(rows, TASKS["ner"], toy_tokenizer)
+    rows, _ = ex.encode(tagged(LONG, ["Casa"]), TASKS["ner"], toy_tokenizer, max_length=32)
+    batch = ex.collate(rows, TASKS["ner"], toy_tokenizer)
     assert batch["labels"].shape == batch["input_ids"].shape
     assert batch["labels"][1].tolist() == rows[1]["labels"] + [-100] * (
         len(rows[0]["labels"]) - len(rows[1]["labels"])
@@ -145,7 +146,7 @@ def test_padding_has_no_label(toy_tokenizer):
 
 def test_encode_tagging_normalises_words(toy_tokenizer):
     rows = [
-        ft.encode(tagged([word]), TASKS["ner"], toy_tokenizer, 16)[0]
+        ex.encode(tagged([word]), TASKS["ner"], toy_tokenizer, 16)[0]
         for word in ("ştiinţă", "știință")
     ]
     cedilla, comma = (ids_of(row) for (row,) in rows)
@@ -165,7 +166,7 @@ def texts(pairs, label=1.0):
 
 def test_encode_texts_counts_what_is_truncated(toy_tokenizer):
     split = texts([("Copilul citeşte.", ""), (" ".join(LONG * 3), "")], 4.0)
-    rows, counts = ft.encode(split, TASKS["sts"], toy_tokenizer, 12)
+    rows, counts = ex.encode(split, TASKS["sts"], toy_tokenizer, 12)
     assert counts == {"examples": 2, "windowed": 0, "words_cut": 0, "truncated": 1, "units": 2}
     assert ids_of(rows[0]) == toy_tokenizer("Copilul citește.")["input_ids"]
     assert len(ids_of(rows[1])) == 12
@@ -180,17 +181,17 @@ def test_truncated_are_the_texts_longer_than_the_row(second, toy_tokenizer):
     lengths = [len(toy_tokenizer(*[text for text in pair if text])["input_ids"]) for pair in pairs]
     assert len(set(lengths)) > 5
     for max_length in range(min(lengths) - 1, max(lengths) + 2):  # also of just that length
-        _, counts = ft.encode(texts(pairs), TASKS["sapn"], toy_tokenizer, max_length)
+        _, counts = ex.encode(texts(pairs), TASKS["sapn"], toy_tokenizer, max_length)
         assert counts["truncated"] == sum(length > max_length for length in lengths)
 
 
 def test_encode_texts_reads_both_of_a_pair(toy_tokenizer):
-    rows, counts = ft.encode(
+    rows, counts = ex.encode(
         texts([("Casa", "știrea"), ("Casa", "")]), TASKS["sts"], toy_tokenizer, 30
     )
     assert rows[0]["inputs"] == [dict(toy_tokenizer("Casa", "știrea"))]
     assert set(rows[0]["inputs"][0]["token_type_ids"]) == {0, 1}
-    rows, counts = ft.encode(
+    rows, counts = ex.encode(
         texts([(" ".join(LONG * 2), " ".join(LONG * 2))]), TASKS["sts"], toy_tokenizer, 20
     )
     assert counts["truncated"] == 1 and len(ids_of(rows[0])) == 20
@@ -200,20 +201,20 @@ def test_encode_texts_reads_both_of_a_pair(toy_tokenizer):
 
 
 def test_labels_of_the_three_kinds(toy_tokenizer):
-    (row,), _ = ft.encode(texts([("Casa", "")], 3), TASKS["sapn"], toy_tokenizer, 16)
+    (row,), _ = ex.encode(texts([("Casa", "")], 3), TASKS["sapn"], toy_tokenizer, 16)
     assert row["labels"] == [3] and isinstance(row["labels"][0], int)
-    (row,), _ = ft.encode(texts([("Casa", "casa")], 4.0), TASKS["sts"], toy_tokenizer, 16)
+    (row,), _ = ex.encode(texts([("Casa", "casa")], 4.0), TASKS["sts"], toy_tokenizer, 16)
     assert row["labels"] == [pytest.approx(0.8)]
-    (row,), _ = ft.encode(tagged(["Casa"]), TASKS["ner"], toy_tokenizer, 16)
+    (row,), _ = ex.encode(tagged(["Casa"]), TASKS["ner"], toy_tokenizer, 16)
     assert 0 in row["labels"]
 
 
 def test_the_content_of_a_review_is_read_alone(toy_tokenizer):
     split = texts([("Titlul", "Casa știe"), ("Casa", " ".join(LONG * 3))], 1)
-    rows, counts = ft.encode(split, with_protocol("sar", "content"), toy_tokenizer, 12)
+    rows, counts = ex.encode(split, with_protocol("sar", "content"), toy_tokenizer, 12)
     assert ids_of(rows[0]) == toy_tokenizer("Casa știe")["input_ids"]
     assert (counts["truncated"], counts["units"]) == (1, 2)
-    rows, _ = ft.encode(split, with_protocol("sar", "title+content"), toy_tokenizer, 12)
+    rows, _ = ex.encode(split, with_protocol("sar", "title+content"), toy_tokenizer, 12)
     assert (
         ids_of(rows[0])
         == toy_tokenizer("Titlul", "Casa știe", truncation=True, max_length=12)["input_ids"]
@@ -223,7 +224,7 @@ def test_the_content_of_a_review_is_read_alone(toy_tokenizer):
 def test_sentences_read_apart_are_cut_apart(toy_tokenizer):
     long = " ".join(LONG * 3)
     split = texts([("Casa", "știrea"), (long, "Casa"), ("Casa", long), (long, long)], 2.5)
-    rows, counts = ft.encode(split, with_protocol("sts", "bi-encoder"), toy_tokenizer, 12)
+    rows, counts = ex.encode(split, with_protocol("sts", "bi-encoder"), toy_tokenizer, 12)
     assert counts == {"examples": 4, "windowed": 0, "words_cut": 0, "truncated": 3, "units": 4}
     assert [ids_of(rows[0], i) for i in (0, 1)] == [
         toy_tokenizer(text)["input_ids"] for text in ("Casa", "știrea")
@@ -241,7 +242,7 @@ def test_texts_can_be_read_as_they_are(toy_tokenizer):
         (with_protocol("sts", "bi-encoder"), texts([("ştiinţă", "ştiinţă")])),
     ]:
         raw, cleaned = (
-            ids_of(ft.encode(split, task, toy_tokenizer, 30, **how)[0][0])
+            ids_of(ex.encode(split, task, toy_tokenizer, 30, **how)[0][0])
             for how in ({"clean": str}, {})
         )
         assert toy_tokenizer.unk_token_id in raw and toy_tokenizer.unk_token_id not in cleaned
@@ -252,7 +253,7 @@ def test_texts_can_be_read_as_they_are(toy_tokenizer):
 
 def test_prediction_table_covers_every_word_in_order(toy_tokenizer):
     split = tagged(LONG * 3, ["\u200b"], LONG)
-    rows, _ = ft.encode(split, TASKS["ner"], toy_tokenizer, max_length=8)
+    rows, _ = ex.encode(split, TASKS["ner"], toy_tokenizer, max_length=8)
     assert len(rows) > 5
     # The true label gets 0.9, so that a slip between rows, words and outputs would show.
     outputs = [
@@ -304,10 +305,10 @@ def test_prediction_table_of_scores_and_classes():
 @pytest.mark.parametrize("name", ["upos", "sapn", "sts"])
 def test_predict_does_not_depend_on_the_batches(name, model_folder, toy_tokenizer, splits):
     task, data = TASKS[name], splits(name)
-    labels = ft.label_names(task, data["test"])
+    labels = ex.label_names(task, data["test"])
     torch.manual_seed(0)
     model = heads.load_for_task(model_folder, task, labels, False)
-    rows, _ = ft.encode(data["test"], task, toy_tokenizer, 24)
+    rows, _ = ex.encode(data["test"], task, toy_tokenizer, 24)
     one, many = (ft.predict(model, rows, task, toy_tokenizer, size) for size in (1, 9))
     assert len(one) == len(rows)
     for row, single, together in zip(rows, one, many, strict=True):
@@ -330,12 +331,12 @@ def test_a_text_classifier_computes_what_the_plain_model_does(
     """It leaves out the states that the head does not read: of a BERT, and of a student."""
     bert, task, data = toy_bert(layers=3), with_protocol(name, protocol), splits(name)["test"]
     save_model(init_student(bert, layers) if layers else bert, toy_tokenizer, tmp_path, "")
-    tokenizer, labels = AutoTokenizer.from_pretrained(tmp_path), ft.label_names(task, data)
-    rows, _ = ft.encode(data, task, tokenizer, 24)
+    tokenizer, labels = AutoTokenizer.from_pretrained(tmp_path), ex.label_names(task, data)
+    rows, _ = ex.encode(data, task, tokenizer, 24)
     model = heads.load_for_task(tmp_path, task, labels, False)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, config=model.config)
     plain.load_state_dict(model.state_dict())
-    batch = ft.collate(rows, task, tokenizer)
+    batch = ex.collate(rows, task, tokenizer)
     for training in (False, True):
         outputs, gradients = [], []
         for one in (model, plain):
@@ -358,8 +359,8 @@ def test_a_head_can_read_the_mean_of_the_states(layers, toy_bert, toy_tokenizer,
     """Against the head's own layers on a mean over the pieces of each text, one text at a time."""
     bert, task, data = toy_bert(layers=3), TASKS["sapn"], splits("sapn")["test"]
     save_model(init_student(bert, layers) if layers else bert, toy_tokenizer, tmp_path, "")
-    tokenizer, labels = AutoTokenizer.from_pretrained(tmp_path), ft.label_names(task, data)
-    rows, _ = ft.encode(data, task, tokenizer, 24)
+    tokenizer, labels = AutoTokenizer.from_pretrained(tmp_path), ex.label_names(task, data)
+    rows, _ = ex.encode(data, task, tokenizer, 24)
     model = heads.load_for_task(tmp_path, task, labels, False, "mean").eval()
     outputs = np.concatenate(ft.predict(model, rows, task, tokenizer, 8))
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, config=model.config)
@@ -384,15 +385,15 @@ def test_a_head_can_read_the_mean_of_the_states(layers, toy_bert, toy_tokenizer,
 
 def test_examples_are_the_same_for_every_model():
     data = texts([(str(i), "") for i in range(20)])
-    first, again, other = (ft.sample_examples(data, 8, seed)["text"][:] for seed in (1, 1, 2))
+    first, again, other = (ex.sample_examples(data, 8, seed)["text"][:] for seed in (1, 1, 2))
     assert first == again != other
     assert len(set(first)) == 8
-    assert ft.sample_examples(data, 0, 1) is data and ft.sample_examples(data, 20, 1) is data
+    assert ex.sample_examples(data, 0, 1) is data and ex.sample_examples(data, 20, 1) is data
 
 
 def test_a_lost_example_is_an_error(toy_tokenizer):
     split = tagged(LONG, ["Casa"])
-    rows, counts = ft.encode(split, TASKS["ner"], toy_tokenizer, max_length=8)
+    rows, counts = ex.encode(split, TASKS["ner"], toy_tokenizer, max_length=8)
     assert counts["units"] == len(LONG) + 1
     outputs = [np.array([[0.9, 0.1]] * sum(word >= 0 for word in row["words"])) for row in rows]
 
@@ -434,7 +435,7 @@ def test_a_bi_encoder_scores_by_the_cosine_of_mean_states(model_folder, toy_toke
         ("știrea", "Bunicul cumpără casa la școală."),
         ("Casa", "Casa"),
     ]
-    rows, _ = ft.encode(texts(pairs, 4.0), task, toy_tokenizer, 30)
+    rows, _ = ex.encode(texts(pairs, 4.0), task, toy_tokenizer, 30)
     model = heads.load_for_task(model_folder, task, [], False)
     scores = np.concatenate(ft.predict(model, rows, task, toy_tokenizer, 2))[:, 0]
     encoder = AutoModel.from_pretrained(model_folder).eval()
@@ -451,13 +452,13 @@ def test_a_bi_encoder_scores_by_the_cosine_of_mean_states(model_folder, toy_toke
         cosine = one @ other / np.sqrt((one @ one) * (other @ other))
         assert score == pytest.approx(5 * cosine, abs=1e-5)
     assert scores[2] == pytest.approx(5, abs=1e-5)
-    batch = ft.collate(rows, task, toy_tokenizer)
+    batch = ex.collate(rows, task, toy_tokenizer)
     assert model(**batch).loss.item() == pytest.approx(np.mean((scores / 5 - 0.8) ** 2), abs=1e-6)
 
 
 def test_whitening_gives_mean_states_the_mean_zero_and_equal_variances(model_folder, splits):
     task, data = with_protocol("sts", "bi-encoder"), splits("sts")
-    read = ft.read_splits(config("sts", protocols={"sts": "bi-encoder"}), "sts", model_folder, data)
+    read = ex.read_splits(config("sts", protocols={"sts": "bi-encoder"}), "sts", model_folder, data)
     model = heads.load_for_task(model_folder, task, [], False).eval()
     states = torch.randn(5000, 32, dtype=torch.float64) @ torch.randn(32, 32, dtype=torch.float64)
     model.fit_whitening(states + 7)
@@ -748,7 +749,7 @@ def test_every_other_protocol_runs(name, protocol, model_folder, splits, tmp_pat
         and headline in result["test"]
     )
     for split, part in splits(name).items():
-        part = ft.sample_examples(part, 16 if split == "train" else 0, 1)
+        part = ex.sample_examples(part, 16 if split == "train" else 0, 1)
         assert result["counts"][split]["units"] == (
             sum(map(len, part["tokens"])) if "tokens" in part.features else len(part)
         )
@@ -861,13 +862,13 @@ def test_a_seed_added_later_leaves_the_runs_finished(model_folder, splits, tmp_p
 
 def test_seeds_share_the_encoded_splits(model_folder, splits, tmp_path, monkeypatch):
     read = []
-    real_encode = ft.encode
+    real_encode = ex.encode
 
     def encode(split, *arguments):
         read.append(split["id"][:])
         return real_encode(split, *arguments)
 
-    monkeypatch.setattr(ft, "encode", encode)
+    monkeypatch.setattr(ex, "encode", encode)
     monkeypatch.setattr(stages, "load_task", lambda name, root: splits(name))
     recipe = config("upos", seeds=[1, 2, 3])
     stages.evaluate_model(recipe, source=model_folder, folder=tmp_path / "together")
@@ -898,13 +899,13 @@ def test_few_validation_and_test_examples_the_same_for_every_model(
 ):
     save_model(toy_bert(layers=1, vocab_size=150), lower_tokenizer, tmp_path / "other", "")
     recipe = config("sapn", max_validation_examples=7, max_test_examples=9, seed=3)
-    read = ft.read_splits(recipe, "sapn", model_folder, splits("sapn"))
+    read = ex.read_splits(recipe, "sapn", model_folder, splits("sapn"))
     assert {name: len(part) for name, (part, *_) in read.items()} == {
         "train": 16,
         "validation": 7,
         "test": 9,
     }
-    other = ft.read_splits(recipe, "sapn", tmp_path / "other", splits("sapn"))
+    other = ex.read_splits(recipe, "sapn", tmp_path / "other", splits("sapn"))
     for name in read:
         assert read[name][0]["id"][:] == other[name][0]["id"][:]
     scores = ft.finetune(recipe, "sapn", 1, model_folder, False, read, tmp_path)

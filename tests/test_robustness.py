@@ -26,7 +26,7 @@ from rolib.data.corpus import normalise
 from rolib.data.tasks import SAMPLE, load_task
 from rolib.data.words import split_words
 from rolib.distillation.models import init_student, save_model
-from rolib.evaluation import finetune, heads, robustness
+from rolib.evaluation import examples, finetune, heads, robustness
 from rolib.evaluation.predictions import Predictions
 from rolib.evaluation.robustness import (
     PERTURBATIONS,
@@ -186,7 +186,7 @@ def test_the_model_reads_the_perturbed_texts(name, study, answering, monkeypatch
     monkeypatch.setattr(finetune, "prediction_table", lambda *arguments: arguments)
     table = predict_perturbed(run, split, {"upper": str.upper})["upper"]
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    rows, _ = finetune.encode(by_hand, robustness.task_of(run), tokenizer, 32, clean=str)
+    rows, _ = examples.encode(by_hand, robustness.task_of(run), tokenizer, 32, clean=str)
     assert seen == [rows]
     assert table[3] is split  # so ids and labels are those of the split
 

@@ -60,7 +60,7 @@ def study() -> Path:
 
 def test_every_row_of_the_report_is_filled(study):
     scores = pd.read_csv(study / "results.csv")
-    models = {*STUDENTS, *STUDENTS.values()}
+    models = {*STUDENTS, *STUDENTS.values(), "bag-of-words"}
     models |= {f"{name}-random" for name in [*CONTROLLED, *STUDENTS.values()]} | {
         f"{student}-mlm" for student in CONTROLLED
     }
@@ -95,9 +95,11 @@ def test_every_score_has_an_interval_and_every_student_its_comparisons(study):
         "distil-uncased",
         "distil-cased-mlm",
         "distil-cased-random",
+        "bag-of-words",
     }
     assert all(
-        against[student] == {STUDENTS[student], f"{student}-mlm", f"{student}-random"}
+        against[student]
+        == {STUDENTS[student], f"{student}-mlm", f"{student}-random", "bag-of-words"}
         for student in CONTROLLED
     )
 
@@ -107,7 +109,7 @@ def test_report_page_holds_tables_figures_and_the_warning(study):
     check_page(page)
     assert SAMPLE_WARNING in page and "distil-uncased-random" in page and "bag of words" in page
     assert "&lt;Figure" not in page  # a figure without its picture
-    assert page.count("<img") in (12, 13) and page.count("<table") == 15
+    assert page.count("<img") in (12, 13) and page.count("<table") == 17
     assert page.count("<details>") == 12
     assert ">nan<" not in page.lower()  # a cell without a value
     assert (

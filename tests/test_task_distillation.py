@@ -20,7 +20,8 @@ from rolib.data.tasks import SAMPLE, load_task
 from rolib.distillation.losses import IGNORE, task_loss
 from rolib.distillation.models import init_student, save_model
 from rolib.evaluation import task_distillation as td
-from rolib.evaluation.finetune import Run, batch_loss, read_splits
+from rolib.evaluation.examples import read_splits
+from rolib.evaluation.finetune import Run, batch_loss
 from rolib.evaluation.heads import load_for_task
 from rolib.measures import TASKS, with_protocol
 

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline, make_union
 
 from rolib.config import EvaluateConfig, TaskName
 from rolib.data.corpus import normalise
-from rolib.evaluation import finetune
+from rolib.evaluation import examples, finetune
 from rolib.evaluation.predictions import COLUMNS
 from rolib.measures import with_protocol
 
@@ -30,8 +30,8 @@ def evaluate_bag_of_words(
     the training split. Writes predictions.parquet and scores.json into `folder`.
     """
     task = with_protocol(task_name, config.protocols[task_name])
-    parts = finetune.sample_splits(config, splits)
-    labels = finetune.label_names(task, parts["train"])
+    parts = examples.sample_splits(config, splits)
+    labels = examples.label_names(task, parts["train"])
     train, test = (parts[name].to_pandas() for name in ("train", "test"))
     if task.kind == "tagging":
         train, test = (part.explode(["tokens", "labels"], True) for part in (train, test))
@@ -50,7 +50,7 @@ def evaluate_bag_of_words(
         table["predicted"] = names[probabilities.argmax(1)]
         table["gold"] = names[table["gold"].astype(int)]
     else:
-        table["predicted"] = finetune.STS_MAX * _compare(train, test)
+        table["predicted"] = examples.STS_MAX * _compare(train, test)
     table["position"] = table.groupby("example").cumcount()
     table["probabilities"] = list(probabilities.astype(np.float32))
     facts = {"labels": labels, "recipe": {}, "grid": [], "best_epoch": 0}

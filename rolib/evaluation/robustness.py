@@ -22,7 +22,7 @@ from rolib import runs
 from rolib.config import Config
 from rolib.data.corpus import normalise
 from rolib.data.words import split_words
-from rolib.evaluation import finetune, heads
+from rolib.evaluation import examples, finetune, heads
 from rolib.measures import Task, with_protocol
 from rolib.training import autocast, choose_precision
 
@@ -104,7 +104,7 @@ def predict_perturbed(
     tables = {}
     for name, function in functions.items():
         change = partial(perturb, function=function)
-        rows, _ = finetune.encode(split, task, tokenizer, max_length, clean=change)
+        rows, _ = examples.encode(split, task, tokenizer, max_length, clean=change)
         with autocast(Accelerator().device, precision):
             outputs = finetune.predict(model, rows, task, tokenizer, 4 * recipe["batch_size"])
         tables[name] = finetune.prediction_table(rows, outputs, task, split, labels)

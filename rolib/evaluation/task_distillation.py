@@ -30,7 +30,7 @@ from rolib.data.corpus import corpus_identity, load_corpus
 from rolib.data.download import data_root
 from rolib.data.words import split_words
 from rolib.distillation.losses import IGNORE
-from rolib.evaluation.finetune import STS_MAX, Splits, read_splits
+from rolib.evaluation.examples import STS_MAX, Splits, read_splits
 from rolib.evaluation.robustness import predict_perturbed
 from rolib.measures import TASKS
 from rolib.profiles import load, read_yaml
