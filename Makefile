@@ -10,7 +10,7 @@ SNAKEMAKE = exec env PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --config profile=$
     --quiet all --cores $(CORES) --keep-going --nolock --rerun-incomplete
 RUNS = $(or $(ROLIB_RUNS),runs)/$(PROFILE)
 
-.PHONY: help demo mini study ablation task budget pretrained publish bench lab test test-paper soak lint clean
+.PHONY: help demo mini study ablation task budget pretrained publish readme bench lab test test-paper soak lint clean
 help:
 	@echo "make demo                    the whole study on the built-in sample (minutes)"
 	@echo "make mini                    the study on real data, in hours (ROLIB_DATA, or download)"
@@ -20,6 +20,7 @@ help:
 	@echo "make budget PROFILE=NAME     score and loyalty against tokens of distillation"
 	@echo "make pretrained              train the shipped models again, on real data"
 	@echo "make publish PROFILE=NAME    copy a finished study's figures and tables to figures/NAME"
+	@echo "make readme                  write the tables of README.md from figures/mini"
 	@echo "make bench                   speed and memory beside other tools, to figures/bench"
 	@echo "make lab                     JupyterLab on notebooks/00-start-here.ipynb"
 	@echo "make test                    every check of the project"
@@ -57,6 +58,9 @@ pretrained: $(STAMP)
 publish:
 	mkdir -p figures/$(PROFILE)
 	cp $(RUNS)/figures/*.png $(RUNS)/figures/*.txt $(RUNS)/*.csv figures/$(PROFILE)/
+
+readme: $(STAMP)
+	$(BIN)/python figures/readme.py
 
 # TextBrewer asks for tensorboard and imports tensorboardX in its place, so no dependencies.
 bench: $(STAMP)

@@ -240,10 +240,13 @@ def distil_student(
     precision = choose_precision(config.precision, first.config.hidden_size)
     with runs.new_run(folder, config, inputs, precision=precision) as working:
         cache = open_cache(Objective(config, teachers, precision), tokenizers, blocks, inputs)
-        recipe = config
-        if config.objective == "truncated":
-            recipe = config.model_copy(update={"steps": 0})
-        student = loop.train(recipe, student, tokenizers, blocks, working, teachers, on_log, cache)
+        if config.objective != "truncated":
+            views = tokenizers, blocks
+            student = loop.train(config, student, *views, working, teachers, on_log, cache)
+        elif state.is_main_process:  # nothing is trained: what the start knows
+            known = leave_plateau(config, student, tokenizers[0], blocks)
+            record = {"step": 0, "held_out_mlm": known["held_out_mlm"]}
+            runs.append_metrics(working / "metrics.jsonl", record)
         names = {"teachers": " and ".join(config.shares), "first": next(iter(config.shares))}
         kind = type(student).__name__.removesuffix("ForMaskedLM")
         layers = f"{student.config.num_hidden_layers} layers"

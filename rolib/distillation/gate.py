@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from datasets import DatasetDict
-from transformers import BertForMaskedLM
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from rolib.config import ConfigError, TeacherConfig
+from rolib.config import ConfigError, TeacherConfig, TrainingConfig
 from rolib.distillation.loop import held_out_losses
 from rolib.distillation.losses import IGNORE
 from rolib.distillation.masking import MaskingCollator
@@ -40,9 +40,9 @@ def frequency_baseline(blocks: DatasetDict, collator: MaskingCollator) -> float:
 
 
 def leave_plateau(
-    config: TeacherConfig, teacher: BertForMaskedLM, tokenizer: Tokenizer, blocks: DatasetDict
+    config: TrainingConfig, teacher: PreTrainedModel, tokenizer: Tokenizer, blocks: DatasetDict
 ) -> dict:
-    """Has the teacher learned more than frequencies?
+    """Has the teacher, or another model, learned more than frequencies?
 
     Returns held_out_mlm and frequency_baseline (nats), and left_plateau: whether the first is at
     least `PLATEAU_MARGIN` lower.

@@ -176,7 +176,6 @@ def train(
     tokenizers: of the views of the blocks, the student's first. teachers: the first one gives the
     student its vocabulary and its start. The states of each further one are compared through a
     trainable map, which is not saved. Without teachers the student is pre-trained by masked words.
-    With config.steps 0 the held-out loss of the start is its only record.
     cache: stored answers, read in place of running the teachers. on_log is called with each
     metrics record. SIGINT and SIGTERM act after the step, when a checkpoint is saved. Raises
     FloatingPointError for a loss that is not finite.
@@ -268,10 +267,6 @@ def train(
                     bar.write(f"Stopped after step {step}: run it again to go on", sys.stderr)
                 signals[:] = signals or [signal.SIGTERM]  # for a process that got none itself
                 break
-    if config.steps == 0 and is_main:  # nothing is trained: what the start knows
-        known = held_out_losses(bare, objective, blocks["held_out"], reading["held_out"])
-        append_metrics(folder / "metrics.jsonl", {"step": 0, **known})
-        on_log({"step": 0, **known})
     trained = bare.model.cpu().eval()
     accelerator.free_memory()
     return trained
