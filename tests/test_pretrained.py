@@ -39,6 +39,7 @@ def test_a_shipped_model_says_where_it_comes_from(name):
     study = load_profile("mini")
     configs = study["teachers"] | study["students"]
     today = json.loads(configs[name].model_dump_json())
+    today |= {"source": "pretrain"} if name in study["teachers"] else {}  # make pretrained
     assert settings == {key: today[key] for key in settings}  # what it lacks came later
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert manifest["texts"] == TEXTS["texts"] and len(manifest["texts"]) == 6
