@@ -66,7 +66,8 @@ def teachers_corpus(config: EvaluateConfig) -> TrainingConfig:
     """Where the first task teacher read its text: its own parameters."""
     name = config.task_teachers[0].partition(":")[0]
     settings = read_yaml(runs.model_folder(config, name) / "config.yaml")
-    return TrainingConfig(**{key: settings[key] for key in TrainingConfig.model_fields})
+    known = TrainingConfig.model_fields.keys() & settings.keys()
+    return TrainingConfig(**{key: settings[key] for key in known})
 
 
 def identities(config: EvaluateConfig, task: TaskName) -> dict[str, str]:
