@@ -834,3 +834,21 @@ def test_runs_on_other_data_are_refused_and_named(config, tmp_path, monkeypatch)
             ValueError, match=r"example '.*', position 0 is in the .* only \(1 such units\)"
         ):
             function(config)
+
+
+def test_methods_of_several_checkpoints_are_cut_to_equal_numbers(config, tmp_path, monkeypatch):
+    """Else their seeds could not be paired: here three checkpoints of one and two of another."""
+    write_study(tmp_path / "toy", seeds=(1, 2), sizes={"sar": SIZES["sar"]})
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    students, evaluation = tmp_path / "toy" / "students", tmp_path / "toy" / "evaluation"
+    for old, new in (
+        ("distil-cased-seed-2", "distil-cased-seed-3"),
+        ("distil-multi", "distil-multi-seed-2"),
+    ):
+        shutil.copytree(students / old, students / new)
+        shutil.copytree(evaluation / old, evaluation / new)
+    here = study.present(config)[1]["sar"].set_index("model")["checkpoints"]
+    assert here["distil-cased"] == ["distil-cased", "distil-cased-seed-2"]
+    assert here["distil-multi"] == ["distil-multi", "distil-multi-seed-2"]
+    scores = tables.score_tables(config)[0].query("task == 'sar'").set_index("model")
+    assert scores["checkpoints"]["distil-cased"].eq(2).all()
