@@ -142,6 +142,7 @@ class StudentConfig(TrainingConfig):
     hidden_states: States = Field("pieces", description="compared by piece, by word, or of first")
     objective: Objective = Field(description="distill, or a control that no teacher teaches")
     num_layers: Count = Field(description="transformer layers of the student")
+    layers: list[Size] = Field([], description="of the teacher, to start from; []: alternate ones")
     alpha_ce: Weight = Field(description="weight of the soft targets, T^2 KL")
     alpha_mlm: Weight = Field(description="weight of the masked words, CE")
     alpha_cos: Weight = Field(description="weight of the hidden states, 1 - cos")
@@ -169,6 +170,8 @@ class StudentConfig(TrainingConfig):
             raise ValueError(f"teachers: {problem}: raise it or reorder")
         if self.objective == "distill" and self.alpha_ce + self.alpha_mlm + self.alpha_cos == 0:
             raise ValueError("alpha_ce: 0, as alpha_mlm and alpha_cos are: raise one")
+        if self.layers and len(self.layers) != self.num_layers:
+            raise ValueError(f"layers: {self.layers} are not num_layers {self.num_layers}: change one")
         if self.cached_pieces and self.soft_targets == "all":
             raise ValueError("cached_pieces: of masked tokens only: set soft_targets to masked")
         return self

@@ -94,7 +94,7 @@ def check_students(study: dict[str, Any], folder: Path) -> None:
     for name, student in study["students"].items():
         file = str(folder / f"{name}.yaml")
         check_known(student.teachers, teachers, f"teachers ({file})")
-        check_depth(student.num_layers, teachers[next(iter(student.teachers))].num_layers, file)
+        check_depth(student, teachers[next(iter(student.teachers))].num_layers, file)
         for teacher in student.shares:
             if teachers[teacher].source == "pretrain":
                 check_positions(student.block_length, config.MAX_POSITIONS, teacher, file)
@@ -111,10 +111,15 @@ def check_known(names: Collection[str], known: Collection[str], where: str) -> N
             raise ConfigError(f"{where}: {problem}: correct it, or add it to the profile")
 
 
-def check_depth(student_layers: int, teacher_layers: int, where: str = NOTEBOOK) -> None:
-    """Raise ConfigError when the student is deeper than its teacher."""
-    if student_layers > teacher_layers:
-        layers = f"{student_layers} > {teacher_layers} layers"
+def check_depth(
+    student: config.StudentConfig, teacher_layers: int, where: str = NOTEBOOK
+) -> None:
+    """Raise ConfigError when the student is deeper than its teacher, or starts from no layer."""
+    if max(student.layers, default=0) >= teacher_layers:
+        numbers = f"{student.layers}, but the teacher has 0 to {teacher_layers - 1}"
+        raise ConfigError(f"layers ({where}): {numbers}: correct them")
+    if student.num_layers > teacher_layers:
+        layers = f"{student.num_layers} > {teacher_layers} layers"
         raise ConfigError(f"num_layers ({where}): student deeper than teacher ({layers}): lower it")
 
 

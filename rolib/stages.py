@@ -209,7 +209,7 @@ def start_model(config: StudentConfig, teacher: BertForMaskedLM) -> PreTrainedMo
     if config.objective == "mlm":
         shape = models.student_shape(teacher.config, config.num_layers)
         return models.init_local_attention(DistilBertForMaskedLM(shape))
-    return models.init_student(teacher, config.num_layers)
+    return models.init_student(teacher, config.num_layers, config.layers)
 
 
 def distil_student(
@@ -224,12 +224,14 @@ def distil_student(
     inputs = {"corpus": corpus.corpus_identity(config, root)}
     for name in config.shares:
         inputs[name] = runs.model_identity(runs.model_folder(config, name), runs.made_by(config))
+    if config.objective in ("mlm", "longer"):  # their start does not depend on it
+        config = config.model_copy(update={"layers": []})
     finished = runs.is_finished(folder, config, inputs)
     if finished or launch("distil_student", config, folder, on_log):
         return folder
     teachers, tokenizers = load_teachers(config)
     first = teachers[0].model.model
-    check_depth(config.num_layers, first.config.num_hidden_layers)
+    check_depth(config, first.config.num_hidden_layers)
     if config.objective != "distill":
         teachers, tokenizers = [], tokenizers[:1]
     state = processes()

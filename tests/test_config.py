@@ -265,7 +265,7 @@ def test_a_task_without_a_recipe(params):
     refused(params, f"protocols ({params / 'tiny' / 'evaluate.yaml'}): no entry for xpos: add it")
 
 
-def test_a_student_deeper_than_its_teacher(params):
+def test_a_student_deeper_than_its_teacher(params, student_config):
     file = params / "tiny" / "students" / "distil-cased.yaml"
     change(file, num_layers=99)
     refused(params, "num_layers", file, "student deeper than teacher (99 > ", "layers): lower it")
@@ -273,8 +273,16 @@ def test_a_student_deeper_than_its_teacher(params):
         ConfigError,
         match=r"num_layers \(notebook parameters\): student deeper than teacher \(3 > 2 layers\)",
     ):
-        profiles.check_depth(3, 2)
-    profiles.check_depth(2, 2)
+        profiles.check_depth(student_config(num_layers=3), 2)
+    profiles.check_depth(student_config(num_layers=2), 2)
+
+
+def test_layers_that_a_teacher_does_not_have(params, student_config):
+    file = params / "tiny" / "students" / "distil-cased.yaml"
+    change(file, num_layers=1, layers=[7])
+    refused(params, f"layers ({file}): [7], but the teacher has 0 to ", ": correct them")
+    with pytest.raises(ValueError, match=r"layers: \[0, 1\] are not num_layers 1: change one"):
+        student_config(num_layers=1, layers=[0, 1])
 
 
 def test_a_student_without_its_teacher(params):

@@ -121,6 +121,9 @@ def test_controls_start_from_what_their_name_says(student_config, toy_bert):
     for objective in ("distill", "init-only", "truncated"):
         start = stages.start_model(student_config(objective=objective), teacher)
         assert same(weights(start), inherited)
+    chosen = student_config(num_layers=1, layers=[1])
+    last = stages.start_model(chosen, teacher).distilbert.transformer.layer[0].attention.q_lin
+    assert torch.equal(last.weight, teacher.bert.encoder.layer[1].attention.self.query.weight)
     assert same(
         weights(stages.start_model(student_config(objective="longer"), teacher)), weights(teacher)
     )

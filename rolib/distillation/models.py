@@ -244,9 +244,12 @@ def student_shape(teacher: BertConfig, num_layers: int) -> DistilBertConfig:
 
 
 @torch.no_grad()
-def init_student(teacher: BertForMaskedLM, num_layers: int) -> DistilBertForMaskedLM:
-    """A DistilBERT student from alternate layers, the embeddings and the MLM head of its teacher.
+def init_student(
+    teacher: BertForMaskedLM, num_layers: int, layers: Sequence[int] = ()
+) -> DistilBertForMaskedLM:
+    """A DistilBERT student from layers, the embeddings and the MLM head of its teacher.
 
+    layers: numbers of the teacher's layers, from 0; none: alternate ones.
     The embedding of segment 0 is added to the positions, since DistilBERT has no segments: with as
     many layers as the teacher the student computes the same function. Sanh et al. 2019, section 3.
     """
@@ -261,7 +264,7 @@ def init_student(teacher: BertForMaskedLM, num_layers: int) -> DistilBertForMask
         student.vocab_layer_norm: teacher.cls.predictions.transform.LayerNorm,
         student.vocab_projector: teacher.cls.predictions.decoder,
     }
-    layers = alternate_layers(teacher.config.num_hidden_layers, num_layers)
+    layers = layers or alternate_layers(teacher.config.num_hidden_layers, num_layers)
     for layer, number in zip(student.distilbert.transformer.layer, layers, strict=True):
         sources[layer] = teacher.bert.encoder.layer[number]
     for module, source in sources.items():
