@@ -171,7 +171,8 @@ class StudentConfig(TrainingConfig):
         if self.objective == "distill" and self.alpha_ce + self.alpha_mlm + self.alpha_cos == 0:
             raise ValueError("alpha_ce: 0, as alpha_mlm and alpha_cos are: raise one")
         if self.layers and len(self.layers) != self.num_layers:
-            raise ValueError(f"layers: {self.layers} are not num_layers {self.num_layers}: change one")
+            problem = f"{self.layers} are not num_layers {self.num_layers}"
+            raise ValueError(f"layers: {problem}: change one")
         if self.cached_pieces and self.soft_targets == "all":
             raise ValueError("cached_pieces: of masked tokens only: set soft_targets to masked")
         return self
