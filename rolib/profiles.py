@@ -111,9 +111,7 @@ def check_known(names: Collection[str], known: Collection[str], where: str) -> N
             raise ConfigError(f"{where}: {problem}: correct it, or add it to the profile")
 
 
-def check_depth(
-    student: config.StudentConfig, teacher_layers: int, where: str = NOTEBOOK
-) -> None:
+def check_depth(student: config.StudentConfig, teacher_layers: int, where: str = NOTEBOOK) -> None:
     """Raise ConfigError when the student is deeper than its teacher, or starts from no layer."""
     if max(student.layers, default=0) >= teacher_layers:
         numbers = f"{student.layers}, but the teacher has 0 to {teacher_layers - 1}"
