@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 # No bar, notice or load report of a library stands where a result belongs. The libraries read this
 # when they are imported, so import rolib first.

@@ -4,6 +4,7 @@ A plot takes plain tables and returns its Figure. `save_figure` writes it; nothi
 """
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 import seaborn.objects as so
+from IPython.display import display
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
@@ -28,6 +30,7 @@ ROLES = {  # a role has one colour in every figure
     "random control": PALETTE[7],
     "bag of words": PALETTE[5],
 }
+TERMS = {"ce": "soft targets, T² KL (nats)", "mlm": "masked words, CE (nats)", "cos": "1 − cos"}
 DIFFERENT = "background-color: #fbd9a5; color: black"  # a cell whose answer differs
 
 
@@ -56,6 +59,42 @@ def save_figure(figure: Figure, folder: Path, name: str, caption: str) -> Path:
         working.replace(folder / f"{name}.{ending}")
     write_text(folder / f"{name}.txt", caption + "\n")
     return folder / f"{name}.png"
+
+
+def plot_losses(records: list[dict]) -> Figure:
+    """Each term of the loss against the optimizer steps, in training and held out (nats; 1 − cos).
+
+    records: of metrics.jsonl, at least one of them with a term.
+    """
+    metrics = pd.DataFrame(records).set_index("step")
+    terms = {name: TERMS.get(name.partition("_")[0]) for name in metrics}
+    terms = {name: label for name, label in terms.items() if label}
+    figure = plt.figure(figsize=(2.8 * len(terms), 2.6), layout="constrained")
+    for axes, (name, label) in zip(figure.subplots(1, len(terms), squeeze=False)[0], terms.items()):
+        lines = {"training": (name, "-"), "held out": (f"held_out_{name}", ".")}
+        for kind, (column, style) in lines.items():
+            curve = metrics.get(column, pd.Series()).dropna()
+            axes.plot(curve, style, label=kind)
+        axes.set(xlabel="optimizer steps", ylabel=label, title=name.partition("_")[2])
+    figure.axes[0].legend()
+    return figure
+
+
+class LivePlot:
+    """Loss curves that grow in a notebook while a model trains; it is called with each record."""
+
+    def __init__(self) -> None:
+        self.records: list[dict] = []
+        self.drawn = -math.inf
+
+    def __call__(self, record: dict) -> None:
+        """Add a record, and draw again if the last drawing is two seconds old."""
+        self.records.append(record)
+        if time.monotonic() - self.drawn > 2:
+            figure = plot_losses(self.records)
+            display(figure, display_id=str(id(self)), update=len(self.records) > 1)
+            plt.close(figure)
+            self.drawn = time.monotonic()
 
 
 def draw(plot: so.Plot, width: float, height: float) -> Figure:

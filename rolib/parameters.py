@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-ROOT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[1]
+# The repository; where rolib is installed without it, the folder in which Python was started.
+ROOT = CHECKOUT if (CHECKOUT / "pyproject.toml").exists() else Path.cwd()
 ASSIGNED = re.compile(r"^(\w+)(?: *:[^=\n]+)? *=(?!=)", re.MULTILINE)  # `name: type = value`
 Size = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
@@ -33,7 +35,7 @@ class Config(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """The folder of this profile's results, below $ROLIB_RUNS or runs/ of the repository."""
+        """The folder of this profile's results, below $ROLIB_RUNS or ROOT/runs."""
         return Path(os.environ.get("ROLIB_RUNS") or ROOT / "runs") / self.profile
 
     def _repr_html_(self) -> str:

@@ -46,8 +46,9 @@ def load_profile(profile: str, root: Path = config.ROOT / "params") -> dict[str,
     """
     base = root / profile
     if not base.is_dir():
-        known = sorted(path.name for path in root.iterdir() if path.is_dir())
-        raise ConfigError(f"profile {profile!r}: no folder {base}; use one of {', '.join(known)}")
+        known = ", ".join(sorted(path.parent.name for path in root.glob("*/common.yaml")))
+        known = known or "a folder of params/"
+        raise ConfigError(f"profile {profile!r}: no folder {base}; use one of {known}")
     common = base / "common.yaml"
     study: dict[str, Any] = {
         "speed": load(config.SpeedConfig, common, base / "speed.yaml"),

@@ -309,6 +309,11 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def progress(iterable: Iterable, **options: Any) -> tqdm:
-    """A tqdm bar; in a log, where no terminal is, one line every few seconds."""
+    """A tqdm bar with the time left: in JupyterLab a widget; in a log a line every few seconds."""
+    # Jupyter's server sets the first one; processes that a kernel starts have no widgets.
+    if "JPY_SESSION_NAME" in os.environ and "ipykernel" in sys.modules:
+        from tqdm.notebook import tqdm as widget  # late: it loads IPython
+
+        return widget(iterable, **options)
     interval = 0.5 if sys.stderr.isatty() else 15
     return tqdm(iterable, mininterval=interval, file=sys.stderr, dynamic_ncols=True, **options)

@@ -11,6 +11,7 @@ import torch
 from scipy.spatial.distance import cosine
 from scipy.special import log_softmax, rel_entr, softmax
 from steps import alphas_of, counts_of, loss_of, terms_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from rolib import training
@@ -515,6 +516,16 @@ def stop_at(step):
     return on_log
 
 
+def events_in(folder):
+    """The records that TensorBoard shows of a run."""
+    accumulator = EventAccumulator(str(folder)).Reload()
+    names, records = accumulator.Tags()["scalars"], {}
+    for name in names:
+        for event in accumulator.Scalars(name):
+            records.setdefault(event.step, {})[name] = event.value
+    return [records[step] for step in sorted(records)]
+
+
 @pytest.mark.parametrize("where", ["inside an epoch", "at an epoch's end"])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     run, work, student_config, toy_blocks, where
@@ -530,10 +541,20 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     resumed = run(config, folder=broken, dropout=0.1)
     wanted, got = (read_metrics(folder / "metrics.jsonl") for folder in (whole, broken))
     assert [record["step"] for record in got] == list(range(1, steps + 1))
+    assert events_in(broken) == [
+        {name: pytest.approx(value, rel=1e-6) for name, value in record.items()} for record in got
+    ]
     for record in wanted + got:
         record.pop("tokens_per_second", None)
     assert got == wanted
     assert same_weights(expected, resumed)
+
+
+def test_without_tensorboard_there_are_no_events(run, work, student_config, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    folder = work()
+    run(student_config(steps=1), folder=folder)
+    assert not list(folder.glob("events*")) and (folder / "metrics.jsonl").exists()
 
 
 def test_a_run_interrupted_before_its_first_checkpoint_starts_again(run, work, student_config):

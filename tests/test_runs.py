@@ -3,8 +3,11 @@
 import hashlib
 import json
 import math
+import sys
 
+import ipykernel
 import pytest
+import tqdm.notebook
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -271,3 +274,11 @@ def test_model_folder_finds_teachers_and_students_that_are_finished(tmp_path, mo
 def test_progress_hands_on_every_item(capsys):
     assert list(runs.progress(range(5), desc="steps")) == [0, 1, 2, 3, 4]
     assert "steps" in capsys.readouterr().err
+
+
+def test_progress_is_a_widget_in_jupyterlab_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", ipykernel)
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+    assert isinstance(runs.progress(range(2), display=False), tqdm.notebook.tqdm)
+    monkeypatch.delitem(sys.modules, "ipykernel")  # a process that a kernel has started
+    assert not isinstance(runs.progress(range(2)), tqdm.notebook.tqdm)

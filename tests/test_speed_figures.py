@@ -290,3 +290,26 @@ def test_contact_sheet_shows_every_picture_but_itself(tmp_path):
         assert REPORT.contact_sheet(tmp_path) == tmp_path / "contact-sheet.png"
         assert plt.imread(tmp_path / "contact-sheet.png").shape[:2] == (2 * 240, 1200)
     assert not list(tmp_path.glob(".*")) and plt.get_fignums() == before
+
+
+def test_losses_are_drawn_as_recorded():
+    records = [
+        {"step": 5, "ce": 2.0, "cos_other": 0.5, "loss": 3.0, "tokens": 100},
+        {"step": 10, "ce": 1.0, "cos_other": 0.25, "held_out_ce": 1.5, "loss": 2.0, "tokens": 100},
+    ]
+    ce, cos = figures.plot_losses(records).axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in ce.get_lines()}
+    assert lines == {"training": [[5, 2], [10, 1]], "held out": [[10, 1.5]]}
+    assert cos.get_lines()[0].get_xydata().tolist() == [[5, 0.5], [10, 0.25]]
+    assert cos.get_title() == "other" and ce.get_ylabel() == figures.TERMS["ce"]
+
+
+def test_a_live_plot_is_one_picture_that_is_replaced(monkeypatch):
+    shown, clock = [], iter([0, 0, 1, 5, 5])
+    monkeypatch.setattr(figures, "display", lambda figure, **how: shown.append(how))
+    monkeypatch.setattr(figures.time, "monotonic", lambda: next(clock))
+    draw = figures.LivePlot()
+    for step in (1, 2, 3):  # the second comes one second after the first: no time to draw
+        draw({"step": step, "mlm": 1.0})
+    assert [how["update"] for how in shown] == [False, True] and len(draw.records) == 3
+    assert len({how["display_id"] for how in shown}) == 1 and not plt.get_fignums()

@@ -171,7 +171,7 @@ def train(
     on_log: Callable[[dict], None] = lambda record: None,
     cache: TeacherCache | None = None,
 ) -> PreTrainedModel:
-    """The trained student, on the CPU. Logs to `folder`/metrics.jsonl, continues a checkpoint.
+    """The trained student, on the CPU. Logs to `folder`, goes on from its checkpoint.
 
     tokenizers: of the views of the blocks, the student's first. teachers: the first one gives the
     student its vocabulary and its start. The states of each further one are compared through a
@@ -218,7 +218,7 @@ def train(
     # Since the last record. A checkpoint has them of all processes, so they count once.
     last_steps = [torch.tensor(means, device=device) * is_main for means in since["means"]]
     tokens = since["tokens"] * is_main
-    saved = time.monotonic()
+    events, saved = training.TensorBoard(folder), time.monotonic()
     clock = saved - since["seconds"]
 
     with delayed_signals() as signals:
@@ -249,6 +249,7 @@ def train(
                 clock += time.monotonic() - paused
             if record and is_main:
                 append_metrics(folder / "metrics.jsonl", {"step": step, **record})
+                events.add({"step": step, **record})
                 shown = {key: f"{value:.3f}" for key, value in record.items() if value < 1e3}
                 bar.set_postfix(shown, refresh=False)
                 on_log({"step": step, **record})
@@ -267,6 +268,7 @@ def train(
                     bar.write(f"Stopped after step {step}: run it again to go on", sys.stderr)
                 signals[:] = signals or [signal.SIGTERM]  # for a process that got none itself
                 break
+    events.close()
     trained = bare.model.cpu().eval()
     accelerator.free_memory()
     return trained
