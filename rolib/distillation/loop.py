@@ -211,10 +211,8 @@ def train(
     schedule = get_linear_schedule_with_warmup(plain, warmup, config.steps, last_epoch=done - 1)
     model.train()
     steps = step_batches(blocks["train"], reading["train"], config, accelerator, done)
-    name = folder.name.strip(".")
-    bar = progress(
-        in_background(steps), total=config.steps, initial=done, desc=name, disable=not is_main
-    )
+    look = {"desc": folder.name.strip("."), "disable": not is_main}
+    bar = progress(in_background(steps), total=config.steps, initial=done, **look)
     # Since the last record. A checkpoint has them of all processes, so they count once.
     last_steps = [torch.tensor(means, device=device) * is_main for means in since["means"]]
     tokens = since["tokens"] * is_main
@@ -248,11 +246,12 @@ def train(
                 record |= held_out_losses(bare, objective, blocks["held_out"], reading["held_out"])
                 clock += time.monotonic() - paused
             if record and is_main:
-                append_metrics(folder / "metrics.jsonl", {"step": step, **record})
-                events.add({"step": step, **record})
                 shown = {key: f"{value:.3f}" for key, value in record.items() if value < 1e3}
                 bar.set_postfix(shown, refresh=False)
-                on_log({"step": step, **record})
+                record = {"step": step, **record}
+                append_metrics(folder / "metrics.jsonl", record)
+                events.add(record)
+                on_log(record)
 
             # Step 7: keep, and stop if a signal came.
             late = time.monotonic() - saved > 60 * config.checkpoint_minutes
