@@ -10,11 +10,12 @@ SNAKEMAKE = exec env PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --config profile=$
     --quiet all --cores $(CORES) --keep-going --nolock --rerun-incomplete
 RUNS = $(or $(ROLIB_RUNS),runs)/$(PROFILE)
 
-.PHONY: help demo mini study ablation task budget pretrained publish readme bench lab test test-paper soak lint clean
+.PHONY: help demo mini study students ablation task budget pretrained publish readme bench lab test test-paper soak lint clean
 help:
 	@echo "make demo                    the whole study on the built-in sample (minutes)"
 	@echo "make mini                    the study on real data, in hours (ROLIB_DATA, or download)"
 	@echo "make study PROFILE=NAME      the study of params/NAME, on CORES=$(CORES) cores"
+	@echo "make students PROFILE=NAME   teachers and students alone, without measures"
 	@echo "make ablation PROFILE=NAME   strategies and weights of the two-teacher student"
 	@echo "make task PROFILE=NAME       distil at the task, with unlabelled text"
 	@echo "make budget PROFILE=NAME     score and loyalty against tokens of distillation"
@@ -46,7 +47,7 @@ demo:
 mini:
 	@$(MAKE) --no-print-directory study PROFILE=mini
 
-ablation task budget: $(STAMP)
+students ablation task budget: $(STAMP)
 	@$(SNAKEMAKE) $@
 
 # The shipped models, made again by the recipe of params/mini: two hours on 2 cores, with the

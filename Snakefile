@@ -141,7 +141,7 @@ rule all:
         f"{RUNS}/report.html",
 
 
-rule students:  # what `make pretrained` ships
+rule students:  # the models alone: what `make students` makes and `make pretrained` ships
     input:
         [f"{DONE}/02-{student}.ipynb" for student in STUDENTS],
 
@@ -212,7 +212,11 @@ def evaluation_of(model):
     return f"{DONE}/01-{teacher}.ipynb" if in_01 else f"{DONE}/03-{model}.ipynb"
 
 
-EVALUATIONS = sorted({evaluation_of(model) for model in EVALUATED})
+def evaluations_of(*models):
+    return sorted({evaluation_of(model) for model in models})
+
+
+EVALUATIONS = evaluations_of(*EVALUATED)
 
 
 rule loyalty:
@@ -291,7 +295,7 @@ rule ablation:
 
 rule task:
     input:
-        [evaluation_of(model) for model in [*TEACHERS, STUDY["task"].student]],
+        lambda wildcards: evaluations_of(*TEACHERS, STUDY["task"].student),
         notebook="notebooks/11-distil-at-task.ipynb",
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/task.yaml"],
     output:
@@ -303,7 +307,7 @@ rule task:
 
 rule budget:
     input:
-        [evaluation_of(model) for model in [*TEACHERS, STUDY["budget"].student]],
+        lambda wildcards: evaluations_of(*TEACHERS, STUDY["budget"].student),
         notebook="notebooks/12-vary-budget.ipynb",
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/budget.yaml"],
     output:
@@ -315,7 +319,7 @@ rule budget:
 
 rule robustness:
     input:
-        [evaluation_of(model) for model in STUDY["robustness"].models or EVALUATED],
+        lambda wildcards: evaluations_of(*(STUDY["robustness"].models or EVALUATED)),
         notebook="notebooks/07-measure-robustness.ipynb",
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/robustness.yaml"],
     output:

@@ -190,7 +190,7 @@ class EvaluateConfig(Config):
     """03-evaluate-model: fine-tune one model on the tasks."""
 
     model: Name = Field(description="a teacher or student; <name>-random: from random weights")
-    tasks: Tasks = Field(description="measures")
+    tasks: list[TaskName] = Field(description="measures; []: none, as for another language")
     protocols: dict[TaskName, str] = Field(description="what is read, and the headline score")
     seeds: Seeds = Field(description="fine-tuning seeds")
     keep_models: Size = Field(description="of how many seeds the fine-tuned models are kept")

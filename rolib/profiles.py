@@ -38,11 +38,20 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return content
 
 
+FURTHER: dict[str, type[config.Config]] = {  # files of notebooks that a profile can do without
+    "ablation": config.AblationConfig,
+    "budget": config.BudgetConfig,
+    "export": config.ExportConfig,
+    "robustness": config.RobustnessConfig,
+    "task": config.TaskDistillConfig,
+}
+
+
 def load_profile(profile: str, root: Path = config.ROOT / "params") -> dict[str, Any]:
     """Every parameter file of a profile, checked: {"teachers": ..., "evaluate": ..., ...}.
 
-    teachers and students map names to configs, the others are configs. Raises ConfigError, also for
-    values of several files that do not fit together.
+    teachers and students map names to configs, the others are configs; those of `FURTHER` may be
+    missing. Raises ConfigError, also for values of several files that do not fit together.
     """
     base = root / profile
     if not base.is_dir():
@@ -52,24 +61,23 @@ def load_profile(profile: str, root: Path = config.ROOT / "params") -> dict[str,
     common = base / "common.yaml"
     study: dict[str, Any] = {
         "speed": load(config.SpeedConfig, common, base / "speed.yaml"),
-        "ablation": load(config.AblationConfig, common, base / "ablation.yaml"),
-        "task": load(config.TaskDistillConfig, common, base / "task.yaml"),
         "analyse": load(config.AnalyseConfig, common, base / "analyse.yaml"),
-        "budget": load(config.BudgetConfig, common, base / "budget.yaml"),
-        "robustness": load(config.RobustnessConfig, common, base / "robustness.yaml"),
-        "export": load(config.ExportConfig, common, base / "export.yaml"),
         "study": load(config.StudyConfig, common, base / "study.yaml"),
         "evaluate": load(config.EvaluateConfig, common, base / "evaluate.yaml", model="any"),
         "teachers": load_models(config.TeacherConfig, base, "teacher", "pretrain.yaml"),
         "students": load_models(config.StudentConfig, base, "student", "distill.yaml"),
     }
+    for name, kind in FURTHER.items():
+        if (base / f"{name}.yaml").exists():
+            study[name] = load(kind, common, base / f"{name}.yaml")
     check_students(study, base / "students")
+    check_known(study["study"].parts, study, f"parts ({base / 'study.yaml'})")
     if not study["evaluate"].keep_models and {"robustness", "export", "task"} & {
         *study["study"].parts
     }:
         problem = "robustness, export and task read fine-tuned models, but keep_models is 0"
         raise ConfigError(f"parts ({base / 'study.yaml'}): {problem}: leave them out or raise it")
-    for name in ("robustness", "export"):
+    for name in [name for name in ("robustness", "export") if name in study]:
         file, chosen = base / f"{name}.yaml", study[name]
         models = [model.removesuffix("-random").removesuffix("-mlm") for model in chosen.models]
         check_known(models, study["teachers"] | study["students"], f"models ({file})")

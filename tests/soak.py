@@ -36,7 +36,8 @@ def copy_checkout(place):
     """What the processes read, with a profile `tiny` that is smaller still."""
     for name in ("rolib", "notebooks", "params", "tests"):
         shutil.copytree(ROOT / name, place / name)
-    shutil.copy(ROOT / "Snakefile", place)
+    for name in ("Snakefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, place)
     few = {"words_per_source": 3000, "log_every": 5, "checkpoint_every": 10}
     changes = {"training": few, "pretrain": {"steps": 60}, "distill": {"steps": 60}}
     changes["evaluate"] = {"tasks": ["sapn", "sts"], "max_train_examples": 40}

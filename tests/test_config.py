@@ -208,7 +208,7 @@ def test_a_float_inside_a_table_that_yaml_reads_as_text(params):
             ["upos", "sentiment"],
             "Input should be 'upos', 'xpos', 'ner', 'sapn', 'sar', 'di' or 'sts', got 'sentiment'",
         ),
-        ("evaluate", "tasks", [], "at least 1 item"),
+        ("robustness", "tasks", [], "at least 1 item"),
         ("evaluate", "seeds", 1, "valid list, got 1"),
         (
             "evaluate",
