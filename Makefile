@@ -2,6 +2,9 @@
 PYTHON ?= python3
 PROFILE ?= demo
 CORES ?= 2
+# TORCH=cpu: PyTorch without CUDA (several GB less); cu128 or the like: of another CUDA.
+TORCH ?=
+INDEX = $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
 BIN := .venv/bin
 STAMP := .venv/.installed
 # exec, so that a signal to make reaches Snakemake. --nolock: the Snakefile has a lock of its own,
@@ -26,6 +29,7 @@ help:
 	@echo "make lab                     JupyterLab on notebooks/00-start-here.ipynb"
 	@echo "make test                    every check of the project"
 	@echo "make test-paper              the paper profile, scaled, with a stand-in of the hub"
+	@echo "TORCH=cpu                    with any of them: install PyTorch without CUDA"
 	@echo "make soak                    kill everything at random moments, and compare"
 
 $(STAMP): requirements.txt pyproject.toml
@@ -33,7 +37,7 @@ $(STAMP): requirements.txt pyproject.toml
 	    { echo "error: $(PYTHON) is not Python 3.11 to 3.13: set PYTHON=python3.12 or the like"; \
 	    exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet $(INDEX) --requirement requirements.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
