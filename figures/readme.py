@@ -4,11 +4,13 @@ They stand between `<!-- NAME -->` and `<!-- end -->`, NAME being a function bel
 """
 
 import re
+import textwrap
 from pathlib import Path
 
 import pandas as pd
 
 STUDY = Path(__file__).parent / "mini"
+BENCH = Path(__file__).parent / "bench"
 README = Path(__file__).parents[1] / "README.md"
 ROLES = {  # the columns of `scores`: role of the other model -> title
     "teacher": "minus teacher",
@@ -17,6 +19,17 @@ ROLES = {  # the columns of `scores`: role of the other model -> title
     "mlm control": "minus MLM control",
     "random control": "minus random weights",
     "bag of words": "minus bag of words",
+}
+
+
+# The rows of `speed`: title -> what, soft_targets, teachers, precision, cached; what was wanted.
+STEPS = {
+    "TextBrewer 0.2.1.post1": ("textbrewer", "all", 1, "float32", False, "–"),
+    "all tokens, float32": ("rolib", "all", 1, "float32", False, "1.5"),
+    "all tokens, bf16": ("rolib", "all", 1, "bfloat16", False, "2.5"),
+    "masked tokens, float32": ("rolib", "masked", 1, "float32", False, "2.6 / 9"),
+    "masked tokens, bf16": ("rolib", "masked", 1, "bfloat16", False, "4.5"),
+    "masked tokens, stored teachers": ("rolib", "masked", 1, "float32", True, "1.4 x masked"),
 }
 
 
@@ -54,6 +67,48 @@ def claims() -> str:
         low, high = f"{row.low:.{digits}f}", f"{row.high:.{digits}f}"
         measured = f"{row.value:.{digits}f}" + f" ({low} to {high})" * (low != high)
         rows.append([row.claim, f"`{row.model}`", measured, f"{row.bar:.{digits}f}", row.verdict])
+    return table(rows)
+
+
+def findings() -> str:
+    """What else the study says: speed, sentences, careless writing."""
+    speed = pd.read_csv(STUDY / "speed.csv").query("role == 'student'")
+    scores = pd.read_csv(STUDY / "scores.csv").query("headline and task != 'mean'")
+    random = scores.query("role == 'random control'").groupby("task")["value"].max()
+    trained = scores.query("role in ('teacher', 'student')").groupby("task")["value"].max()
+    behind = ", ".join(task.upper() for task in random.index if random[task] > trained[task])
+    changed = pd.read_csv(STUDY / "robustness.csv").query("score == headline")
+    costs = -100 * changed.groupby(["perturbation", "model"])["change"].mean()
+    plain, upper = costs["strip_diacritics"], costs["upper"]
+    upper = upper[upper > 1]  # others are lower-cased
+    names = ", ".join(f"`{name}`" for name in upper.index)
+    quick, slow = speed["speed_up"].max(), speed["speed_up"].min()
+    lines = [
+        f"A student is {slow:.1f} to {quick:.1f} times as fast as its teacher.",
+        f"Fine-tuned random weights are ahead of every pre-trained model on {behind or 'nothing'}.",
+        f"Lost diacritics cost {plain.min():.0f} to {plain.max():.0f} points of the mean score.",
+        f"Text in capitals costs {upper.min():.0f} to {upper.max():.0f} points: {names}.",
+    ]
+    return "\n".join(textwrap.fill(f"- {line}", 98, subsequent_indent="  ") for line in lines)
+
+
+def speed() -> str:
+    """Tokens per second of a training step, as times those of the plain recipe, by shape."""
+    steps = pd.read_csv(BENCH / "training.csv")
+    shapes = list(steps["shape"].unique())
+    rows = [["a training step", "wanted", *shapes]]
+    keys = ["what", "soft_targets", "teachers", "precision", "cached"]
+    found = steps.set_index([*keys, "shape"]).sort_index()
+    for title, (*values, wanted) in STEPS.items():
+        rates = [found["speed_up"].get((*values, shape), float("nan")) for shape in shapes]
+        rows.append([title, wanted, *[f"{rate:.2f}" for rate in rates]])
+    for soft in ("all", "masked"):
+        parts = [found["over_parts"]["rolib", soft, 2, "float32", False, shape] for shape in shapes]
+        title = f"time of two teachers over the sum of its parts, {soft} tokens"
+        rows.append([title, "1.12", *[f"{part:.2f}" for part in parts]])
+    memory = found["memory_of_recipe"]["rolib", "all", 1, "float32", False]
+    shares = [f"{share:.2f}" if share == share else "–" for share in memory[shapes]]
+    rows.append(["peak memory beyond weights, all tokens, share of the recipe", "0.40", *shares])
     return table(rows)
 
 
