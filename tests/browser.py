@@ -43,10 +43,14 @@ def watch(page: Page) -> list[str]:
         if not one.url.startswith(LOCAL):
             say(f"asks the network: {one.url}")
 
+    def failed(one):
+        if one.failure != "net::ERR_ABORTED":  # then the page itself gave it up
+            say(f"request failed: {one.url}: {one.failure}")
+
     page.on("console", console)
     page.on("pageerror", lambda error: say(f"page error: {error}"))
     page.on("request", request)
-    page.on("requestfailed", lambda one: say(f"request failed: {one.url}: {one.failure}"))
+    page.on("requestfailed", failed)
     page.on("response", lambda one: one.status >= 400 and say(f"{one.status}: {one.url}"))
     return seen
 
