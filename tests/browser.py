@@ -3,11 +3,12 @@
 import json
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -18,13 +19,17 @@ WIDTHS = (390, 1280)  # a phone, a laptop
 LOCAL = ("http://127.0.0.1:", "http://localhost:", "file:", "data:", "blob:", "about:")
 
 needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium here: `apt-get install chromium`, or Chrome by its page"
+    CHROMIUM is None, reason="no Chromium: `apt-get install chromium`, or install Google Chrome"
 )
 
 
-def launch(playwright: Playwright) -> Browser:
-    """The Chromium of this machine: Playwright's own browsers are never downloaded."""
-    return playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+@contextmanager
+def chromium():
+    """The Chromium of this machine, running: Playwright's own browsers are never downloaded."""
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
 
 
 def watch(page: Page) -> list[str]:
@@ -79,14 +84,26 @@ def axe_faults(page: Page, **options) -> list[str]:
     for fault in Axe().run(page, options=options).response["violations"]:
         if fault["impact"] in ("serious", "critical"):
             places = [json.dumps(node["html"][:120]) for node in fault["nodes"]]
-            faults.append(
-                f"{fault['impact']}: {fault['id']}: {fault['help']}: "
-                f"{len(places)} times, first {', '.join(places[:3])}"
-            )
+            said = f"{fault['impact']}: {fault['id']}: {fault['help']}: "
+            faults.append(f"{said}{len(places)} times, first {', '.join(places[:3])}")
     return faults
 
 
-def page_faults(browser: Browser, address: str, pictures: Path) -> list[str]:
+def barriers(page: Page, width: int, colours: bool) -> list[str]:
+    """`axe_faults`; colours, which take most of its time, by day and by night or not at all."""
+    if not colours:
+        # A page reads alike at each width; `region` is a moderate fault, which does not count.
+        left_out = {rule: {"enabled": False} for rule in ("color-contrast", "region")}
+        return axe_faults(page, rules=left_out) if width == WIDTHS[0] else []
+    faults = axe_faults(page)
+    if width == WIDTHS[-1]:
+        page.emulate_media(color_scheme="dark")
+        dark = axe_faults(page, runOnly=["color-contrast"])
+        faults += [f"in the dark: {fault}" for fault in dark]
+    return faults
+
+
+def page_faults(browser: Browser, address: str, pictures: Path, colours: bool = True) -> list[str]:
     """What is wrong with a page on a phone and on a laptop, with its sections unfolded.
 
     A picture of each width with a fault is saved in the folder `pictures`.
@@ -98,15 +115,11 @@ def page_faults(browser: Browser, address: str, pictures: Path) -> list[str]:
             seen = watch(page)
             page.goto(address)
             page.evaluate(OPEN_ALL)
-            faults = [*page.evaluate(LAYOUT), *axe_faults(page)]
-            if width == WIDTHS[-1]:  # colours do not hang on the width: once is enough
-                page.emulate_media(color_scheme="dark")
-                dark = axe_faults(page, runOnly=["color-contrast"])
-                faults += [f"in the dark: {fault}" for fault in dark]
+            faults = [*page.evaluate(LAYOUT), *barriers(page, width, colours)]
             faults = [*seen, *faults]
             if faults:
-                picture = pictures / f"{re.sub('[^a-z0-9]+', '-', address[-60:])}-{width}.png"
-                page.screenshot(path=picture)
+                name = re.sub("[^A-Za-z0-9]+", "-", address.split("//")[1])[-60:]
+                page.screenshot(path=(picture := pictures / f"{name}-{width}.png"))
                 faults.append(f"picture: {picture}")
             found += [f"{width} pixels: {fault}" for fault in faults]
         finally:

@@ -1,39 +1,19 @@
-"""In a real browser: the study's report, the site, and the notebooks in JupyterLab."""
+"""Notebooks in JupyterLab in a real browser: they run, and widgets and cells obey the keyboard."""
 
 import os
 from pathlib import Path
 
 import nbformat
 import pytest
-from browser import launch, needs_chromium, page_faults
+from browser import chromium, needs_chromium
 from exercises import LESSONS, trial_faults, with_trials
 from lab import Lab, server
-from playwright.sync_api import sync_playwright
+from nbformat.v4 import new_code_cell, new_notebook
 
 from rolib.config import ROOT
 
 pytestmark = needs_chromium
 RUNS = Path(os.environ.get("ROLIB_RUNS") or ROOT / "runs")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        running = launch(playwright)
-        yield running
-        running.close()
-
-
-def test_the_report(browser, tmp_path):
-    report = RUNS / "demo" / "report.html"
-    if not report.exists():
-        pytest.skip("no finished demo study: run `make demo`")
-    faults = page_faults(browser, report.as_uri(), tmp_path)
-    assert not faults, "\n".join(faults)
-
-
-# --- notebooks in JupyterLab ----------------------------------------------------------------------
-
 SLIDER = "[role=slider]"
 MOVES = {  # by notebook: cell, control, keys
     "00-start-here": [("00-06", "input[type=text]", ["End", "Backspace", "Enter"])],
@@ -52,9 +32,9 @@ MOVES = {  # by notebook: cell, control, keys
 
 
 @pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory):
-    with server(tmp_path_factory.mktemp("lab")) as (address, files):
-        yield Lab(browser, address, files)
+def lab(tmp_path_factory):
+    with server(tmp_path_factory.mktemp("lab")) as (address, files), chromium() as running:
+        yield Lab(running, address, files)
 
 
 def shown(cells: list[dict], name: str) -> str:
@@ -94,3 +74,35 @@ def test_a_changed_parameter_changes_the_result(lab, tmp_path):
         assert "7.5" not in shown(before, "02-02") and "7.5" in shown(after, "02-02")
         assert "T² KL = " in shown(before, "02-05") and "T² KL = " in shown(after, "02-05")
         assert shown(before, "02-05") != shown(after, "02-05")
+
+
+FAULTY = """
+import ipywidgets as widgets
+from IPython.display import display
+
+box = widgets.Checkbox(False)
+display(box, widgets.interactive_output(lambda ticked: print({shown}), {{"ticked": box}}))
+"""
+
+
+def test_faults_are_noticed(lab, tmp_path):
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    sources = {
+        "idle": FAULTY.format(shown="'same'"),
+        "breaks": FAULTY.format(shown="1 / (not ticked)"),
+    }
+    sources |= {"error": "raise ValueError('on purpose')", "late": "1"}
+    cells = [new_code_cell(source, id=name) for name, source in sources.items()]
+    notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, lab.files / "faulty.ipynb")
+    tick = ("input[type=checkbox]", ["Space"])
+    with pytest.raises(AssertionError) as raised, lab.notebook("faulty.ipynb", tmp_path):
+        with pytest.raises(AssertionError, match=r"cell 3 \(error\): ValueError: on purpose$"):
+            lab.run_all()
+        with pytest.raises(AssertionError, match="cell idle: .* changed nothing"):
+            lab.move("idle", *tick, limit=1)
+        with pytest.raises(AssertionError, match="ZeroDivisionError"):
+            lab.move("breaks", *tick)
+        lab.page.evaluate("() => console.error('on purpose')")
+    assert "console: on purpose" in str(raised.value)
+    assert (tmp_path / "page.png").exists()
