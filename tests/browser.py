@@ -90,23 +90,24 @@ def axe_faults(page: Page, **options) -> list[str]:
 
 
 def barriers(page: Page, width: int, colours: bool) -> list[str]:
-    """`axe_faults`; colours, which take most of its time, by day and by night or not at all."""
-    if not colours:
-        # A page reads alike at each width; `region` is a moderate fault, which does not count.
+    """`axe_faults`; colours, which take most of its time, on a laptop only, by day and by night."""
+    if width == WIDTHS[0]:
+        # `region` is a moderate fault at most: it would take time and change nothing.
         left_out = {rule: {"enabled": False} for rule in ("color-contrast", "region")}
-        return axe_faults(page, rules=left_out) if width == WIDTHS[0] else []
+        return axe_faults(page, rules=left_out)
+    if not colours:
+        return []  # a page reads alike at both widths
     faults = axe_faults(page)
-    if width == WIDTHS[-1]:
-        page.emulate_media(color_scheme="dark")
-        dark = axe_faults(page, runOnly=["color-contrast"])
-        faults += [f"in the dark: {fault}" for fault in dark]
-    return faults
+    page.emulate_media(color_scheme="dark")
+    dark = axe_faults(page, runOnly=["color-contrast"])
+    return faults + [f"in the dark: {fault}" for fault in dark]
 
 
 def page_faults(browser: Browser, address: str, pictures: Path, colours: bool = True) -> list[str]:
     """What is wrong with a page on a phone and on a laptop, with its sections unfolded.
 
-    A picture of each width with a fault is saved in the folder `pictures`.
+    colours: whether they are judged too. A picture of each width with a fault is saved in the
+    folder `pictures`.
     """
     found = []
     for width in WIDTHS:
@@ -116,7 +117,7 @@ def page_faults(browser: Browser, address: str, pictures: Path, colours: bool = 
             page.goto(address)
             page.evaluate(OPEN_ALL)
             faults = [*page.evaluate(LAYOUT), *barriers(page, width, colours)]
-            faults = [*seen, *faults]
+            faults = [*seen, *faults]  # seen last: a page may say something late
             if faults:
                 name = re.sub("[^A-Za-z0-9]+", "-", address.split("//")[1])[-60:]
                 page.screenshot(path=(picture := pictures / f"{name}-{width}.png"))
