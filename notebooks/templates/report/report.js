@@ -1,8 +1,8 @@
 // A click, Enter or Space on a column's name sorts its table: by number if all cells have one.
-for (const table of document.querySelectorAll(".wide > table")) {
+for (const [index, table] of document.querySelectorAll(".wide > table").entries()) {
   table.parentElement.tabIndex = 0;  // so that the keyboard can scroll a wide table
   table.parentElement.setAttribute("role", "region");
-  table.parentElement.setAttribute("aria-label", "Table");
+  table.parentElement.setAttribute("aria-label", `Table ${index + 1}`);
   const heads = [...table.querySelectorAll("thead tr:last-child th")];
   heads.forEach((head, column) => {
     const button = document.createElement("button");
