@@ -135,12 +135,13 @@ class Source:
 
 def tree(folder: Path, source: Source) -> list:
     """Pages of a package of rolib, as MkDocs wants them for its navigation."""
-    found: list = [source.write(page_of(folder / "__init__.py"), module_page(folder / "__init__.py"))]
+    package = folder / "__init__.py"
+    found: list = [source.write(page_of(package), module_page(package))]
     for file in sorted(folder.glob("*.py")):
         if file.name != "__init__.py":
             found.append({file.stem: source.write(page_of(file), module_page(file))})
-    for package in sorted(folder.glob("*/__init__.py")):
-        found.append({package.parent.name: tree(package.parent, source)})
+    for inner in sorted(folder.glob("*/__init__.py")):
+        found.append({inner.parent.name: tree(inner.parent, source)})
     return found
 
 

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import nbformat
+from hooks import in_box
 from nbconvert.filters import markdown2html, strip_ansi
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -119,9 +120,9 @@ def notebook_page(executed: Path, source: Path, captions: dict[str, str], note: 
 
 
 def boxed(output: str) -> str:
-    """HTML that Markdown leaves alone, in a box that the keyboard can scroll."""
-    escaped = output.strip().replace("`", "&#96;")
-    return f'<div class="output" tabindex="0" role="group" aria-label="Output">\n{escaped}\n</div>'
+    """An output in its box, as HTML that Markdown leaves alone."""
+    output = re.sub(r"<table(?![^>]*class=)", '<table class="data"', output)  # not the theme's look
+    return in_box("output", "\n" + output.strip().replace("`", "&#96;") + "\n")
 
 
 def module_page(file: Path) -> str:
