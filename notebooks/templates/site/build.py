@@ -176,27 +176,29 @@ def write_pages(source: Source) -> list:
     ]
 
 
-def main(profile: str) -> None:
-    study, site = RUNS / profile, RUNS / "site"
+def make_site(folder: Path, site: Path, nav: list) -> None:
+    """Make the site of a folder of pages, and check it."""
     logging.basicConfig(level="WARNING", format="%(message)s")  # each names a page and a link
-    if not (study / "report.html").exists():
-        raise SiteError(f"{study}: no finished study: run `make study PROFILE={profile}`")
-    with tempfile.TemporaryDirectory() as folder:
-        source = Source(Path(folder), study)
-        nav = write_pages(source)
-        assets = source.folder / "assets"
-        assets.mkdir()
-        for name in ("site.css", "iframe-worker.js"):
-            shutil.copy(HERE / name, assets)
-        config = load_config(
-            str(ROOT / "mkdocs.yml"), docs_dir=folder, site_dir=str(site), nav=nav, strict=True
-        )
-        config.plugins.on_startup(command="build", dirty=False)
-        build(config)
+    (folder / "assets").mkdir()
+    for name in ("site.css", "iframe-worker.js"):
+        shutil.copy(HERE / name, folder / "assets")
+    places = {"docs_dir": str(folder), "site_dir": str(site), "nav": nav}
+    config = load_config(str(ROOT / "mkdocs.yml"), strict=True, **places)
+    config.plugins.on_startup(command="build", dirty=False)
+    build(config)
     (site / "404.html").unlink()  # for servers; its links start at the server's root
     faults = faults_of_site(site)
     if faults:
         raise SiteError("\n".join(faults))
+
+
+def main(profile: str) -> None:
+    study, site = RUNS / profile, RUNS / "site"
+    if not (study / "report.html").exists():
+        raise SiteError(f"{study}: no finished study: run `make study PROFILE={profile}`")
+    with tempfile.TemporaryDirectory() as folder:
+        nav = write_pages(Source(Path(folder), study))
+        make_site(Path(folder), site, nav)
     size = sum(file.stat().st_size for file in site.rglob("*") if file.is_file())
     print(f"{site / 'index.html'}: {len(list(site.rglob('*.html')))} pages, {size / 1e6:.0f} MB")
 

@@ -5,22 +5,29 @@ import html
 import re
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+FORMULA_OF_A_HEADING = re.compile(r"\\\((.*?)\\\)")  # as the table of contents has it
 
 
 def formulas_as_mathml(text: str) -> str:
     """HTML with the formulas that pymdownx.arithmatex found, as MathML."""
 
-    def formula(match: re.Match) -> str:
-        display = "block" if match[1] == "div" else "inline"
-        mathml = convert(html.unescape(match[2]), display=display)
-        if "\\" in mathml:
-            raise ValueError(f"a formula with an unknown command: {match[2]}")
-        mathml = mathml.replace('"negativethinmathspace"', '"-0.167em"')  # browsers know no names
-        return f"<span>{mathml}</span>" if display == "inline" else in_box("formula", mathml)
+    def replace(match: re.Match) -> str:
+        if match[1] == "span":
+            return mathml(match[2])
+        return in_box("formula", mathml(match[2], "block"))
 
-    return FORMULA.sub(formula, text)
+    return FORMULA.sub(replace, text)
+
+
+def mathml(formula: str, display: str = "inline") -> str:
+    """A formula of LaTeX, as HTML has it, in MathML."""
+    text = convert(html.unescape(formula), display=display)
+    if "\\" in text:
+        raise PluginError(f"a formula with an unknown command: {formula}")
+    return text.replace('"negativethinmathspace"', '"-0.167em"')  # browsers do not know the name
 
 
 def in_box(kind: str, text: str) -> str:
@@ -39,10 +46,12 @@ def on_page_content(text, page, **_):
     entries = list(page.toc)
     while entries:
         entry = entries.pop()
-        entry.title = formulas_as_mathml(entry.title)
+        entry.title = FORMULA_OF_A_HEADING.sub(lambda found: mathml(found[1]), entry.title)
         entries += entry.children
     return tables_in_boxes(formulas_as_mathml(text))
 
 
 def on_post_page(output, **_):
-    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"')  # the theme has none
+    return output.replace(
+        'role="dialog"', 'role="dialog" aria-label="Search"'
+    )  # the theme has none
