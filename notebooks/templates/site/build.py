@@ -8,7 +8,6 @@ unless a copy that is up to date lies in $ROLIB_RUNS/executed/.
 
 import logging
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -158,13 +157,12 @@ def write_pages(source: Source) -> list:
     notebooks += [source.notebook_of_the_study(one) for one in others]
     lessons = [source.document(ROOT / "notebooks" / "lessons" / "README.md")]
     lessons += [source.notebook(executed_copy(one), one, page_of(one)) for one in LESSONS]
-    folders = sorted(one for one in (ROOT / "figures").iterdir() if one.is_dir())
-    source.named |= {one for one in folders if re.fullmatch("[a-z]+", one.name)}
+    folders = sorted(one for one in (ROOT / "figures").glob("[!._]*") if one.is_dir())
+    source.named |= set(folders)
     api = tree(ROOT / "rolib", source)
     documents = [source.document(ROOT / name) for name in DOCUMENTS]
     source.copy_named_files()
-    figures = [f"figures/{one.name}/index.md" for one in folders]
-    figures = [one for one in figures if (source.folder / one).exists()]
+    figures = [str(page_of(one).relative_to(ROOT)) for one in folders]
     return [
         {"Home": front},
         {"Notebooks": notebooks},
