@@ -13,7 +13,7 @@ SNAKEMAKE = exec env PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --config profile=$
     --quiet all --cores $(CORES) --keep-going --nolock --rerun-incomplete
 RUNS = $(or $(ROLIB_RUNS),runs)/$(PROFILE)
 
-.PHONY: help demo mini study students ablation task budget pretrained publish readme bench lab test test-paper soak lint clean
+.PHONY: help demo mini study students ablation task budget pretrained publish readme bench site lab test test-paper soak lint clean
 help:
 	@echo "make demo                    the whole study on the built-in sample (minutes)"
 	@echo "make mini                    the study on real data, in hours (ROLIB_DATA, or download)"
@@ -26,6 +26,7 @@ help:
 	@echo "make publish PROFILE=NAME    copy a finished study's figures and tables to figures/NAME"
 	@echo "make readme                  write the tables of README.md from figures/mini"
 	@echo "make bench                   speed and memory beside other tools, to figures/bench"
+	@echo "make site                    notebooks, lessons, report and API as pages, to runs/site"
 	@echo "make lab                     JupyterLab on notebooks/00-start-here.ipynb"
 	@echo "make test                    every check of the project"
 	@echo "make test-paper              the paper profile, scaled, with a stand-in of the hub"
@@ -74,6 +75,11 @@ bench: $(STAMP)
 	    test ! -e tests/benchmarks/$$part.py || OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	    PYTHONPATH=tests $(BIN)/python tests/benchmarks/$$part.py || exit 1; \
 	done
+
+# The report waits for some notebooks only; the site shows them all.
+site: study
+	@$(SNAKEMAKE) explore export ablation task budget
+	@$(BIN)/python notebooks/templates/site/build.py $(PROFILE)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks/00-start-here.ipynb

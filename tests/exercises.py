@@ -1,6 +1,7 @@
 """The exercises of the lessons, a usual mistake in each, and the notebooks that try them."""
 
 import ast
+import os
 import re
 from pathlib import Path
 
@@ -126,3 +127,15 @@ def trial_faults(lesson: Path, cells: list[dict]) -> list[str]:
         if starts != ["not answered yet", "wrong", "right"]:
             faults.append(f"exercise {number}: {said}")
     return faults
+
+
+def keep(notebook: Path, cells: list[dict]) -> None:
+    """Keep what a notebook's own cells showed, where the site looks for it (see its build.py)."""
+    if "ROLIB_RUNS" not in os.environ:
+        return
+    executed = nbformat.read(notebook, as_version=4)
+    own = {cell.id for cell in executed.cells}
+    executed.cells = [nbformat.from_dict(cell) for cell in cells if cell["id"] in own]
+    file = Path(os.environ["ROLIB_RUNS"]) / "executed" / notebook.relative_to(ROOT / "notebooks")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(executed, file)

@@ -1,14 +1,20 @@
 #!/bin/sh
 # What `make test` runs after linting: the demo study into a temporary folder, unit, property and
-# integration tests, and every notebook; one teacher is pre-trained (profile tiny).
+# integration tests, every notebook, and the site; one teacher is pre-trained (profile tiny).
 set -eu
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 ROLIB_RUNS=$(mktemp -d)
 export ROLIB_RUNS
 trap 'rm -rf "$ROLIB_RUNS"' EXIT
 snakemake --config profile=demo --quiet all --cores 2
+# What the report does not wait for and the site shows.
+snakemake --config profile=demo --quiet all --cores 2 explore export ablation task budget
 snakemake --config profile=tiny --quiet all --cores 2 "$ROLIB_RUNS/tiny/notebooks/01-bert-uncased.ipynb"
 pytest -n 2 --dist loadfile tests
-# The tests above have run the lessons and, several times, the explorer.
+# The tests above have run the lessons and, several times, the explorer; the study has run 09 to 12.
 pytest -n 2 --dist loadfile --nbval-lax --ignore=notebooks/lessons \
     --ignore=notebooks/08-explore-predictions.ipynb notebooks
+# The site of this study and of the lessons that the tests ran. Its links are checked, then its pages
+# in the browser.
+python notebooks/templates/site/build.py demo
+pytest -k site tests/test_pages.py

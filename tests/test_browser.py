@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from browser import chromium, needs_chromium
-from exercises import LESSONS, trial_faults, with_trials
+from exercises import LESSONS, keep, trial_faults, with_trials
 from lab import Lab, server
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -48,7 +48,7 @@ def test_a_notebook_runs_and_its_widgets_move_by_keyboard(stem, lab, tmp_path):
     if stem.startswith("08") and not (RUNS / "demo" / "report.html").exists():
         pytest.skip("no finished demo study: run `make demo`")
     with lab.notebook(f"notebooks/{stem}.ipynb", tmp_path):
-        lab.run_all()
+        keep(ROOT / "notebooks" / f"{stem}.ipynb", lab.run_all())
         for move in MOVES[stem]:
             lab.move(*move)
 
@@ -59,6 +59,7 @@ def test_a_lesson_runs_knows_right_from_wrong_and_moves_by_keyboard(lesson, lab,
     nbformat.write(with_trials(lesson), lab.files / path)
     with lab.notebook(path, tmp_path):
         cells = lab.run_all()
+        keep(lesson, cells)
         for move in MOVES[lesson.stem]:
             lab.move(*move)
         lab.check(trial_faults(lesson, cells))

@@ -2,15 +2,16 @@
 
 Each lesson runs once, with a mistake and the solution tried after each exercise: in the browser
 (tests/test_browser.py) or, where there is none, in a kernel alone. This replaces the plain run of
-the lesson (tests/run.sh).
+the lesson (tests/run.sh). What its own cells showed is kept for the site (`exercises.keep`).
 """
 
 import re
+from pathlib import Path
 
 import nbclient.output_widget
 import pytest
 from browser import CHROMIUM
-from exercises import LESSONS, MISTAKES, cells_of, exercises, trial_faults, with_trials
+from exercises import LESSONS, MISTAKES, cells_of, exercises, keep, trial_faults, with_trials
 from nbclient import NotebookClient
 
 from rolib.config import ROOT
@@ -73,4 +74,5 @@ def test_lesson_runs_and_knows_right_from_wrong(lesson, monkeypatch):
     notebook = with_trials(lesson)
     folder = {"metadata": {"path": str(lesson.parent)}}  # where Jupyter runs it
     NotebookClient(notebook, timeout=300, resources=folder, kernel_name="python3").execute()
+    keep(lesson, notebook.cells)
     assert not (faults := trial_faults(lesson, notebook.cells)), "\n".join(faults)

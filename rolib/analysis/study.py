@@ -196,7 +196,7 @@ def present(config: Config) -> tuple[list[int], dict[str, pd.DataFrame]]:
 def read_runs(
     config: Config, folders: list[str], task: str, seeds: list[int], probabilities: bool = True
 ) -> Runs:
-    """The predictions of checkpoints on one measure: [checkpoint][fine-tuning seed].
+    """The predictions of checkpoints on one measure: `[checkpoint][fine-tuning seed]`.
 
     FileNotFoundError for a seed without predictions.
     """

@@ -27,10 +27,10 @@ def estimate(
 ) -> tuple[pd.DataFrame, dict[tuple, uncertainty.Scores]]:
     """A table of scores with intervals, one row a key and score; and the bootstrap draws by key.
 
-    scorers: by key, nested lists [distillation seed][fine-tuning seed]. names: the columns of the
-    parts of a key and of the score's name. Further columns: checkpoints (distillation seeds), seeds
-    (fine-tuning seeds of each), examples, value (mean over all runs), sd (over the runs; NaN for
-    one run), low, high (95 % bootstrap interval).
+    scorers: by key, nested lists `[distillation seed][fine-tuning seed]`. names: the columns of
+    the parts of a key and of the score's name. Further columns: checkpoints (distillation seeds),
+    seeds (fine-tuning seeds of each), examples, value (mean over all runs), sd (over the runs; NaN
+    for one run), low, high (95 % bootstrap interval).
     """
     draws = uncertainty.bootstrap(scorers, examples, config.resamples, config.seed)
     rows = []

@@ -30,7 +30,7 @@ def bootstrap(
 ) -> dict[Key, Scores]:
     """The scores of each run of each model in every resample of the test examples.
 
-    models: nested lists of scorers, [distillation seed][fine-tuning seed]. Draws have the shape
+    models: nested lists of scorers, `[distillation seed][fine-tuning seed]`. Draws have the shape
     (distillation seeds D, fine-tuning seeds F, resamples). All runs see the same examples. The
     difference of two models pairs their seeds: seed with seed where the numbers are equal, and one
     with all where a model has one. A score may also be an array (..., resamples).
