@@ -6,7 +6,6 @@ the lesson (tests/run.sh). What its own cells showed is kept for the site (`exer
 """
 
 import re
-from pathlib import Path
 
 import nbclient.output_widget
 import pytest
