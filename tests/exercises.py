@@ -134,8 +134,11 @@ def keep(notebook: Path, cells: list[dict]) -> None:
     if "ROLIB_RUNS" not in os.environ:
         return
     executed = nbformat.read(notebook, as_version=4)
-    own = {cell.id for cell in executed.cells}
-    executed.cells = [nbformat.from_dict(cell) for cell in cells if cell["id"] in own]
+    found = {cell["id"]: cell for cell in cells}
+    for cell in executed.cells:
+        if cell.cell_type == "code":
+            cell.outputs = nbformat.from_dict(found[cell.id]["outputs"])
+            cell.execution_count = found[cell.id]["execution_count"]
     file = Path(os.environ["ROLIB_RUNS"]) / "executed" / notebook.relative_to(ROOT / "notebooks")
     file.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(executed, file)
