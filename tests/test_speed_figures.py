@@ -1,5 +1,6 @@
 """Speed measurements of a tiny model, and figures with labels and captions."""
 
+import math
 import subprocess
 import sys
 
@@ -8,8 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from cells import functions_of
-from matplotlib.collections import LineCollection, PathCollection
-from matplotlib.colors import to_hex
 from transformers import AutoModel
 
 from rolib import figures
@@ -141,7 +140,7 @@ def test_save_figure(tmp_path):
     svg = path.with_suffix(".svg").read_text(encoding="utf-8")
     assert "<svg" in svg and svg.rstrip().endswith("</svg>")
     assert path.with_suffix(".txt").read_text(encoding="utf-8") == "Pierderea la fiecare pas.\n"
-    assert 600 < plt.imread(path).shape[1] < 2000  # pixels: 6 inches at 200 dpi
+    assert plt.imread(path).shape[1] == 300 * figures.COLUMN  # pixels: as wide as it is printed
 
 
 def test_the_same_figure_gives_the_same_files(tmp_path):
@@ -200,44 +199,60 @@ def saved(figure, tmp_path):
     return figures.save_figure(figure, tmp_path, "figure", "Caption.").exists()
 
 
-def points(axes):
-    """The places of all markers of a plot, on its own scale."""
-    dots = [one for one in axes.collections if isinstance(one, PathCollection)]
-    return [tuple(place) for dot in dots for place in dot.get_offsets().tolist()]
+def ranges(axes, upright=False):
+    """The lines of a plot from place to place: horizontal ones (intervals) or upright ones."""
+    found = [line for one in axes.collections for line in one.get_segments()]
+    return [line for line in found if (line[0, 0] == line[1, 0]) == upright]
 
 
-def test_intervals_stand_side_by_side(tmp_path):
-    table = rows({"a": "student", "b": "mlm control"}, ["x", "y"])
-    figure = ANALYSIS.plot_intervals(table, "task", ["y", "x"], 4)
-    [axes] = figure.axes
-    assert sorted(x for x, _ in points(axes)) == pytest.approx([-0.2, 0.2, 0.8, 1.2])
-    ranges = next(one for one in axes.collections if isinstance(one, LineCollection))
-    assert all(bar[:, 1] == pytest.approx([0.4, 0.7]) for bar in ranges.get_segments())
-    colours = {to_hex(colour) for colour in ranges.get_colors()}
-    assert colours == {to_hex(figures.ROLES[role]) for role in ("student", "mlm control")}
-    figure.canvas.draw()
-    assert ticks(axes.get_xticklabels()) == ["y", "x"]
-    assert ticks(figure.legends[0].get_texts()) == ["a", "b"]
-    assert saved(figure, tmp_path)
-
-
-def test_scores_have_a_panel_a_measure_and_a_line_a_model(tmp_path):
+def test_intervals_have_a_panel_a_measure_and_a_line_a_model(tmp_path):
     models = {"t": "teacher", "s": "student", "c": "mlm control", "u": "teacher"}
     table = rows(models, ["upos", "ner", "sar", "di", "sts"])
     table.loc[(table["model"] == "s") & (table["task"] == "ner"), "value"] = 0.6
-    figure = REPORT.plot_scores(table, ["sts", "ner", "di", "upos", "sar"])
+    figures.set_theme()
+    figure = figures.plot_intervals(table, ["sts", "ner", "di", "upos", "sar"], "percent")
     assert [axes.get_title() for axes in figure.axes] == ["STS", "NER", "DI", "UPOS", "SAR"]
     figure.canvas.draw()
     assert ticks(figure.axes[0].get_yticklabels()) == list(models)
     bottom, top = figure.axes[0].get_ylim()
     assert bottom > top  # the first model on top
-    assert set(points(figure.axes[1])) == {(0.5, 0), (0.6, 1), (0.5, 2), (0.5, 3)}
-    assert ticks(figure.legends[0].get_texts()) == ["teacher", "student", "mlm control"]
+    ner = figure.axes[1]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in ner.get_lines()] == [
+        *[(0.5, 0), (0.6, 1), (0.5, 2), (0.5, 3)]
+    ]
+    assert [line[:, 0].tolist() for line in ranges(ner)] == [[0.4, 0.7]] * 4
+    assert [line[0, 1] for line in ranges(ner)] == [0, 1, 2, 3] and not ranges(ner, upright=True)
+    for line, role in zip(ner.get_lines(), models.values(), strict=True):
+        assert (line.get_color(), line.get_marker()) == (figures.ROLES[role], figures.MARKERS[role])
     # a panel without one below it names its unit, and only the left column names the models
     shown = [axes.xaxis.label.get_visible() for axes in figure.axes]
     assert shown == [False, True, True, True, True]
-    assert [axes.yaxis.label.get_visible() for axes in figure.axes] == [True] + [False] * 3 + [True]
+    assert [bool(ticks(axes.get_yticklabels())[0]) for axes in figure.axes] == [
+        *[True, False, False, False, True]
+    ]
+    assert figure.legends == [] and figure.get_figwidth() == figures.PAGE
     assert saved(figure, tmp_path)
+
+
+def test_chance_and_floor_stand_in_the_lines_of_their_models():
+    table = rows({"a": "student", "b": "mlm control"}, ["ner", "di"], chance=0.1, floor=0.9)
+    table.loc[table["model"] == "b", ["chance", "floor"]] = [0.2, math.nan]  # one seed, no floor
+    ner, di = figures.plot_intervals(table, ["ner", "di"], "share").axes
+    for axes in (ner, di):
+        marks = [line for line in ranges(axes, upright=True) if not math.isnan(line[0, 0])]
+        places = [(line[0, 0], line[:, 1].mean()) for line in marks]
+        assert places == pytest.approx([(0.1, 0), (0.9, 0), (0.2, 1)])
+    assert {text.get_text(): text.get_position()[0] for text in ner.texts} == {
+        **{"chance": 0.1, "floor": 0.9}
+    }
+    assert not di.texts  # named once
+
+
+def test_a_model_without_a_value_keeps_its_line_free():
+    table = rows({"a": "student", "b": "student"}, ["ner", "di"])
+    ner, di = figures.plot_intervals(table.drop(index=2), ["ner", "di"], "percent").axes
+    assert [line.get_ydata()[0] for line in ner.get_lines()] == [0]
+    assert [line.get_ydata()[0] for line in di.get_lines()] == [0, 1]
 
 
 def test_reliability_pools_seeds_and_leaves_small_bins_out(tmp_path):
@@ -272,7 +287,7 @@ def test_a_model_has_one_marker_in_every_panel_and_its_place_in_the_legend():
 def test_heat_maps_share_one_scale(tmp_path):
     table = pd.DataFrame([[0.0, 5.0]], pd.Index(["a"], name="model"), ["upos", "ner"])
     tables = {name: table.rename_axis(columns="measure") for name in ("lower", "upper")}
-    figure = figures.plot_heat_maps(tables, 1, (3, 1), "points", vmin=-9, vmax=9, annot=True)
+    figure = figures.plot_heat_maps(tables, 1, 1, "points", vmin=-9, vmax=9, annot=True)
     *panels, bar = figure.axes
     assert [axes.get_title(loc="left") for axes in panels] == ["lower", "upper"]
     assert {axes.collections[0].get_clim() for axes in panels} == {(-9, 9)}
