@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from cells import functions_of
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from transformers import AutoModel
 
 from rolib import figures
@@ -20,6 +22,7 @@ from rolib.evaluation import speed
 @pytest.fixture(autouse=True)
 def closed_figures():
     with plt.rc_context():
+        figures.set_theme()
         yield
     plt.close("all")
 
@@ -121,7 +124,6 @@ def test_no_load_report_is_printed(name, tmp_path, toy_bert, toy_tokenizer):
 
 
 def drawing(x="steps", y="loss (nats)"):
-    figures.set_theme()
     figure, axes = plt.subplots()
     axes.plot([1, 2, 3], [3, 2, 1])
     axes.set(xlabel=x, ylabel=y)
@@ -170,8 +172,17 @@ def test_every_panel_needs_its_labels_and_a_colour_bar_none(tmp_path):
     assert figures.save_figure(figure, tmp_path, "panels", "").exists()
 
 
-def test_roles_have_colours_of_their_own():
+def test_roles_have_colours_and_markers_of_their_own():
     assert len(set(figures.ROLES.values())) == len(figures.ROLES) >= 4
+    assert len(set(figures.MARKERS.values())) == len(figures.ROLES)
+
+
+def test_figures_are_drawn_in_the_size_in_which_they_are_printed():
+    assert plt.rcParams["figure.figsize"][0] == figures.COLUMN
+    sizes = [
+        value for key, value in plt.rcParams.items() if key.endswith(("font.size", "fontsize"))
+    ]
+    assert all(7 <= size <= 8.5 for size in sizes if isinstance(size, float))
 
 
 ANALYSIS = functions_of("04-analyse-loyalty")  # with its plots
@@ -200,16 +211,22 @@ def saved(figure, tmp_path):
 
 
 def ranges(axes, upright=False):
-    """The lines of a plot from place to place: horizontal ones (intervals) or upright ones."""
-    found = [line for one in axes.collections for line in one.get_segments()]
-    return [line for line in found if (line[0, 0] == line[1, 0]) == upright]
+    """The lines of a plot in order: the level ones (intervals) or the upright ones (marks)."""
+    found = [line for one in axes.collections for line in one.get_segments() if len(line)]
+    found = [line for line in found if (line[0, 0] == line[1, 0]) == upright]
+    return sorted(found, key=lambda line: (line[:, 1].mean(), line[0, 0]))
+
+
+def points(axes):
+    """The places of all markers of a plot, from the top line down."""
+    found = [place for line in axes.get_lines() for place in line.get_xydata().tolist()]
+    return sorted(map(tuple, found), key=lambda place: place[1])
 
 
 def test_intervals_have_a_panel_a_measure_and_a_line_a_model(tmp_path):
     models = {"t": "teacher", "s": "student", "c": "mlm control", "u": "teacher"}
     table = rows(models, ["upos", "ner", "sar", "di", "sts"])
     table.loc[(table["model"] == "s") & (table["task"] == "ner"), "value"] = 0.6
-    figures.set_theme()
     figure = figures.plot_intervals(table, ["sts", "ner", "di", "upos", "sar"], "percent")
     assert [axes.get_title() for axes in figure.axes] == ["STS", "NER", "DI", "UPOS", "SAR"]
     figure.canvas.draw()
@@ -217,21 +234,26 @@ def test_intervals_have_a_panel_a_measure_and_a_line_a_model(tmp_path):
     bottom, top = figure.axes[0].get_ylim()
     assert bottom > top  # the first model on top
     ner = figure.axes[1]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in ner.get_lines()] == [
-        *[(0.5, 0), (0.6, 1), (0.5, 2), (0.5, 3)]
-    ]
+    assert points(ner) == [(0.5, 0), (0.6, 1), (0.5, 2), (0.5, 3)]
     assert [line[:, 0].tolist() for line in ranges(ner)] == [[0.4, 0.7]] * 4
     assert [line[0, 1] for line in ranges(ner)] == [0, 1, 2, 3] and not ranges(ner, upright=True)
-    for line, role in zip(ner.get_lines(), models.values(), strict=True):
-        assert (line.get_color(), line.get_marker()) == (figures.ROLES[role], figures.MARKERS[role])
+    looks = {(line.get_color(), line.get_marker()) for line in ner.get_lines()}
+    roles = set(models.values())
+    assert looks == {(figures.ROLES[role], figures.MARKERS[role]) for role in roles}
+    colours = {to_hex(colour) for one in ner.collections for colour in one.get_colors()}
+    assert {to_hex(figures.ROLES[role]) for role in roles} < colours
     # a panel without one below it names its unit, and only the left column names the models
     shown = [axes.xaxis.label.get_visible() for axes in figure.axes]
-    assert shown == [False, True, True, True, True]
-    assert [bool(ticks(axes.get_yticklabels())[0]) for axes in figure.axes] == [
-        *[True, False, False, False, True]
-    ]
-    assert figure.legends == [] and figure.get_figwidth() == figures.PAGE
+    assert shown == [False, False, True, True, True]
+    named = [axes.yaxis.get_tick_params()["labelleft"] for axes in figure.axes]
+    assert named == [True, False, False, True, False]
+    assert figure.get_figwidth() == figures.PAGE
     assert saved(figure, tmp_path)
+
+
+def test_one_panel_is_as_wide_as_a_column():
+    table = rows({"a": "student"}, ["ner", "di"])
+    assert figures.plot_intervals(table, ["di"], "percent").get_figwidth() == figures.COLUMN
 
 
 def test_chance_and_floor_stand_in_the_lines_of_their_models():
@@ -239,20 +261,72 @@ def test_chance_and_floor_stand_in_the_lines_of_their_models():
     table.loc[table["model"] == "b", ["chance", "floor"]] = [0.2, math.nan]  # one seed, no floor
     ner, di = figures.plot_intervals(table, ["ner", "di"], "share").axes
     for axes in (ner, di):
-        marks = [line for line in ranges(axes, upright=True) if not math.isnan(line[0, 0])]
-        places = [(line[0, 0], line[:, 1].mean()) for line in marks]
-        assert places == pytest.approx([(0.1, 0), (0.9, 0), (0.2, 1)])
-    assert {text.get_text(): text.get_position()[0] for text in ner.texts} == {
-        **{"chance": 0.1, "floor": 0.9}
-    }
-    assert not di.texts  # named once
+        places = [(line[0, 0], line[:, 1].mean()) for line in ranges(axes, upright=True)]
+        assert [place for place in places if not math.isnan(place[0])] == [
+            *[(0.1, 0), (0.9, 0), (0.2, 1)]
+        ]
+    for model, names in {"a": {"chance": 0.1, "floor": 0.9}, "b": {"chance": 0.2}}.items():
+        figure = plt.figure()
+        ANALYSIS.name_marks(figure.subplots(), table[table["model"] == model].iloc[0])
+        found = {text.get_text(): text.get_position()[0] for text in figure.axes[0].texts}
+        assert found == names
 
 
 def test_a_model_without_a_value_keeps_its_line_free():
     table = rows({"a": "student", "b": "student"}, ["ner", "di"])
     ner, di = figures.plot_intervals(table.drop(index=2), ["ner", "di"], "percent").axes
-    assert [line.get_ydata()[0] for line in ner.get_lines()] == [0]
-    assert [line.get_ydata()[0] for line in di.get_lines()] == [0, 1]
+    assert points(ner) == [(0.5, 0)] and points(di) == [(0.5, 0), (0.5, 1)]
+
+
+def test_a_gap_stands_beside_the_line_at_zero(tmp_path):
+    gaps = rows({"s": "student"}, ["mean", "ner"], teacher="t", floor=0.9, chance=0.1)
+    gaps[["floor_gap", "gap_low", "gap_high"]] = [-0.02, -0.03, 0.01]
+    figure = ANALYSIS.plot_gaps(gaps)
+    assert [axes.get_title() for axes in figure.axes] == ["NER", "MEAN"]
+    for axes in figure.axes:
+        dot, zero = axes.get_lines()
+        assert (dot.get_xdata().tolist(), zero.get_xdata()) == ([-0.02], [0, 0])
+        [interval] = ranges(axes)
+        assert interval[:, 0].tolist() == [-0.03, 0.01] and not ranges(axes, upright=True)
+    assert ticks(figure.axes[0].get_yticklabels()) == ["s to t"] and saved(figure, tmp_path)
+
+
+def test_students_have_tints_of_their_colour_in_the_order_of_the_study():
+    table = pd.DataFrame(
+        [("t", "teacher"), ("a", "student"), ("b", "student"), ("c", "student"), ("a", "student")],
+        columns=["model", "role"],
+    )
+    found = ANALYSIS.tints(table)
+    for model, role in {"t": "teacher", "b": "student"}.items():  # alone, and in the middle
+        assert found[model] == pytest.approx(figures.ROLES[role], abs=0.01)
+    light = [sum(found[model]) for model in "abc"]
+    assert light == sorted(light) and len(set(light)) == 3
+
+
+def test_a_caption_names_the_colours_of_the_roles_that_are_shown():
+    assert figures.key({"student", "teacher"}) == "Colours: teacher blue, student orange."
+    assert "grey" in figures.key({"random control"}) and len(figures.WORDS) == len(figures.ROLES)
+
+
+@pytest.mark.parametrize("values", [[50.0] * 20, [70.0] * 10 + [50.0] * 3, [51, 50, 50, 90]])
+def test_names_of_points_neither_overlap_nor_leave_the_axes(values):
+    figure, axes = plt.subplots(figsize=(figures.PAGE, 4))
+    axes.plot([1] * len(values), values, "o")
+    axes.set(xlim=(0, 2), ylim=axes.get_ylim())
+    names = [f"model-{number}" for number in range(len(values))]
+    REPORT.name_points(axes, pd.DataFrame({"name": names, "x": 1.0, "y": values}), 1.2)
+    figure.canvas.draw()
+    boxes = {text.get_text(): Text.get_window_extent(text) for text in axes.texts}  # no lines
+    assert sorted(boxes) == sorted(names)
+    ordered = sorted(boxes.values(), key=lambda box: box.y0)
+    assert all(one.y1 <= other.y0 for one, other in zip(ordered, ordered[1:], strict=False))
+    inside = axes.get_window_extent()
+    assert inside.y0 <= ordered[0].y0 and ordered[-1].y1 <= inside.y1
+    heights = sorted((value, boxes[name].y0) for name, value in zip(names, values, strict=True))
+    assert [height for _, height in heights] == sorted(height for _, height in heights)
+    assert {text.get_text(): text.xy for text in axes.texts} == {
+        name: (1.0, value) for name, value in zip(names, values, strict=True)
+    }
 
 
 def test_reliability_pools_seeds_and_leaves_small_bins_out(tmp_path):
@@ -281,7 +355,8 @@ def test_a_model_has_one_marker_in_every_panel_and_its_place_in_the_legend():
     figure = ANALYSIS.plot_reliability(ANALYSIS.pool_seeds(bins, least=1))
     upos, ner = ([line.get_marker() for line in axes.get_lines()[:-1]] for axes in figure.axes)
     assert len(upos) == 1 and len(ner) == 9 and upos[0] in ner
-    assert ticks(figure.legends[0].get_texts()) == list("abcdefghi")
+    assert ticks(figure.axes[0].get_legend().get_texts()) == list("abcdefghi")
+    assert figure.axes[1].get_legend() is None
 
 
 def test_heat_maps_share_one_scale(tmp_path):
