@@ -14,6 +14,7 @@ import seaborn as sns
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from rolib.runs import write_text
 
@@ -24,16 +25,16 @@ ROLES = {  # a role has one colour in every figure
     "student": PALETTE[1],
     "longer control": PALETTE[9],
     "init-only control": PALETTE[3],
-    "truncated control": (0.25, 0.25, 0.25),  # untrained, as is random: both grey
+    "truncated control": (0.0, 0.0, 0.0),
     "mlm control": PALETTE[2],
     "random control": PALETTE[7],
     "bag of words": PALETTE[5],
 }
 MARKERS = dict(zip(ROLES, "sDov<>^XP", strict=True))  # and one marker, for print without colours
-# The colours of ROLES in words.
-WORDS = "blue purple orange light-blue red dark-grey green grey brown".split()
+WORDS = dict(zip(ROLES, "blue purple orange cyan red black green grey brown".split(), strict=True))
 COLUMN, PAGE = 3.4, 7.0  # inches: the widths in which figures are printed, and so drawn
 TERMS = {"ce": "soft targets, T² KL (nats)", "mlm": "masked words, CE (nats)", "cos": "1 − cos"}
+DIFFERENT = "background-color: #fbd9a5; color: black"  # a cell whose answer differs
 
 
 def set_theme() -> None:
@@ -44,8 +45,7 @@ def set_theme() -> None:
 
 def key(roles: set[str]) -> str:
     """What the colours of these roles mean, in words, for a caption."""
-    meanings = [f"{role} {word}" for role, word in zip(ROLES, WORDS, strict=True) if role in roles]
-    return f"Colours: {', '.join(meanings)}."
+    return "Colours: " + ", ".join(f"{role} {WORDS[role]}" for role in ROLES if role in roles) + "."
 
 
 def save_figure(figure: Figure, folder: Path, name: str, caption: str) -> Path:
@@ -54,20 +54,17 @@ def save_figure(figure: Figure, folder: Path, name: str, caption: str) -> Path:
     Raises ValueError for a figure with an unlabelled axis: a number without a unit has no meaning.
     """
     for axes in figure.axes:
-        labelled = axes.get_xlabel() and axes.get_ylabel()
-        if not labelled and axes.get_label() != "<colorbar>":
+        if axes.get_label() != "<colorbar>" and not (axes.get_xlabel() and axes.get_ylabel()):
             raise ValueError(f"figure {name}: an axis has no label: give it a name and a unit")
-    folder.mkdir(parents=True, exist_ok=True)
-    formats: dict[str, dict[str, Any]] = {"png": {"dpi": 300}, "svg": {"metadata": {"Date": None}}}
-    for ending, options in formats.items():
-        working = folder / f".{name}.{ending}"  # renamed, so that no half file is left
-        figure.savefig(working, **options)
-        working.replace(folder / f"{name}.{ending}")
     write_text(folder / f"{name}.txt", caption + "\n")
+    for ending, metadata in (("png", None), ("svg", {"Date": None})):
+        working = folder / f".{name}.{ending}"  # renamed, so that no half file is left
+        figure.savefig(working, metadata=metadata)
+        working.replace(folder / f"{name}.{ending}")
     return folder / f"{name}.png"
 
 
-def panels(number: int, columns: int, height: float, **share: bool) -> tuple[Figure, list[Axes]]:
+def panels(number: int, columns: int, height: float, **share: Any) -> tuple[Figure, list[Axes]]:
     """A figure of `number` panels, at most `columns` in a row; height: of a row, in inches.
 
     One panel is as wide as a column, several are as wide as a page. share: sharex and sharey of
@@ -140,25 +137,30 @@ def plot_intervals(table: pd.DataFrame, tasks: list[str], unit: str) -> Figure:
             places = rows["model"].map(models.index)
             axes.hlines(places, rows["low"], rows["high"], ROLES[role])
             axes.plot(rows["value"], places, MARKERS[role], color=ROLES[role])
-            for level, style in (("chance", "dotted"), ("floor", "solid")):
+            for level, dashes in (("chance", (1, 1.65)), ("floor", ())):
                 at = rows.get(level, math.nan * places)
-                axes.vlines(at, places - 0.45, places + 0.45, "0.3", style, linewidth=0.8)
+                axes.vlines(at, places - 0.45, places + 0.45, "0.3", (0, dashes), linewidth=0.8)
     return figure
 
 
-def plot_heat_maps(
-    tables: dict[str, pd.DataFrame], columns: int, height: float, bar: str, **look: Any
-) -> Figure:
-    """Tables (title: table) as heat maps, `columns` in a row, with one colour bar labelled `bar`.
+def plot_heat_maps(tables: dict[str, pd.DataFrame], height: float, bar: str, **look: Any) -> Figure:
+    """Tables (title: table) as heat maps, three in a row, with one colour bar labelled `bar`.
 
     All tables have the same index and columns; the names of these label the axes. height: of a
     panel, in inches. look: keywords of seaborn.heatmap, among them vmin and vmax, which all panels
     share.
     """
-    figure, grid = panels(len(tables), columns, height, sharex=True, sharey=True)
+    figure, grid = panels(len(tables), 3, height, sharex=True, sharey=True)
     for axes, (title, table) in zip(grid, tables.items(), strict=True):
         sns.heatmap(table, cbar=False, xticklabels=True, yticklabels=True, ax=axes, **look)
         axes.tick_params(axis="y", rotation=0)
         axes.set_title(title, loc="left")
     figure.colorbar(grid[0].collections[0], ax=grid, label=bar)
     return figure
+
+
+def mark_differences(shown: pd.DataFrame, differs: pd.DataFrame) -> Styler:
+    """A table of texts; the cells that differ have a colour and the sign ≠. Texts are escaped."""
+    style = shown.mask(differs, "≠ " + shown).style.format(escape="html")
+    style = style.format_index(escape="html").format_index(escape="html", axis=1)
+    return style.apply(lambda _: differs.replace({True: DIFFERENT, False: ""}), axis=None)

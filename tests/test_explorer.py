@@ -11,17 +11,16 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from cells import functions_of
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from noise import noise
 
+from rolib import figures
 from rolib.config import ROOT
 from rolib.data.pretrained import first_teachers
 from rolib.evaluation import fill
 
 SCRIPT = "<script>alert(1)</script>"
-EXPLORER = functions_of("08-explore-predictions", DIFFERENT="background-color: red")
 
 
 # --- marks ----------------------------------------------------------------------------------------
@@ -30,7 +29,7 @@ EXPLORER = functions_of("08-explore-predictions", DIFFERENT="background-color: r
 def test_a_difference_has_a_colour_and_a_sign_and_nothing_else_has():
     shown = pd.DataFrame({"teacher": ["da", "nu"], "student": ["da", "ba"]})
     differs = shown.ne(shown["teacher"], axis=0)
-    page = EXPLORER.mark_differences(shown, differs).to_html(table_uuid="t")
+    page = figures.mark_differences(shown, differs).to_html(table_uuid="t")
     assert page.count("≠") == 1 and re.search(r'id="T_t_row1_col1"[^>]*>≠ ba<', page)
     [rule] = re.findall(r"#T_t_row\S+ \{[^}]*background-color[^}]*\}", page)
     assert rule.startswith("#T_t_row1_col1 {")
@@ -39,7 +38,7 @@ def test_a_difference_has_a_colour_and_a_sign_and_nothing_else_has():
 def test_texts_and_names_of_a_table_are_escaped():
     table = pd.DataFrame({SCRIPT: [SCRIPT, "b"]}, index=[SCRIPT, "c"])
     for differs in (True, False):
-        page = EXPLORER.mark_differences(
+        page = figures.mark_differences(
             table, pd.DataFrame(differs, table.index, table.columns)
         ).to_html()
         assert "<script" not in page and page.count(html.escape(SCRIPT)) == 3
