@@ -63,7 +63,7 @@ pretrained: $(STAMP)
 
 publish:
 	mkdir -p figures/$(PROFILE)
-	cp $(RUNS)/figures/*.png $(RUNS)/figures/*.txt $(RUNS)/*.csv figures/$(PROFILE)/
+	cp $(RUNS)/figures/*.png $(RUNS)/figures/*.svg $(RUNS)/figures/*.txt $(RUNS)/*.csv figures/$(PROFILE)/
 
 readme: $(STAMP)
 	$(BIN)/python figures/readme.py

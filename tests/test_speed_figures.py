@@ -1,5 +1,6 @@
 """Speed measurements of a tiny model, and figures with labels and captions."""
 
+import math
 import subprocess
 import sys
 
@@ -8,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from cells import functions_of
-from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from transformers import AutoModel
 
 from rolib import figures
@@ -21,6 +22,7 @@ from rolib.evaluation import speed
 @pytest.fixture(autouse=True)
 def closed_figures():
     with plt.rc_context():
+        figures.set_theme()
         yield
     plt.close("all")
 
@@ -122,7 +124,6 @@ def test_no_load_report_is_printed(name, tmp_path, toy_bert, toy_tokenizer):
 
 
 def drawing(x="steps", y="loss (nats)"):
-    figures.set_theme()
     figure, axes = plt.subplots()
     axes.plot([1, 2, 3], [3, 2, 1])
     axes.set(xlabel=x, ylabel=y)
@@ -141,7 +142,7 @@ def test_save_figure(tmp_path):
     svg = path.with_suffix(".svg").read_text(encoding="utf-8")
     assert "<svg" in svg and svg.rstrip().endswith("</svg>")
     assert path.with_suffix(".txt").read_text(encoding="utf-8") == "Pierderea la fiecare pas.\n"
-    assert 600 < plt.imread(path).shape[1] < 2000  # pixels: 6 inches at 200 dpi
+    assert plt.imread(path).shape[1] == 300 * figures.COLUMN  # pixels: as wide as it is printed
 
 
 def test_the_same_figure_gives_the_same_files(tmp_path):
@@ -171,8 +172,17 @@ def test_every_panel_needs_its_labels_and_a_colour_bar_none(tmp_path):
     assert figures.save_figure(figure, tmp_path, "panels", "").exists()
 
 
-def test_roles_have_colours_of_their_own():
+def test_roles_have_colours_and_markers_of_their_own():
     assert len(set(figures.ROLES.values())) == len(figures.ROLES) >= 4
+    assert len(set(figures.MARKERS.values())) == len(figures.ROLES)
+
+
+def test_figures_are_drawn_in_the_size_in_which_they_are_printed():
+    assert plt.rcParams["figure.figsize"][0] == figures.COLUMN
+    sizes = [
+        value for key, value in plt.rcParams.items() if key.endswith(("font.size", "fontsize"))
+    ]
+    assert all(7 <= size <= 8.5 for size in sizes if isinstance(size, float))
 
 
 ANALYSIS = functions_of("04-analyse-loyalty")  # with its plots
@@ -200,44 +210,123 @@ def saved(figure, tmp_path):
     return figures.save_figure(figure, tmp_path, "figure", "Caption.").exists()
 
 
+def ranges(axes, upright=False):
+    """The lines of a plot in order: the level ones (intervals) or the upright ones (marks)."""
+    found = [line for one in axes.collections for line in one.get_segments() if len(line)]
+    found = [line for line in found if (line[0, 0] == line[1, 0]) == upright]
+    return sorted(found, key=lambda line: (line[:, 1].mean(), line[0, 0]))
+
+
 def points(axes):
-    """The places of all markers of a plot, on its own scale."""
-    dots = [one for one in axes.collections if isinstance(one, PathCollection)]
-    return [tuple(place) for dot in dots for place in dot.get_offsets().tolist()]
+    """The places of all markers of a plot, from the top line down."""
+    found = [place for line in axes.get_lines() for place in line.get_xydata().tolist()]
+    return sorted(map(tuple, found), key=lambda place: place[1])
 
 
-def test_intervals_stand_side_by_side(tmp_path):
-    table = rows({"a": "student", "b": "mlm control"}, ["x", "y"])
-    figure = ANALYSIS.plot_intervals(table, "task", ["y", "x"], 4)
-    [axes] = figure.axes
-    assert sorted(x for x, _ in points(axes)) == pytest.approx([-0.2, 0.2, 0.8, 1.2])
-    ranges = next(one for one in axes.collections if isinstance(one, LineCollection))
-    assert all(bar[:, 1] == pytest.approx([0.4, 0.7]) for bar in ranges.get_segments())
-    colours = {to_hex(colour) for colour in ranges.get_colors()}
-    assert colours == {to_hex(figures.ROLES[role]) for role in ("student", "mlm control")}
-    figure.canvas.draw()
-    assert ticks(axes.get_xticklabels()) == ["y", "x"]
-    assert ticks(figure.legends[0].get_texts()) == ["a", "b"]
-    assert saved(figure, tmp_path)
-
-
-def test_scores_have_a_panel_a_measure_and_a_line_a_model(tmp_path):
+def test_intervals_have_a_panel_a_measure_and_a_line_a_model(tmp_path):
     models = {"t": "teacher", "s": "student", "c": "mlm control", "u": "teacher"}
     table = rows(models, ["upos", "ner", "sar", "di", "sts"])
     table.loc[(table["model"] == "s") & (table["task"] == "ner"), "value"] = 0.6
-    figure = REPORT.plot_scores(table, ["sts", "ner", "di", "upos", "sar"])
+    figure = figures.plot_intervals(table, ["sts", "ner", "di", "upos", "sar"], "percent")
     assert [axes.get_title() for axes in figure.axes] == ["STS", "NER", "DI", "UPOS", "SAR"]
     figure.canvas.draw()
     assert ticks(figure.axes[0].get_yticklabels()) == list(models)
     bottom, top = figure.axes[0].get_ylim()
     assert bottom > top  # the first model on top
-    assert set(points(figure.axes[1])) == {(0.5, 0), (0.6, 1), (0.5, 2), (0.5, 3)}
-    assert ticks(figure.legends[0].get_texts()) == ["teacher", "student", "mlm control"]
+    ner = figure.axes[1]
+    assert points(ner) == [(0.5, 0), (0.6, 1), (0.5, 2), (0.5, 3)]
+    assert [line[:, 0].tolist() for line in ranges(ner)] == [[0.4, 0.7]] * 4
+    assert [line[0, 1] for line in ranges(ner)] == [0, 1, 2, 3] and not ranges(ner, upright=True)
+    looks = {(line.get_color(), line.get_marker()) for line in ner.get_lines()}
+    roles = set(models.values())
+    assert looks == {(figures.ROLES[role], figures.MARKERS[role]) for role in roles}
+    colours = {to_hex(colour) for one in ner.collections for colour in one.get_colors()}
+    assert {to_hex(figures.ROLES[role]) for role in roles} < colours
     # a panel without one below it names its unit, and only the left column names the models
     shown = [axes.xaxis.label.get_visible() for axes in figure.axes]
-    assert shown == [False, True, True, True, True]
-    assert [axes.yaxis.label.get_visible() for axes in figure.axes] == [True] + [False] * 3 + [True]
+    assert shown == [False, False, True, True, True]
+    named = [axes.yaxis.get_tick_params()["labelleft"] for axes in figure.axes]
+    assert named == [True, False, False, True, False]
+    assert figure.get_figwidth() == figures.PAGE
     assert saved(figure, tmp_path)
+
+
+def test_one_panel_is_as_wide_as_a_column():
+    table = rows({"a": "student"}, ["ner", "di"])
+    assert figures.plot_intervals(table, ["di"], "percent").get_figwidth() == figures.COLUMN
+
+
+def test_chance_and_floor_stand_in_the_lines_of_their_models():
+    table = rows({"a": "student", "b": "mlm control"}, ["ner", "di"], chance=0.1, floor=0.9)
+    table.loc[table["model"] == "b", ["chance", "floor"]] = [0.2, math.nan]  # one seed, no floor
+    ner, di = figures.plot_intervals(table, ["ner", "di"], "share").axes
+    for axes in (ner, di):
+        places = [(line[0, 0], line[:, 1].mean()) for line in ranges(axes, upright=True)]
+        assert [place for place in places if not math.isnan(place[0])] == [
+            *[(0.1, 0), (0.9, 0), (0.2, 1)]
+        ]
+    for model, names in {"a": {"chance": 0.1, "floor": 0.9}, "b": {"chance": 0.2}}.items():
+        figure = plt.figure()
+        ANALYSIS.name_marks(figure.subplots(), table[table["model"] == model].iloc[0])
+        found = {text.get_text(): text.get_position()[0] for text in figure.axes[0].texts}
+        assert found == names
+
+
+def test_a_model_without_a_value_keeps_its_line_free():
+    table = rows({"a": "student", "b": "student"}, ["ner", "di"])
+    ner, di = figures.plot_intervals(table.drop(index=2), ["ner", "di"], "percent").axes
+    assert points(ner) == [(0.5, 0)] and points(di) == [(0.5, 0), (0.5, 1)]
+
+
+def test_a_gap_stands_beside_the_line_at_zero(tmp_path):
+    gaps = rows({"s": "student"}, ["mean", "ner"], teacher="t", floor=0.9, chance=0.1)
+    gaps[["floor_gap", "gap_low", "gap_high"]] = [-0.02, -0.03, 0.01]
+    figure = ANALYSIS.plot_gaps(gaps)
+    assert [axes.get_title() for axes in figure.axes] == ["NER", "MEAN"]
+    for axes in figure.axes:
+        dot, zero = axes.get_lines()
+        assert (dot.get_xdata().tolist(), zero.get_xdata()) == ([-0.02], [0, 0])
+        [interval] = ranges(axes)
+        assert interval[:, 0].tolist() == [-0.03, 0.01] and not ranges(axes, upright=True)
+    assert ticks(figure.axes[0].get_yticklabels()) == ["s to t"] and saved(figure, tmp_path)
+
+
+def test_students_have_tints_of_their_colour_in_the_order_of_the_study():
+    table = pd.DataFrame(
+        [("t", "teacher"), ("a", "student"), ("b", "student"), ("c", "student"), ("a", "student")],
+        columns=["model", "role"],
+    )
+    found = ANALYSIS.tints(table)
+    for model, role in {"t": "teacher", "b": "student"}.items():  # alone, and in the middle
+        assert found[model] == pytest.approx(figures.ROLES[role], abs=0.01)
+    light = [sum(found[model]) for model in "abc"]
+    assert light == sorted(light) and len(set(light)) == 3
+
+
+def test_a_caption_names_the_colours_of_the_roles_that_are_shown():
+    assert figures.key({"student", "teacher"}) == "Colours: teacher blue, student orange."
+    assert "grey" in figures.key({"random control"})
+
+
+@pytest.mark.parametrize("values", [[50.0] * 20, [70.0] * 10 + [50.0] * 3, [51, 50, 50, 90]])
+def test_names_of_points_neither_overlap_nor_leave_the_axes(values):
+    figure, axes = plt.subplots(figsize=(figures.PAGE, 4))
+    axes.plot([1] * len(values), values, "o")
+    axes.set(xlim=(0, 2), ylim=axes.get_ylim())
+    names = [f"model-{number}" for number in range(len(values))]
+    REPORT.name_points(axes, pd.DataFrame({"name": names, "x": 1.0, "y": values}), 1.2)
+    figure.canvas.draw()
+    boxes = {text.get_text(): Text.get_window_extent(text) for text in axes.texts}  # no lines
+    assert sorted(boxes) == sorted(names)
+    ordered = sorted(boxes.values(), key=lambda box: box.y0)
+    assert all(one.y1 <= other.y0 for one, other in zip(ordered, ordered[1:], strict=False))
+    inside = axes.get_window_extent()
+    assert inside.y0 <= ordered[0].y0 and ordered[-1].y1 <= inside.y1
+    heights = sorted((value, boxes[name].y0) for name, value in zip(names, values, strict=True))
+    assert [height for _, height in heights] == sorted(height for _, height in heights)
+    assert {text.get_text(): text.xy for text in axes.texts} == {
+        name: (1.0, value) for name, value in zip(names, values, strict=True)
+    }
 
 
 def test_reliability_pools_seeds_and_leaves_small_bins_out(tmp_path):
@@ -266,20 +355,31 @@ def test_a_model_has_one_marker_in_every_panel_and_its_place_in_the_legend():
     figure = ANALYSIS.plot_reliability(ANALYSIS.pool_seeds(bins, least=1))
     upos, ner = ([line.get_marker() for line in axes.get_lines()[:-1]] for axes in figure.axes)
     assert len(upos) == 1 and len(ner) == 9 and upos[0] in ner
-    assert ticks(figure.legends[0].get_texts()) == list("abcdefghi")
+    assert ticks(figure.axes[0].get_legend().get_texts()) == list("abcdefghi")
+    assert figure.axes[1].get_legend() is None
 
 
 def test_heat_maps_share_one_scale(tmp_path):
     table = pd.DataFrame([[0.0, 5.0]], pd.Index(["a"], name="model"), ["upos", "ner"])
-    tables = {name: table.rename_axis(columns="measure") for name in ("lower", "upper")}
-    figure = figures.plot_heat_maps(tables, 1, (3, 1), "points", vmin=-9, vmax=9, annot=True)
+    names = ["lower", "upper", "cedilla", "original"]
+    tables = {name: table.rename_axis(columns="measure") for name in names}
+    figure = figures.plot_heat_maps(tables, 1, "points", vmin=-9, vmax=9, annot=True)
     *panels, bar = figure.axes
-    assert [axes.get_title(loc="left") for axes in panels] == ["lower", "upper"]
+    assert [axes.get_title(loc="left") for axes in panels] == names
     assert {axes.collections[0].get_clim() for axes in panels} == {(-9, 9)}
     assert bar.get_ylabel() == "points"
-    assert [axes.get_xlabel() for axes in panels] == ["measure"] * 2
-    assert [axes.xaxis.label.get_visible() for axes in panels] == [False, True]
+    assert [axes.get_xlabel() for axes in panels] == ["measure"] * 4
+    assert [axes.xaxis.label.get_visible() for axes in panels] == [False, False, True, True]
+    assert [axes.yaxis.label.get_visible() for axes in panels] == [True, False, True, False]
     assert saved(figure, tmp_path)
+
+
+def test_a_panel_above_an_empty_place_has_its_ticks_and_label():
+    figure, panels = figures.panels(5, 3, 1, sharex=True, sharey=True)
+    assert len(figure.axes) == len(panels) == 5
+    shown = [axes.xaxis.get_tick_params()["labelbottom"] for axes in panels]
+    assert shown == [axes.xaxis.label.get_visible() for axes in panels]
+    assert shown == [False, False, True, True, True]
 
 
 def test_contact_sheet_shows_every_picture_but_itself(tmp_path):
