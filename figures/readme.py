@@ -5,6 +5,7 @@ They stand between `<!-- NAME -->` and `<!-- end -->`, NAME being a function bel
 
 import re
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pandas as pd
@@ -41,6 +42,24 @@ def table(rows: list[list[str]]) -> str:
 
 def half_width(row) -> float:
     return 50 * (row.high - row.low)
+
+
+def badges() -> str:
+    """Badges that open the map on Binder and Colab; "" until pyproject.toml knows the address."""
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
+    address = project.get("urls", {}).get("Repository", "")
+    name = address.removeprefix("https://github.com/")
+    if name == address:
+        return ""
+    map_of_notebooks = "notebooks/00-start-here.ipynb"
+    binder = f"https://mybinder.org/v2/gh/{name}/HEAD?labpath={map_of_notebooks}"
+    colab = f"https://colab.research.google.com/github/{name}/blob/HEAD/{map_of_notebooks}"
+    return (
+        f"[![Open on Binder](https://mybinder.org/badge_logo.svg)]({binder})\n"
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})"
+    )
 
 
 def scores() -> str:

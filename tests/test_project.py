@@ -301,6 +301,20 @@ def test_the_tables_of_the_readme_are_those_of_the_published_study(monkeypatch):
     assert wanted in text
 
 
+def test_badges_open_the_map_once_the_address_is_known(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "figures"))
+    readme = importlib.import_module("readme")
+    assert readme.badges() == ""
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    address = '[project.urls]\nRepository = "https://github.com/some/lab"\n'
+    (tmp_path / "pyproject.toml").write_text(address)
+    opened = re.findall(r"\]\((https://[^)]+ipynb)\)", readme.badges())
+    assert opened == [
+        "https://mybinder.org/v2/gh/some/lab/HEAD?labpath=notebooks/00-start-here.ipynb",
+        "https://colab.research.google.com/github/some/lab/blob/HEAD/notebooks/00-start-here.ipynb",
+    ]
+
+
 def test_the_messages_of_the_readme_are_those_of_the_code():
     """Each message between backticks in the list, up to its dots and colons."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ unless a copy that is up to date lies in $ROLIB_RUNS/executed/.
 
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -94,7 +95,9 @@ class Source:
         return str(name)
 
     def document(self, file: Path) -> str:
-        text, named = rewrite_links(file.read_text("utf-8"), file)
+        # Badges would be loaded from the network.
+        text = re.sub("<!-- badges -->.*?<!-- end -->", "", file.read_text("utf-8"), flags=re.DOTALL)
+        text, named = rewrite_links(text, file)
         self.named |= named
         return self.write(file, text)
 
