@@ -20,7 +20,8 @@ import check  # noqa: E402
 import hooks  # noqa: E402
 import pages  # noqa: E402
 
-NOTEBOOKS = sorted((ROOT / "notebooks").rglob("[0-9]*.ipynb"))
+PATTERNS = ("notebooks/*.ipynb", "notebooks/lessons/*.ipynb")  # no hidden copies of JupyterLab
+NOTEBOOKS = sorted(file for pattern in PATTERNS for file in ROOT.glob(pattern))
 PIXEL = "iVBORw0KGgo="  # how every PNG starts
 EVIL = "<script>alert('x')</script>"
 

@@ -96,7 +96,8 @@ class Source:
 
     def document(self, file: Path) -> str:
         # Badges would be loaded from the network.
-        text = re.sub("<!-- badges -->.*?<!-- end -->", "", file.read_text("utf-8"), flags=re.DOTALL)
+        text = file.read_text("utf-8")
+        text = re.sub("<!-- badges -->.*?<!-- end -->", "", text, flags=re.DOTALL)
         text, named = rewrite_links(text, file)
         self.named |= named
         return self.write(file, text)
