@@ -74,6 +74,8 @@ def start(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # as a terminal does: a signal reaches the whole group
+            # Where the tests run in the background of a shell, they and their children ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
         return process
