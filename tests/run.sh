@@ -17,4 +17,4 @@ pytest -n 2 --dist loadfile --nbval-lax --ignore=notebooks/lessons \
 # The site of this study and of the lessons that the tests ran. Its links are checked, then its pages
 # in the browser.
 python notebooks/templates/site/build.py demo
-pytest -k site tests/test_pages.py
+pytest -n 2 -k site tests/test_pages.py

@@ -50,14 +50,15 @@ def test_the_report(browser, tmp_path):
     assert not faults, "\n".join(faults)
 
 
-def test_every_page_of_the_site(browser, tmp_path):
+@pytest.mark.parametrize("half", [0, 1])  # for two processes
+def test_every_page_of_the_site(half, browser, tmp_path):
     site, found = RUNS / "site", {}
     if not (site / "index.html").exists():
         pytest.skip("no site: run `make site`")
     pages = {page.relative_to(site).with_suffix("").as_posix() for page in site.rglob("*.html")}
     assert not set(KINDS) - pages
     with served(site) as address:
-        for name in sorted(pages - {"report"}):  # which has its own test
+        for name in sorted(pages - {"report"})[half::2]:  # the report has its own test
             found[name] = page_faults(browser, f"{address}/{name}.html", tmp_path, name in KINDS)
     faults = [f"{name}: {fault}" for name, some in found.items() for fault in some]
     assert not faults, "\n".join(faults)
