@@ -1,11 +1,8 @@
-"""What both training loops share: precision, optimizer groups, batches, TensorBoard."""
+"""What both training loops share: precision, optimizer groups, batches of similar length."""
 
 import ctypes
-import importlib.util
 import os
 import sys
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -86,28 +83,3 @@ def length_batches(lengths: list[int], batch_size: int, seed: int, epoch: int) -
         batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
     rng.shuffle(batches)
     return batches
-
-
-class TensorBoard:
-    """Metrics records as TensorBoard events in a folder, where TensorBoard is installed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.writer: Any = None
-
-    def add(self, record: dict) -> None:
-        """Write a record, which has its "step". The first one hides events of later steps."""
-        if importlib.util.find_spec("tensorboard") is None:
-            return
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # late: it takes a second
-
-            self.writer = SummaryWriter(self.folder, purge_step=record["step"])
-        for name, value in record.items():
-            self.writer.add_scalar(name, value, record["step"])
-        self.writer.flush()
-
-    def close(self) -> None:
-        """End the file of events."""
-        if self.writer is not None:
-            self.writer.close()

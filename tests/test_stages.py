@@ -157,3 +157,18 @@ def test_a_control_learns_nothing_from_a_teacher(
     start = weights(stages.start_model(config, teacher))
     assert same(trained, start) == (objective == "truncated")
     assert "(control)" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("objective", "trained_again"), [("mlm", False), ("init-only", True)])
+def test_layers_matter_only_to_what_inherits_them(
+    objective, trained_again, teacher_config, student_config, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    teacher = teacher_config(steps=1, block_length=24, require_gate=False)
+    stages.prepare_teacher(teacher)
+    shape = {"teachers": {teacher.teacher: 1.0}, "num_layers": 1, "steps": 1, "block_length": 24}
+    config = student_config(objective=objective, **shape)
+    manifest = stages.distil_student(config) / "manifest.json"
+    made = manifest.stat().st_mtime_ns
+    stages.distil_student(config.model_copy(update={"layers": [1]}))
+    assert (manifest.stat().st_mtime_ns != made) == trained_again

@@ -1,6 +1,7 @@
 """The training loop on Accelerate, for distillation and for pre-training by masked words."""
 
 import contextlib
+import importlib.util
 import math
 import signal
 import sys
@@ -161,6 +162,31 @@ def collect(
     return {"means": means, "tokens": int(total), "seconds": seconds}
 
 
+class TensorBoard:
+    """Metrics records as TensorBoard events in a folder, where TensorBoard is installed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.writer: Any = None
+
+    def add(self, record: dict) -> None:
+        """Write a record, which has its "step". The first one hides events of later steps."""
+        if importlib.util.find_spec("tensorboard") is None:
+            return
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # late: it takes a second
+
+            self.writer = SummaryWriter(self.folder, purge_step=record["step"])
+        for name, value in record.items():
+            self.writer.add_scalar(name, value, record["step"])
+        self.writer.flush()
+
+    def close(self) -> None:
+        """End the file of events."""
+        if self.writer is not None:
+            self.writer.close()
+
+
 def train(
     config: TrainingConfig,
     student: PreTrainedModel,
@@ -216,7 +242,7 @@ def train(
     # Since the last record. A checkpoint has them of all processes, so they count once.
     last_steps = [torch.tensor(means, device=device) * is_main for means in since["means"]]
     tokens = since["tokens"] * is_main
-    events, saved = training.TensorBoard(folder), time.monotonic()
+    events, saved = TensorBoard(folder), time.monotonic()
     clock = saved - since["seconds"]
 
     with delayed_signals() as signals:
