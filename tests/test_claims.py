@@ -112,6 +112,26 @@ def test_claims_by_hand():
     assert lines[0] == "comparable to its teacher: holds 1, does not hold 1 of 2"
 
 
+def test_distillation_at_the_task_has_a_row_for_each_comparison_of_means():
+    columns = ["model", "variant", "against", "task", "difference", "low", "high", "holds"]
+    rows = [
+        ("m", "ensemble", "gold", "mean", 2.5, 1.5, 3.5, True),
+        ("m", "ensemble", "gold", "upos", 9.0, 8.0, 10.0, True),  # only the mean counts
+        ("m", "ensemble", "t", "mean", 0.5, -0.5, 1.5, False),
+        ("m", "all-and-ensemble", "gold-on-all", "mean", -1.0, -1.5, -0.5, True),
+    ]
+    without, at_task = claims.check_claims(*tables()), pd.DataFrame(rows, columns=columns)
+    table = claims.check_claims(*tables(), at_task.assign(p=0.01))
+    assert set(without["claim"]) < set(table["claim"]) and table["claim"].iloc[-4] == claims.BETTER
+    found = table[table["claim"] == claims.AT_TASK].drop(columns=["claim", "published"])
+    assert found.to_numpy().tolist() == [
+        ["m", 1, "gold", 2.5, 1.5, 3.5, 0.0, "holds", "variant ensemble"],
+        ["m", 1, "t", 0.5, -0.5, 1.5, 0.0, "not told apart", "variant ensemble"],
+        ["m", 1, "gold-on-all", -1.0, -1.5, -0.5, 0.0, "does not hold", "variant all-and-ensemble"],
+    ]
+    assert REPORT.claim_text(table)["measured"].iloc[-3] == "+2.5 points"
+
+
 @pytest.mark.parametrize(
     ("gap", "holds", "word"),
     [(0.02, True, "holds"), (0.02, False, "not told apart"), (-0.02, True, "does not hold")],

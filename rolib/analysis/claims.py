@@ -21,7 +21,8 @@ COLUMNS += ["published", "note"]
 GOOD, ENSEMBLE = "comparable to its teacher", "ensemble at least as good"
 SIZE, SPEED, LOYAL = "about 35 % smaller", "about twice as fast", "loyal to its teacher"
 LONGER, BETTER = "comparable to its teacher trained on", "better than its control"
-CLAIMS = [GOOD, ENSEMBLE, SIZE, SPEED, LOYAL, LONGER, BETTER]
+AT_TASK = "better when distilled at the task"
+CLAIMS = [GOOD, ENSEMBLE, SIZE, SPEED, LOYAL, LONGER, BETTER, AT_TASK]
 UNKNOWN = float("nan")
 
 
@@ -39,17 +40,22 @@ def tested(holds: bool, difference: float) -> str:
 
 
 def check_claims(
-    comparisons: pd.DataFrame, speed: pd.DataFrame, loyalty: pd.DataFrame
+    comparisons: pd.DataFrame,
+    speed: pd.DataFrame,
+    loyalty: pd.DataFrame,
+    at_task: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """One row a claim and student: `COLUMNS` and checkpoints, how many stand for the student.
 
-    The tables are comparisons.csv, speed.csv and loyalty.csv; published is NaN where it is not
-    known. What is measured, and the bar:
+    The tables are comparisons.csv, speed.csv, loyalty.csv and, where notebook 11 ran,
+    task-comparisons.csv; published is NaN where it is not known. What is measured, and the bar:
     - comparable: the mean score in percent of the first teacher's, or of this teacher trained on
       for the student's steps (`longer`); the bar is `COMPARABLE`.
     - ensemble: the mean score less that of each student of one teacher, in points; above 0, tested,
       without a margin.
     - better: the mean score less that of each other control and of the bag of words; as ensemble.
+    - at the task: the mean score of a variant of notebook 11, which the note names, less that of
+      another variant or of a teacher; as ensemble. One checkpoint stands for the student.
     - smaller: the percentage of parameters saved; `ABOUT` of `SMALLER`. It is exact.
     - fast: the teacher's latency over the student's at the largest batch; `ABOUT` of `FASTER`. The
       interval sets the quartiles of both models' timed runs against each other: it is no 95 % one.
@@ -65,9 +71,12 @@ def check_claims(
     means = published[list(TASKS)].mean(axis=1, skipna=False)
     rows = [_score_claim(row, means) for row in overall.itertuples()]
     rows += _size_and_speed(speed, published["parameters"]) + _loyalty(loyalty, overall)
+    if at_task is not None:
+        rows += map(_task_claim, at_task[at_task["task"] == "mean"].itertuples())
     table = pd.DataFrame(rows, columns=COLUMNS)
     numbers = overall.drop_duplicates("model").set_index("model")["checkpoints"]
-    table.insert(2, "checkpoints", table["model"].map(numbers))
+    checkpoints = table["model"].map(numbers).mask(table["claim"] == AT_TASK, 1)
+    table.insert(2, "checkpoints", checkpoints)
     order = table["claim"].map(CLAIMS.index)
     return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
 
@@ -85,6 +94,12 @@ def _score_claim(row: Any, means: pd.Series) -> tuple:
     points = means[row.model] - means[row.against]
     claim, note = (ENSEMBLE, "") if row.role == "student" else (BETTER, row.role)
     return (claim, *names, *found, tested(row.holds, row.difference), points, note)
+
+
+def _task_claim(row: Any) -> tuple:
+    """The claim on a variant of distillation at the task, a row of its comparisons (in points)."""
+    found = (row.difference, row.low, row.high, 0.0, tested(row.holds, row.difference))
+    return (AT_TASK, row.model, row.against, *found, UNKNOWN, f"variant {row.variant}")
 
 
 def _size_and_speed(speed: pd.DataFrame, published: pd.Series) -> list[tuple]:
