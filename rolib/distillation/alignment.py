@@ -155,7 +155,8 @@ class Projection:
         covered = torch.linalg.vecdot(ratio[:, :-1], forms)
         # In place: on a CPU new tensors of this size cost as much time as the arithmetic.
         rest = (1 - covered).clamp(min=0)[:, None]
-        return ratio[:, self.join].add_(rest).mul_(own_probs), covered
+        # index_select: several times as fast on a CPU as indexing by a tensor.
+        return ratio.index_select(1, self.join).add_(rest).mul_(own_probs), covered
 
     def intersection(self, teacher_probs: Tensor, own_probs: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C): the mass of equally spelled pieces, renormalised; and the covered mass (N,).

@@ -226,7 +226,7 @@ class Objective:
             if teacher.view:
                 assert teacher.projection
                 project = getattr(teacher.projection, strategy)
-                probs, covered = project(probs, members[0].probs[places])
+                probs, covered = project(probs, members[0].probs.index_select(0, places))
                 name = f"mass_{teacher.name}"
                 masses[name] = masses.get(name, 0.0) + covered.sum()
             members.append(losses.Member(places, probs, weights))
