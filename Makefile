@@ -62,6 +62,8 @@ pretrained: $(STAMP)
 	$(BIN)/python -m rolib.data.pretrained $(or $(ROLIB_RUNS),runs)/mini
 
 publish:
+	@test -e $(RUNS)/report.html || { echo "error: no finished study in $(RUNS)"; exit 1; }
+	rm -rf figures/$(PROFILE)
 	mkdir -p figures/$(PROFILE)
 	cp $(RUNS)/figures/*.png $(RUNS)/figures/*.svg $(RUNS)/figures/*.txt $(RUNS)/*.csv figures/$(PROFILE)/
 

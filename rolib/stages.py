@@ -250,7 +250,7 @@ def distil_student(
             record = {"step": 0, "held_out_mlm": known["held_out_mlm"]}
             runs.append_metrics(working / "metrics.jsonl", record)
         names = {"teachers": " and ".join(config.shares), "first": next(iter(config.shares))}
-        kind = type(student).__name__.removesuffix("ForMaskedLM")
+        kind = type(student).__name__.removesuffix("ForMaskedLM").replace("Bert", "BERT")
         layers = f"{student.config.num_hidden_layers} layers"
         what = f"{kind} with {layers}, {MADE[config.objective].format(**names)}"
         card = model_card(config, config.student, what)

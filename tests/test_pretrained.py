@@ -71,17 +71,23 @@ def test_the_box_is_what_training_left_in_half_precision(
     (tmp_path / "box").mkdir()
     shutil.copy(PRETRAINED / "texts.yaml", tmp_path / "box")
     bert = toy_bert()
-    students = {"small": init_student(bert, 2), "small-mlm": init_student(bert, 1)}
-    models = {"teachers/big": bert} | {f"students/{name}": one for name, one in students.items()}
-    for place, model in models.items():
+    small, settings = init_student(bert, 2), {
+        "teachers/big": "source: pretrain",
+        "teachers/copied": "source: pretrained",
+        "students/small": "objective: distill",
+        "students/small-seed-2": "objective: distill",
+        "students/small-mlm": "objective: mlm",
+    }
+    for place, line in settings.items():
+        model = bert if place.startswith("teachers") else small
         save_model(model, copy.deepcopy(toy_tokenizer), tmp_path / "runs" / place, "card\n")
-        (tmp_path / "runs" / place / "config.yaml").write_text("seed: 1\n")
+        (tmp_path / "runs" / place / "config.yaml").write_text(f"seed: 1\n{line}\n")
         (tmp_path / "runs" / place / "metrics.jsonl").write_text('{"step": 1}\n')
         facts = {"seed": 1, "inputs": {"corpus": TEXTS["corpus"]}}
         (tmp_path / "runs" / place / "manifest.json").write_text(json.dumps(facts))
     main(tmp_path / "runs")
-    assert pretrained.pretrained_names() == ["big", "small"]  # controls are not shipped
-    for name, model in {"big": bert, "small": students["small"]}.items():
+    assert pretrained.pretrained_names() == ["big", "small"]  # no control, no further seed
+    for name, model in {"big": bert, "small": small}.items():
         again = AutoModelForMaskedLM.from_pretrained(pretrained.pretrained_folder(name))
         assert again.dtype == torch.float32
         for key, weight in model.state_dict().items():

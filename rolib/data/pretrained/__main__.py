@@ -40,9 +40,15 @@ def ship(source: Path, folder: Path) -> None:
 
 
 def main(runs: Path) -> None:
-    """Copy every teacher and every student that has a teacher from the profile's folder `runs`."""
+    """Copy the trained teachers and the first student of each method from the folder `runs`.
+
+    A teacher that was itself taken out of the box stays as it is there.
+    """
     for source in sorted([*runs.glob("teachers/[!.]*"), *runs.glob("students/[!.]*")]):
-        if not source.name.endswith("-mlm"):
+        settings = yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8"))
+        trained = settings.get("source", "pretrain") == "pretrain"
+        distilled = settings.get("objective", "distill") == "distill"
+        if trained and distilled and "-seed-" not in source.name:
             ship(source, PRETRAINED / source.name)
             print(PRETRAINED / source.name)
 
