@@ -11,7 +11,7 @@ from transformers import BertTokenizer
 
 from rolib.config import ConfigError
 from rolib.data import corpus
-from rolib.data.words import piece_spans, split_words, word_pieces
+from rolib.data.words import split_words, word_pieces
 from rolib.distillation import alignment
 from rolib.distillation.alignment import Projection
 from rolib.distillation.losses import IGNORE
@@ -20,7 +20,6 @@ from rolib.distillation.masking import MaskingCollator
 steady = settings(deadline=None, derandomize=True, max_examples=100)
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "aăâbcdeiîlmnorsștțuAĂÎȘȚRO-'0123"
-romanian_words = st.text(alphabet=LETTERS + "€😀z", min_size=1, max_size=9)
 pieces = st.text(alphabet="aăîșțnrAÎȘT", min_size=1, max_size=3)
 
 
@@ -54,57 +53,6 @@ def distributions(rows, size, seed, power=3.0):
 
 
 # --- words and pieces -----------------------------------------------------------------------------
-
-HARD_WORDS = (
-    "Într-un n-a Știință ȘCOALĂ 3,5% d'Artagnan naiv-ă 😀 😀😀 €zz îi. İstanbul ǅ 中文 zzzz"
-)
-
-
-@pytest.mark.parametrize("lowercase", [False, True])
-def test_spans_of_hard_words(lowercase, toy_tokenizer, lower_tokenizer):
-    tokenizer = lower_tokenizer if lowercase else toy_tokenizer
-    words = piece_spans(HARD_WORDS, tokenizer)
-    assert [word for word, _ in words] == split_words(HARD_WORDS)
-    for (word, spans), ids in zip(
-        words, word_pieces([word for word, _ in words], tokenizer), strict=True
-    ):
-        assert [piece for _, _, piece in spans] == ids
-        assert "".join(HARD_WORDS[start:end] for start, end, _ in spans) == word
-        # Independent of the offsets: a piece's own letters are those of its span, unless it is
-        # unknown.
-        for (start, end, piece), text in zip(
-            spans, tokenizer.convert_ids_to_tokens(ids), strict=True
-        ):
-            if piece != tokenizer.unk_token_id and "İ" not in word:
-                span = HARD_WORDS[start:end]
-                assert text.removeprefix("##") == (span.lower() if lowercase else span)
-
-
-def test_known_spans():
-    tokenizer = make(["Copil", "##ul", "##u", "n", "-", "##a", "a", "stiut"], False)
-    found = [(word, spans) for word, spans in piece_spans("Copilul n-a 😀", tokenizer)]
-    copil, ul, n, hyphen, a = tokenizer.convert_tokens_to_ids(["Copil", "##ul", "n", "-", "a"])
-    assert found == [
-        ("Copilul", [(0, 5, copil), (5, 7, ul)]),
-        ("n", [(8, 9, n)]),
-        ("-", [(9, 10, hyphen)]),
-        ("a", [(10, 11, a)]),
-        ("😀", [(12, 13, tokenizer.unk_token_id)]),
-    ]
-
-
-@steady
-@given(st.lists(romanian_words, min_size=1, max_size=6), st.booleans(), st.data())
-def test_spans_tile_every_word(words, lowercase, data):
-    tokenizer = data.draw(lowered if lowercase else cased)
-    text = corpus.normalise(" ".join(words))
-    place = 0
-    for word, spans in piece_spans(text, tokenizer):
-        place = text.index(word, place)
-        assert spans[0][0] == place and spans[-1][1] == place + len(word)
-        assert all(before[1] == after[0] for before, after in zip(spans, spans[1:], strict=False))
-        assert all(start <= end for start, end, _ in spans)
-        place += len(word)
 
 
 def test_a_word_that_a_tokenizer_cannot_see_is_unknown(toy_tokenizer):

@@ -71,7 +71,8 @@ def test_the_box_is_what_training_left_in_half_precision(
     (tmp_path / "box").mkdir()
     shutil.copy(PRETRAINED / "texts.yaml", tmp_path / "box")
     bert = toy_bert()
-    small, settings = init_student(bert, 2), {
+    small = init_student(bert, 2)
+    settings = {
         "teachers/big": "source: pretrain",
         "teachers/copied": "source: pretrained",
         "students/small": "objective: distill",

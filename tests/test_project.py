@@ -301,6 +301,33 @@ def test_the_tables_of_the_readme_are_those_of_the_published_study(monkeypatch):
     assert wanted in text
 
 
+def test_the_claims_of_the_readme_have_a_row_a_claim_and_a_column_a_student(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "figures"))
+    readme = importlib.import_module("readme")
+    monkeypatch.setattr(readme, "STUDY", tmp_path)
+    gap = "label: gap -0.050 (-0.070 to -0.030), chance 0.40"
+    rows = [
+        ("comparable to its teacher", "s", "t", 98.04, 96.0, 101.0, 95.0, "holds", ""),
+        ("comparable to its teacher", "m", "t", 97.0, 94.0, 99.0, 95.0, "not told apart", ""),
+        ("about 35 % smaller", "s", "t", 35.0, 35.0, 35.0, 31.5, "holds", ""),
+        ("loyal to its teacher", "s", "t", 0.75, 0.65, 0.85, 0.8, "does not hold", gap),
+        ("better when distilled at the task", "m", "gold", 2, 1, 3, 0, "holds", "variant ensemble"),
+    ]
+    columns = ["claim", "model", "against", "value", "low", "high", "bar", "verdict", "note"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "claims.csv", index=False)
+    assert readme.claims().splitlines() == [
+        "| claim | `m` | `s` |",
+        "|---|---|---|",
+        "| comparable to its teacher (bar 95) | 97.0 (94.0 to 99.0), not told apart "
+        "| 98.0 (96.0 to 101.0), holds |",
+        "| about 35 % smaller (bar 31.5) |  | 35.0, holds |",
+        "| loyal to its teacher, label: gap to the floor |  "
+        "| -0.050 (-0.070 to -0.030), does not hold |",
+        "| better when distilled at the task: `ensemble` less `gold` (bar 0) "
+        "| 2.0 (1.0 to 3.0), holds |  |",
+    ]
+
+
 def test_badges_open_the_map_once_the_address_is_known(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "figures"))
     readme = importlib.import_module("readme")

@@ -71,12 +71,12 @@ def check_claims(
     means = published[list(TASKS)].mean(axis=1, skipna=False)
     rows = [_score_claim(row, means) for row in overall.itertuples()]
     rows += _size_and_speed(speed, published["parameters"]) + _loyalty(loyalty, overall)
-    if at_task is not None:
-        rows += map(_task_claim, at_task[at_task["task"] == "mean"].itertuples())
+    for row in [] if at_task is None else at_task[at_task["task"] == "mean"].itertuples():
+        found = (row.difference, row.low, row.high, 0.0, tested(row.holds, row.difference))
+        rows.append((AT_TASK, row.model, row.against, *found, UNKNOWN, f"variant {row.variant}"))
     table = pd.DataFrame(rows, columns=COLUMNS)
     numbers = overall.drop_duplicates("model").set_index("model")["checkpoints"]
-    checkpoints = table["model"].map(numbers).mask(table["claim"] == AT_TASK, 1)
-    table.insert(2, "checkpoints", checkpoints)
+    table.insert(2, "checkpoints", table["model"].map(numbers).mask(table["claim"] == AT_TASK, 1))
     order = table["claim"].map(CLAIMS.index)
     return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
 
@@ -94,12 +94,6 @@ def _score_claim(row: Any, means: pd.Series) -> tuple:
     points = means[row.model] - means[row.against]
     claim, note = (ENSEMBLE, "") if row.role == "student" else (BETTER, row.role)
     return (claim, *names, *found, tested(row.holds, row.difference), points, note)
-
-
-def _task_claim(row: Any) -> tuple:
-    """The claim on a variant of distillation at the task, a row of its comparisons (in points)."""
-    found = (row.difference, row.low, row.high, 0.0, tested(row.holds, row.difference))
-    return (AT_TASK, row.model, row.against, *found, UNKNOWN, f"variant {row.variant}")
 
 
 def _size_and_speed(speed: pd.DataFrame, published: pd.Series) -> list[tuple]:

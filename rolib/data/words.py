@@ -30,19 +30,3 @@ def word_pieces(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
     unknown = [tokenizer.unk_token_id]
     pieces = {word: found.ids or unknown for word, found in zip(different, encoded, strict=True)}
     return [pieces[word] for word in words]
-
-
-def piece_spans(text: str, tokenizer: Tokenizer) -> list[tuple[str, list[tuple[int, int, int]]]]:
-    """The words of a normalised text, each with its pieces as (start, end, vocabulary index).
-
-    start, end: character offsets in the text. The spans cover the word without gaps: each piece
-    ends where the next one starts. If one character becomes two pieces, one of them has
-    start = end.
-    """
-    result = []
-    for word, (first, last) in BertPreTokenizer().pre_tokenize_str(text):
-        encoded = tokenizer(word, add_special_tokens=False, return_offsets_mapping=True)
-        ids = encoded["input_ids"] or [tokenizer.unk_token_id]
-        starts = [first, *(first + start for start, _ in encoded["offset_mapping"][1:])]
-        result.append((word, list(zip(starts, [*starts[1:], last], ids, strict=True))))
-    return result
