@@ -852,3 +852,13 @@ def test_methods_of_several_checkpoints_are_cut_to_equal_numbers(config, tmp_pat
     assert here["distil-multi"] == ["distil-multi", "distil-multi-seed-2"]
     scores = tables.score_tables(config)[0].query("task == 'sar'").set_index("model")
     assert scores["checkpoints"]["distil-cased"].eq(2).all()
+
+
+def test_the_report_counts_finished_runs_only(tmp_path):
+    finished = ["students/s", "evaluation/s/upos/seed-1"]
+    others = ["students/.s-seed-2.partial/checkpoints/step-250", "students/.s-seed-2.partial"]
+    for run in finished + others:
+        (tmp_path / run).mkdir(parents=True, exist_ok=True)
+        (tmp_path / run / "manifest.json").write_text("{}")
+    found = REPORT.finished_manifests(tmp_path)
+    assert found == sorted(tmp_path / run / "manifest.json" for run in finished)
