@@ -303,7 +303,7 @@ def test_the_tables_of_the_readme_are_those_of_the_published_study(monkeypatch):
 
 # Numbers that nobody measured here: versions, parameters, what words mean, exercises, the paper's.
 GIVEN = {"3.11", "3.13", "95 %", "100 %", "80 %", "30 %", "10 %", "5 %", "65 %", "50,000"}
-GIVEN |= {"0.167", "0.8", "0.05", "0.91", "0.62", "60 percent", "83.01", "80.51"}
+GIVEN |= {"1,500", "0.167", "0.8", "0.05", "0.91", "0.62", "60 percent", "83.01", "80.51"}
 MEASURED = r"(?<![\w.])\d+(?:[.,]\d+)+(?![\w.]*\d)|\d+ (?:%|percent|points|times)"
 
 
