@@ -109,7 +109,8 @@ def test_report_page_holds_tables_figures_and_the_warning(study):
     check_page(page)
     assert SAMPLE_WARNING in page and "distil-uncased-random" in page and "bag of words" in page
     assert "&lt;Figure" not in page  # a figure without its picture
-    assert page.count("<img") in (12, 13) and page.count("<table") == 17
+    # Notebooks 09 to 12, which the report does not wait for here, may add a figure each.
+    assert 12 <= page.count("<img") <= 16 and page.count("<table") == 17
     assert page.count("<details>") == 12
     assert ">nan<" not in page.lower()  # a cell without a value
     assert (
