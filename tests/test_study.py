@@ -111,7 +111,7 @@ def test_report_page_holds_tables_figures_and_the_warning(study):
     assert "&lt;Figure" not in page  # a figure without its picture
     # Notebooks 09 to 12, which the report does not wait for here, may add a figure each.
     assert 12 <= page.count("<img") <= 16 and page.count("<table") == 17
-    assert page.count("<details>") == 12
+    assert page.count("<details>") == 13
     assert ">nan<" not in page.lower()  # a cell without a value
     assert (
         "made_by" not in page and "Previous:" not in page
