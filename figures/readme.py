@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from rolib.analysis.claims import AT_TASK, BETTER, ENSEMBLE, LOYAL
+
 STUDY = Path(__file__).parent / "mini"
 BENCH = Path(__file__).parent / "bench"
 README = Path(__file__).parents[1] / "README.md"
@@ -81,11 +83,10 @@ def scores() -> str:
 def claim_row(row) -> str:
     """What a claim is about, and its bar; the claims of one row of the table share it."""
     kind = row.note.split(":")[0].removeprefix("variant ")
-    if row.claim.startswith("loyal"):
+    if row.claim == LOYAL:
         return f"{row.claim}, {kind}: gap to the floor"
-    about = {"ensemble at least as good": f" as `{row.against}`"}
-    about |= {"better than its control": f": {kind}"}
-    about |= {"better when distilled at the task": f": `{kind}` less `{row.against}`"}
+    about = {ENSEMBLE: f" as `{row.against}`", BETTER: f": {kind}"}
+    about[AT_TASK] = f": `{kind}` less `{row.against}`"
     return f"{row.claim}{about.get(row.claim, '')} (bar {row.bar:g})"
 
 
@@ -95,7 +96,7 @@ def claims() -> str:
     cells: dict[str, dict[str, str]] = {}
     for row in table.itertuples():
         measured = f"{row.value:.1f}" + f" ({row.low:.1f} to {row.high:.1f})" * (row.low < row.high)
-        if row.claim.startswith("loyal"):  # the note has the gap, where there is a floor
+        if row.claim == LOYAL:  # the note has the gap, where there is a floor
             measured = f"{row.value:.3f}"
             gap = re.search(r"gap (\S+ \(.*?\))", row.note)
             measured = gap[1] if gap else measured

@@ -109,8 +109,9 @@ def test_report_page_holds_tables_figures_and_the_warning(study):
     check_page(page)
     assert SAMPLE_WARNING in page and "distil-uncased-random" in page and "bag of words" in page
     assert "&lt;Figure" not in page  # a figure without its picture
-    # Notebooks 09 to 12, which the report does not wait for here, may add a figure each.
-    assert 12 <= page.count("<img") <= 16 and page.count("<table") == 17
+    # A figure each of notebooks 09 to 12, for which the report does not wait here, or a line.
+    absent = page.count("Not run: `make ") + page.count("Not exported: ")
+    assert page.count("<img") == 16 - absent and page.count("<table") == 17
     assert page.count("<details>") == 13
     assert ">nan<" not in page.lower()  # a cell without a value
     assert (
