@@ -484,6 +484,21 @@ def test_summary_text_by_hand(config):
     assert all(len(line) <= 100 for line in text.split("\n")[:-2])  # the last line is a path
 
 
+def test_the_summary_says_which_control_was_not_measured(config):
+    found = summary_tables()
+    found["comparisons"] = found["comparisons"].query("model != 'bert-cased'")
+    text = REPORT.summary_text(config, found, "Un ___. bert-cased: om")
+    assert "bert-cased 80.0 ± 2.0 not measured" in " ".join(text.split()) and "nan" not in text
+
+
+def test_a_gate_is_passed_missed_or_not_measured():
+    loss = {"held_out_mlm": 4.0, "frequency_baseline": 6.0, "left_plateau": True}
+    means = {"t": 80.0, "t-random": 70.0, "u": 60.0, "u-random": 70.0, "v": 60.0}
+    rows = [REPORT.gate_row(name, means, loss) for name in ("t", "u", "v")]
+    assert [row["beats random"] for row in rows] == ["yes", "no", "not measured"]
+    assert [row["left the plateau"] for row in rows] == ["yes"] * 3
+
+
 # --- loyalty --------------------------------------------------------------------------------------
 
 
