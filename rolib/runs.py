@@ -197,7 +197,9 @@ def lock(folder: Path, timeout: float = 0) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         right.acquire()
     except Timeout:
-        process = f"process {file.read_text()} is making it"
+        # The other one may have ended just now, or not have written its number yet.
+        number = file.read_text() if file.exists() else ""
+        process = f"process {number or '(unknown)'} is making it"
         raise RuntimeError(f"{folder}: {process}: wait for it, or stop it") from None
     except OSError as error:  # a folder of somebody else, a file system that is read-only, a file
         problem = f"{folder}: cannot be written ({error})"

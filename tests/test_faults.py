@@ -172,6 +172,14 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_lock_whose_owner_has_no_number_yet_is_refused_too(tmp_path):
+    with runs.lock(tmp_path / "small"):
+        (tmp_path / ".small.lock").write_text("")
+        problem = r"small: process \(unknown\) is making it"
+        with pytest.raises(RuntimeError, match=problem), runs.lock(tmp_path / "small"):
+            pass
+
+
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(30, "ro")])
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, error):
     def refuse(*arguments, **options):
@@ -341,6 +349,19 @@ def test_no_checkpoint_is_made_of_a_loss_that_is_not_finite(train, tmp_path, mon
     monkeypatch.setattr(loop, "add_gradients", lambda *parts: real(*parts) * float("nan"))
     with pytest.raises(FloatingPointError, match=r"step \d: the loss is nan: lower learning_rate"):
         train("broken", log_every=100, **every)
+    assert not checkpoints(tmp_path / "broken")
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_the_run(train, tmp_path, monkeypatch):
+    def broken(accelerator, model, objective, batches):  # weights that break after a finite loss
+        with torch.no_grad():
+            next(model.parameters()).fill_(float("nan"))
+        return torch.ones(len(objective.terms))
+
+    monkeypatch.setattr(loop, "add_gradients", broken)
+    fault = "the held-out loss is not finite: lower learning_rate"
+    with pytest.raises(FloatingPointError, match=fault):
+        train("broken", checkpoint_every=2)
     assert not checkpoints(tmp_path / "broken")
 
 

@@ -44,7 +44,10 @@ def epochs_of(config: TrainingConfig, blocks: int, processes: int) -> int:
 def held_out_losses(
     student: MaskedLM, objective: Objective, blocks: Dataset, collate: Collate
 ) -> dict[str, float]:
-    """The mean of each term over the held-out blocks, always under the masks of epoch 0."""
+    """The mean of each term over the held-out blocks, always under the masks of epoch 0.
+
+    Raises FloatingPointError for a mean that is not finite.
+    """
     was_training, device = student.training, student.model.device
     student.eval()
     config = objective.config
@@ -58,6 +61,8 @@ def held_out_losses(
         sums += objective.loss(student, batch, weights)[1]
     student.train(was_training)
     means = (sums.cpu() / counts.clamp(min=1)).tolist()
+    if not math.isfinite(sum(means)):  # the weights broke after the last loss was logged
+        raise FloatingPointError("the held-out loss is not finite: lower learning_rate")
     names = [f"held_out_{term.name}" for term in objective.terms]
     return dict(zip(names, means, strict=True))
 
