@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from cells import functions_of
 from datasets import DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from rolib.evaluation.examples import read_splits
 from rolib.evaluation.finetune import Run, batch_loss
 from rolib.evaluation.heads import load_for_task
 from rolib.measures import TASKS, with_protocol
+from rolib.profiles import load_profile
 
 # --- the loss -------------------------------------------------------------------------------------
 
@@ -406,3 +408,22 @@ def test_a_changed_teacher_or_weight_makes_a_run_anew(study, monkeypatch):
     assert manifest.stat().st_mtime_ns == before
     stages.evaluate_model(recipe.model_copy(update={"alpha_task": 0.6}), folder=folder)
     assert manifest.stat().st_mtime_ns != before
+
+
+# --- notebook 11 ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [[1, 2, 3], [2], [4, 2]])
+def test_further_seeds_leave_the_teachers_runs_of_notebook_03_as_they_are(seeds):
+    study = load_profile("mini")
+    config = study["task"].model_copy(update={"seeds": seeds})
+    cells = functions_of("11-distil-at-task", config=config, settings=study)
+    ours = EvaluateConfig(**cells.of_teacher("bert-cased"))
+    theirs = study["evaluate"].model_copy(update={"model": "bert-cased"})
+    assert set(seeds) <= set(ours.seeds)
+    recipe = {"epochs": 3, "learning_rate": 1e-3, "pooling": ""}
+    for seed in theirs.seeds:
+        first = None if seed == theirs.seeds[0] else recipe
+        runs = [stages.single_run(one, "upos", seed, first) for one in (ours, theirs)]
+        assert to_dict(runs[0]) == to_dict(runs[1])
+    assert ours.seeds[0] == theirs.seeds[0]  # it chooses the recipe
