@@ -226,8 +226,7 @@ def distil_student(
         inputs[name] = runs.model_identity(runs.model_folder(config, name), runs.made_by(config))
     if config.objective in ("mlm", "longer"):  # their start does not depend on it
         config = config.model_copy(update={"layers": []})
-    finished = runs.is_finished(folder, config, inputs)
-    if finished or launch("distil_student", config, folder, on_log):
+    if runs.is_finished(folder, config, inputs) or launch("distil_student", config, folder, on_log):
         return folder
     teachers, tokenizers = load_teachers(config)
     first = teachers[0].model.model

@@ -48,9 +48,8 @@ def held_out_losses(
 
     Raises FloatingPointError for a mean that is not finite.
     """
-    was_training, device = student.training, student.model.device
+    was_training, device, config = student.training, student.model.device, objective.config
     student.eval()
-    config = objective.config
     order = training.length_batches(blocks["length"][:], config.batch_size, config.seed, epoch=0)
     sums = torch.zeros(len(objective.terms), dtype=torch.float64, device=device)
     weights = sums.float()  # of a loss that nobody reads

@@ -25,8 +25,7 @@ def fill_gap(folder: Path, sentence: str, count: int = 5) -> pd.DataFrame:
         raise ValueError(f"{sentence!r}: write {GAP} once, in the place of the missing word")
     reader = load_reader("fill-mask", str(folder), device="cpu")
     text = normalise(sentence).replace(GAP, reader.tokenizer.mask_token)
-    found = reader(text, top_k=count)
-    rows = [(one["token_str"], one["score"]) for one in found]
+    rows = [(one["token_str"], one["score"]) for one in reader(text, top_k=count)]
     return pd.DataFrame(rows, columns=["piece", "probability"])
 
 
