@@ -1,6 +1,7 @@
 """Speed measurements of a tiny model, and figures with labels and captions."""
 
 import math
+import re
 import subprocess
 import sys
 
@@ -413,3 +414,11 @@ def test_a_live_plot_is_one_picture_that_is_replaced(monkeypatch):
         draw({"step": step, "mlm": 1.0})
     assert [how["update"] for how in shown] == [False, True] and len(draw.records) == 3
     assert len({how["display_id"] for how in shown}) == 1 and not plt.get_fignums()
+
+
+def test_names_and_their_headings_stand_to_the_left_and_numbers_do_not():
+    table = pd.DataFrame({"value": [1.0], "model": ["a"], "note": ["b"]})
+    neat = functions_of("06-report-results", NAMES=["model"], LONG=["note"]).neat
+    page = neat(table).to_html(table_uuid="t")
+    left = re.findall(r"#T_t (\w+\.col\d)(?=[^{]*\{\s*text-align: left)", page)
+    assert sorted(left) == ["td.col1", "td.col2", "th.col1", "th.col2"]
