@@ -131,21 +131,25 @@ def findings() -> str:
 
 def speed() -> str:
     """Tokens per second of a training step, as times those of the plain recipe, by shape."""
-    steps = pd.read_csv(BENCH / "training.csv")
+    newer, older = (pd.read_csv(path / "training.csv") for path in (BENCH, BENCH / "older-cpu"))
+    steps = pd.concat([newer, older.assign(shape=older["shape"] + ", older CPU")])
     shapes = list(steps["shape"].unique())
     rows = [["a training step", "wanted", *shapes]]
     keys = ["what", "soft_targets", "teachers", "precision", "cached"]
     found = steps.set_index([*keys, "shape"]).sort_index()
-    for title, (*values, wanted) in STEPS.items():
-        rates = [found["speed_up"].get((*values, shape), float("nan")) for shape in shapes]
-        rows.append([title, wanted, *[f"{rate:.2f}" for rate in rates]])
+
+    def texts(column: str, key: tuple) -> list[str]:
+        values = found[column].reindex([(*key, shape) for shape in shapes])
+        return [f"{value:.2f}" if value == value else "–" for value in values]
+
+    for title, (*key, wanted) in STEPS.items():
+        rows.append([title, wanted, *texts("speed_up", tuple(key))])
     for soft in ("all", "masked"):
-        parts = [found["over_parts"]["rolib", soft, 2, "float32", False, shape] for shape in shapes]
         title = f"time of two teachers over the sum of its parts, {soft} tokens"
-        rows.append([title, "1.12", *[f"{part:.2f}" for part in parts]])
-    memory = found["memory_of_recipe"]["rolib", "all", 1, "float32", False]
-    shares = [f"{share:.2f}" if share == share else "–" for share in memory[shapes]]
-    rows.append(["peak memory beyond weights, all tokens, share of the recipe", "0.40", *shares])
+        rows.append([title, "1.12", *texts("over_parts", ("rolib", soft, 2, "float32", False))])
+    title = "peak memory beyond weights, all tokens, share of the recipe"
+    key = ("rolib", "all", 1, "float32", False)
+    rows.append([title, "0.40", *texts("memory_of_recipe", key)])
     return table_text(rows)
 
 

@@ -297,7 +297,7 @@ def test_the_tables_of_the_readme_are_those_of_the_published_study(monkeypatch):
     assert row.startswith(f"| `distil-multi` | {100 * mean:.1f} ± ")
     steps = pd.read_csv(ROOT / "figures/bench/training.csv").query("teachers == 1 and not cached")
     masked = steps.query("soft_targets == 'masked' and precision == 'float32'")["speed_up"]
-    wanted = f"| masked tokens, float32 | 2.6 / 9 | {masked.iloc[0]:.2f} | {masked.iloc[1]:.2f} |"
+    wanted = f"| masked tokens, float32 | 2.6 / 9 | {masked.iloc[0]:.2f} | {masked.iloc[1]:.2f} | "
     assert wanted in text
 
 
