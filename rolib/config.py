@@ -56,9 +56,7 @@ Part = Literal["robustness", "ablation", "export", "task", "budget"]
 class TrainingConfig(Config):
     """The recipe that pre-training and distillation share: text, masking, schedule."""
 
-    corpus: str = Field(
-        description='"data" (its corpus/), a folder of .txt, .jsonl or .parquet, hub:<id>:<config>'
-    )
+    corpus: str = Field(description='"data" (its corpus/), a folder of texts, hub:<id>:<config>')
     corpus_revision: str = Field(description='commit, tag or branch of a hub corpus; else ""')
     data_seed: Size = Field(description="chooses documents and held-out split, one for a profile")
     words_per_source: Size = Field(description="words of each file, subfolder or hub set; 0: all")
@@ -102,9 +100,7 @@ class TeacherConfig(TrainingConfig):
     hidden_size: Count = Field(description="width of the hidden states")
     num_heads: Count = Field(description="attention heads")
     dropout: Share = Field(description="dropout of states and attention")
-    require_gate: bool = Field(
-        True, description="stop if it knows little more than word frequencies"
-    )
+    require_gate: bool = Field(True, description="stop if it knows little more than frequencies")
 
     @property
     def shipped(self) -> str:

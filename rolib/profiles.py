@@ -17,8 +17,7 @@ def load(kind: type[C], *files: Path | str, **overrides: Any) -> C:
 
     Raises ConfigError that names the key and the file at fault.
     """
-    values: dict[str, Any] = {}
-    where: dict[str, str] = {}
+    values, where = dict[str, Any](), dict[str, str]()
     contents = [(str(file), read_yaml(Path(file))) for file in files]
     for source, content in [*contents, ("override", overrides)]:
         values |= content
@@ -72,9 +71,8 @@ def load_profile(profile: str, root: Path = config.ROOT / "params") -> dict[str,
             study[name] = load(kind, common, base / f"{name}.yaml")
     check_students(study, base / "students")
     check_known(study["study"].parts, study, f"parts ({base / 'study.yaml'})")
-    if not study["evaluate"].keep_models and {"robustness", "export", "task"} & {
-        *study["study"].parts
-    }:
+    readers = {"robustness", "export", "task"} & {*study["study"].parts}
+    if readers and not study["evaluate"].keep_models:
         problem = "robustness, export and task read fine-tuned models, but keep_models is 0"
         raise ConfigError(f"parts ({base / 'study.yaml'}): {problem}: leave them out or raise it")
     for name in [name for name in ("robustness", "export") if name in study]:

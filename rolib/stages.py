@@ -17,15 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 import yaml
 from datasets import DatasetDict
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    BertForMaskedLM,
-    DistilBertForMaskedLM,
-    PreTrainedModel,
-)
+from transformers import BertForMaskedLM, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Tokenizer
 from transformers.utils.hub import extract_commit_hash
 
@@ -61,9 +56,8 @@ MADE = {
 
 def prepare_blocks(texts: DatasetDict, tokenizers: list[Tokenizer], length: int) -> DatasetDict:
     """Blocks of the train and held-out documents, with a view for each tokenizer."""
-    return DatasetDict(
-        {name: corpus.build_blocks(split, tokenizers, length) for name, split in texts.items()}
-    )
+    blocks = {name: corpus.build_blocks(split, tokenizers, length) for name, split in texts.items()}
+    return DatasetDict(blocks)
 
 
 def model_card(config: TrainingConfig, name: str, what: str) -> str:
@@ -162,7 +156,7 @@ def load_teachers(config: StudentConfig) -> tuple[list[Teacher], list[Tokenizer]
     tokenizers: list[Tokenizer] = []
     for name, share in config.shares.items():
         source = runs.model_folder(config, name)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         check_wordpiece(tokenizer, name)
         known = [i for i, other in enumerate(tokenizers) if same_vocabulary(other, tokenizer)]
         view = known[0] if known else len(tokenizers)
@@ -208,7 +202,7 @@ def start_model(config: StudentConfig, teacher: BertForMaskedLM) -> PreTrainedMo
         return teacher
     if config.objective == "mlm":
         shape = models.student_shape(teacher.config, config.num_layers)
-        return models.init_local_attention(DistilBertForMaskedLM(shape))
+        return models.init_local_attention(transformers.DistilBertForMaskedLM(shape))
     return models.init_student(teacher, config.num_layers, config.layers)
 
 
@@ -276,7 +270,7 @@ def evaluate_model(
     if config.model != BAG_OF_WORDS:
         source = source or runs.model_folder(config, config.model.removesuffix("-random"))
         seeds, model = config.seeds, runs.model_identity(source, command)
-        width = AutoConfig.from_pretrained(source).hidden_size
+        width = transformers.AutoConfig.from_pretrained(source).hidden_size
         more["precision"] = choose_precision(config.precision, width)
     # Each run ends with a collection of garbage, which need not search what was imported.
     gc.collect()

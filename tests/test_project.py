@@ -282,7 +282,7 @@ def test_rolib_stays_thin():
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     long = {node.name for node in functions if node.end_lineno - node.lineno >= 50}
     assert long == {"train"}  # the loop of pre-training and distillation, in numbered steps
-    assert all(node.end_lineno - node.lineno < 110 for node in functions)
+    assert all(node.end_lineno - node.lineno < 70 for node in functions)
 
 
 def test_the_tables_of_the_readme_are_those_of_the_published_study(monkeypatch):

@@ -34,8 +34,7 @@ def loyalty_tables(config: AnalyseConfig) -> dict[str, pd.DataFrame]:
 
     loyalty has further rows for the means (`with_means`) and the columns of `with_floor`.
     """
-    tables: dict[str, list[pd.DataFrame]] = {}
-    draws: Draws = {}
+    tables, draws = dict[str, list[pd.DataFrame]](), Draws()
     seeds, measures = study.present(config)
     for task, here in measures.items():
         for name, table in task_tables(config, task, seeds, here, draws):
@@ -113,9 +112,7 @@ def with_means(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
         if len(part) < tasks[measure]:
             continue
         of_tasks = [draws[model, teacher, task, measure] for task in part["task"]]
-        mean = draws[model, teacher, "mean", measure] = np.mean(
-            np.broadcast_arrays(*of_tasks), axis=0
-        )
+        draws[model, teacher, "mean", measure] = mean = np.array(sum(of_tasks) / len(of_tasks))
         low, high = uncertainty.interval(mean)
         row = dict(zip(keys, names, strict=True)) | {"task": "mean", "low": low, "high": high}
         row |= part[["checkpoints", "seeds"]].min().to_dict()
@@ -240,9 +237,8 @@ def side_by_side(
     ValueError if the models differ in units or gold labels.
     """
     check_paired({"teacher's table": teacher, "student's table": student})
-    table = teacher.units.assign(
-        gold=teacher.gold, teacher_label=teacher.predicted, student_label=student.predicted
-    )
+    table = teacher.units.assign(gold=teacher.gold, teacher_label=teacher.predicted)
+    table["student_label"] = student.predicted
     if task.kind == "regression":
         table[PROBABILITIES] = np.nan
     else:

@@ -28,9 +28,7 @@ from rolib.runs import sha256
 
 # A .txt file below the folder is no text of the corpus, but a licence for instance.
 PATTERNS = ("*.txt", "**/*.jsonl", "**/*.jsonl.gz", "**/*.jsonl.zst", "**/*.parquet")
-HUB_REMEDY = (
-    "check its id and revision, log in (`hf auth login`), or HF_HUB_OFFLINE=1 if it is here"
-)
+REMEDY = "check its id and revision, log in (`hf auth login`), or HF_HUB_OFFLINE=1 if it is here"
 # Part of the fingerprints of stored data: a changed reader or tokenization makes them new.
 CODE = [sha256(Path(__file__).with_name(name)) for name in ("corpus.py", "words.py")]
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500  # documents kept for the held-out loss
@@ -107,7 +105,7 @@ def _hub_errors(config: TrainingConfig) -> Iterator[None]:
         yield
     except Exception as error:  # they are of httpx or httpx2, as huggingface_hub has it
         fault = " ".join(str(error).split())
-        raise ConfigError(f"corpus {config.corpus}: {fault[:400]}: {HUB_REMEDY}") from error
+        raise ConfigError(f"corpus {config.corpus}: {fault[:400]}: {REMEDY}") from error
 
 
 def _hub_commit(config: TrainingConfig) -> str:

@@ -1,12 +1,11 @@
 """The training loop on Accelerate, for distillation and for pre-training by masked words."""
 
 import contextlib
-import importlib.util
 import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
@@ -27,7 +26,8 @@ from rolib.distillation.checkpoints import delayed_signals, resume, save_checkpo
 from rolib.distillation.masking import Collate, MaskingCollator, View
 from rolib.distillation.models import MaskedLM
 from rolib.distillation.objective import Objective, Teacher
-from rolib.runs import append_metrics, progress
+from rolib.distillation.records import OnLog, Records
+from rolib.runs import progress
 
 # DistilBERT's recipe.
 ADAM: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6, "fused": True}
@@ -62,8 +62,8 @@ def held_out_losses(
     means = (sums.cpu() / counts.clamp(min=1)).tolist()
     if not math.isfinite(sum(means)):  # the weights broke after the last loss was logged
         raise FloatingPointError("the held-out loss is not finite: lower learning_rate")
-    names = [f"held_out_{term.name}" for term in objective.terms]
-    return dict(zip(names, means, strict=True))
+    found = zip(objective.terms, means, strict=True)
+    return {f"held_out_{term.name}": mean for term, mean in found}
 
 
 def load(blocks: Dataset, numbers: list[int], collate: Collate, epoch: int) -> list[View]:
@@ -141,54 +141,46 @@ def agree(accelerator: Accelerator, wishes: list[bool], meeting: bool) -> list[b
     return accelerator.reduce(torch.tensor(wishes).int().to(accelerator.device)).bool().tolist()
 
 
-def mean_losses(
-    accelerator: Accelerator, objective: Objective, last_steps: list[Tensor], step: int
-) -> dict[str, float]:
-    """The mean of each term, and of the loss, over the last steps of all processes.
+class Run:
+    """What a training run works with, at the step it goes on from: steps 1 to 3 of `train`."""
 
-    last_steps: what `add_gradients` returned, up to `step`. Raises FloatingPointError for a loss
-    that is not finite.
-    """
-    means = (accelerator.reduce(sum(last_steps)) / len(last_steps)).tolist()
-    record = {term.name: mean for term, mean in zip(objective.terms, means, strict=True)}
-    record["loss"] = sum(term.alpha * record[term.name] for term in objective.terms)
-    if not math.isfinite(record["loss"]):
-        raise FloatingPointError(f"step {step}: the loss is {record['loss']}: lower learning_rate")
-    return record
+    def __init__(
+        self,
+        config: TrainingConfig,
+        student: PreTrainedModel,
+        tokenizers: list[Tokenizer],
+        folder: Path,
+        teachers: Sequence[Teacher],
+        cache: TeacherCache | None,
+    ) -> None:
+        # Step 1: all randomness comes from the seed. Each process draws dropout masks of its own.
+        self.accelerator = training.processes()
+        set_seed(config.seed, device_specific=True)
+        precision = training.choose_precision(config.precision, student.config.hidden_size)
+        objective = self.objective = Objective(config, teachers, precision)
+        compared = objective.soft_targets, objective.states
+        collator = MaskingCollator(tokenizers, config.mask_share, config.mask_seed, *compared)
+        self.reading: dict[str, Collate] = dict.fromkeys(("train", "held_out"), collator)
+        if cache:
+            self.reading = {name: cache.reading(collator, name, objective) for name in self.reading}
 
+        # Step 2: the optimizer, and teachers, which are not prepared: Accelerate would put them
+        # into every checkpoint.
+        if isinstance(config, StudentConfig) and config.freeze_positions:
+            student.base_model.embeddings.position_embeddings.weight.requires_grad_(False)
+        widths = [teacher.model.model.config.hidden_size for teacher in objective.mapped]
+        self.bare = MaskedLM(student, widths)
+        groups = training.parameter_groups(self.bare, config.weight_decay)
+        plain = torch.optim.AdamW(groups, lr=config.learning_rate, **ADAM)
+        self.model, self.optimizer = self.accelerator.prepare(self.bare, plain)
+        self.model.train()
+        for teacher in teachers:
+            teacher.place(self.accelerator.device, "" if cache else precision)
 
-def collect(
-    accelerator: Accelerator, last_steps: list[Tensor], tokens: int, seconds: float
-) -> dict[str, Any]:
-    """What the steps since the last record leave to the next one, over all processes."""
-    total = accelerator.reduce(torch.tensor(tokens, device=accelerator.device))
-    means = [accelerator.reduce(step).tolist() for step in last_steps]
-    return {"means": means, "tokens": int(total), "seconds": seconds}
-
-
-class TensorBoard:
-    """Metrics records as TensorBoard events in a folder, where TensorBoard is installed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.writer: Any = None
-
-    def add(self, record: dict) -> None:
-        """Write a record, which has its "step". The first one hides events of later steps."""
-        if importlib.util.find_spec("tensorboard") is None:
-            return
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # late: it takes a second
-
-            self.writer = SummaryWriter(self.folder, purge_step=record["step"])
-        for name, value in record.items():
-            self.writer.add_scalar(name, value, record["step"])
-        self.writer.flush()
-
-    def close(self) -> None:
-        """End the file of events."""
-        if self.writer is not None:
-            self.writer.close()
+        # Step 3: continue from a checkpoint. The schedule follows from the step.
+        self.done, self.since = resume(self.accelerator, folder)
+        steps = round(config.warmup_share * config.steps), config.steps
+        self.schedule = get_linear_schedule_with_warmup(plain, *steps, last_epoch=self.done - 1)
 
 
 def train(
@@ -198,7 +190,7 @@ def train(
     blocks: DatasetDict,
     folder: Path,
     teachers: Sequence[Teacher] = (),
-    on_log: Callable[[dict], None] = lambda record: None,
+    on_log: OnLog = lambda record: None,
     cache: TeacherCache | None = None,
 ) -> PreTrainedModel:
     """The trained student, on the CPU. Logs to `folder`, goes on from its checkpoint.
@@ -210,94 +202,53 @@ def train(
     metrics record. SIGINT and SIGTERM act after the step, when a checkpoint is saved. Raises
     FloatingPointError for a loss that is not finite.
     """
-    # Step 1: all randomness comes from the seed. Each process draws dropout masks of its own.
     training.keep_freed_memory()
-    accelerator = training.processes()
-    set_seed(config.seed, device_specific=True)
-    device, is_main = accelerator.device, accelerator.is_main_process
-    precision = training.choose_precision(config.precision, student.config.hidden_size)
-    objective = Objective(config, teachers, precision)
-    compared = objective.soft_targets, objective.states
-    collator = MaskingCollator(tokenizers, config.mask_share, config.mask_seed, *compared)
-    reading: dict[str, Collate] = dict.fromkeys(blocks, collator)
-    if cache:
-        reading = {split: cache.reading(collator, split, objective) for split in blocks}
-
-    # Step 2: the optimizer, and teachers, which are not prepared: Accelerate would put them into
-    # every checkpoint.
-    if isinstance(config, StudentConfig) and config.freeze_positions:
-        student.base_model.embeddings.position_embeddings.weight.requires_grad_(False)
-    widths = [teacher.model.model.config.hidden_size for teacher in objective.mapped]
-    bare = MaskedLM(student, widths)
-    groups = training.parameter_groups(bare, config.weight_decay)
-    plain = torch.optim.AdamW(groups, lr=config.learning_rate, **ADAM)
-    model, optimizer = accelerator.prepare(bare, plain)
-    for teacher in teachers:
-        teacher.place(device, "" if cache else precision)
-
-    # Step 3: continue from a checkpoint. The schedule follows from the step.
-    done, since = resume(accelerator, folder)
-    warmup = round(config.warmup_share * config.steps)
-    schedule = get_linear_schedule_with_warmup(plain, warmup, config.steps, last_epoch=done - 1)
-    model.train()
-    steps = step_batches(blocks["train"], reading["train"], config, accelerator, done)
-    look = {"desc": folder.name.strip("."), "disable": not is_main}
-    bar = progress(in_background(steps), total=config.steps, initial=done, **look)
-    # Since the last record. A checkpoint has them of all processes, so they count once.
-    last_steps = [torch.tensor(means, device=device) * is_main for means in since["means"]]
-    tokens = since["tokens"] * is_main
-    events, saved = TensorBoard(folder), time.monotonic()
-    clock = saved - since["seconds"]
+    run = Run(config, student, tokenizers, folder, teachers, cache)
+    accelerator, model, bare = run.accelerator, run.model, run.bare
+    steps = step_batches(blocks["train"], run.reading["train"], config, accelerator, run.done)
+    look = {"desc": folder.name.strip("."), "disable": not accelerator.is_main_process}
+    bar = progress(in_background(steps), total=config.steps, initial=run.done, **look)
+    records = Records(accelerator, run.objective.terms, folder, on_log, run.since)
+    saved = time.monotonic()
 
     with delayed_signals() as signals:
-        for step, micro_batches in enumerate(bar, start=done + 1):
+        for step, micro_batches in enumerate(bar, start=run.done + 1):
             # Step 4: forward, backward, update.
-            last_steps.append(add_gradients(accelerator, model, objective, micro_batches))
+            means = add_gradients(accelerator, model, run.objective, micro_batches)
             accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            tokens += sum(len(batch[0]["tokens"]) for batch in micro_batches)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            run.schedule.step()
+            records.add(means, sum(len(batch[0]["tokens"]) for batch in micro_batches))
 
             # Step 5: log. Only here and at a checkpoint the device is waited for.
-            record: dict[str, float] = {}
-            at_log = step % config.log_every == 0 or step == config.steps
-            if at_log:
-                record = mean_losses(accelerator, objective, last_steps, step)
-                record["learning_rate"] = schedule.get_last_lr()[0]
-                record["tokens"] = int(accelerator.reduce(torch.tensor(tokens, device=device)))
-                record["tokens_per_second"] = record["tokens"] / (time.monotonic() - clock)
-                last_steps, tokens, clock = [], 0, time.monotonic()
+            last, at_checkpoint = step == config.steps, step % config.checkpoint_every == 0
+            at_log = last or step % config.log_every == 0
+            record = records.next(step, run.schedule.get_last_lr()[0]) if at_log else {}
 
             # Step 6: the held-out loss.
-            at_checkpoint = step % config.checkpoint_every == 0
-            if at_checkpoint or step == config.steps:
-                paused = time.monotonic()
-                record |= held_out_losses(bare, objective, blocks["held_out"], reading["held_out"])
-                clock += time.monotonic() - paused
-            if record and is_main:
+            if at_checkpoint or last:
+                start, held_out = time.monotonic(), (blocks["held_out"], run.reading["held_out"])
+                record |= held_out_losses(bare, run.objective, *held_out)
+                records.start += time.monotonic() - start  # it counts for no speed
+            if record and accelerator.is_main_process:
                 shown = {key: f"{value:.3f}" for key, value in record.items() if value < 1e3}
                 bar.set_postfix(shown, refresh=False)
-                record = {"step": step, **record}
-                append_metrics(folder / "metrics.jsonl", record)
-                events.add(record)
-                on_log(record)
+                records.write({"step": step, **record})
 
             # Step 7: keep, and stop if a signal came.
             late = time.monotonic() - saved > 60 * config.checkpoint_minutes
             late, stop = agree(accelerator, [late, bool(signals)], at_log)
-            if step < config.steps and (at_checkpoint or late or stop):
-                if last_steps:  # no checkpoint of a loss that is not finite
-                    mean_losses(accelerator, objective, last_steps, step)
-                since = collect(accelerator, last_steps, tokens, time.monotonic() - clock)
-                save_checkpoint(accelerator, folder, step, since)
+            if not last and (at_checkpoint or late or stop):
+                records.losses(step)  # no checkpoint of a loss that is not finite
+                save_checkpoint(accelerator, folder, step, records.state())
                 saved = time.monotonic()
-            if stop and step < config.steps:
-                if is_main:
+            if stop and not last:
+                if accelerator.is_main_process:
                     bar.write(f"Stopped after step {step}: run it again to go on", sys.stderr)
                 signals[:] = signals or [signal.SIGTERM]  # for a process that got none itself
                 break
-    events.close()
+    records.close()
     trained = bare.model.cpu().eval()
     accelerator.free_memory()
     return trained

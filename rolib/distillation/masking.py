@@ -132,10 +132,6 @@ class MaskingCollator:
         add_positions(views, self.soft_targets, self.states)
         return views
 
-    def pieces_from(self, rng: np.random.Generator) -> Draw:
-        """A function that draws n random pieces."""
-        return lambda count: rng.choice(self.plain_ids, count)
-
     def pad_and_mask(self, blocks: list[dict], number: int, epoch: int) -> View:
         """The tensors (B, L) of one view."""
         tokenizer = self.tokenizers[number]
@@ -148,7 +144,7 @@ class MaskingCollator:
             ids = np.asarray(block["input_ids"][number])
             words = np.asarray(block["word_ids"][number])
             decisions = choose_words(words.max() + 1, rng, self.mask_share)
-            draw = self.pieces_from(rng) if len(self.tokenizers) == 1 else None
+            draw = (lambda n: rng.choice(self.plain_ids, n)) if len(self.tokenizers) == 1 else None
             masked, labels = mask_pieces(ids, words, decisions, tokenizer.mask_token_id, draw)
             values = {"input_ids": masked, "attention_mask": 1, "labels": labels, "word_ids": words}
             for name, value in values.items():

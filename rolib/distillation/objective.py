@@ -189,9 +189,8 @@ class Objective:
             return loss, {"mlm": parts[1]}
         temperature, masses = self.config.temperature, dict[str, Any]()
         targets = partial(self.target, answers=answers, batch=batch, masses=masses)
-        loss, parts = vocabulary_loss(
-            ours.head, ours.decoder, labels, factors, temperature, targets
-        )
+        softened = temperature, targets
+        loss, parts = vocabulary_loss(ours.head, ours.decoder, labels, factors, *softened)
         sums = masses | {"ce": parts[0], "mlm": parts[1]}
         for teacher, answer in zip(self.asked, answers, strict=True):
             if teacher.view and self.config.soft_target_strategy == "uld":

@@ -73,10 +73,8 @@ class Predictions:
         except FileNotFoundError:
             raise
         except (ValueError, OSError) as error:  # Arrow's errors are of both kinds
-            problem = str(error).splitlines()[0]
-            raise ValueError(
-                f"{path} is damaged ({problem}): delete the folder of this run"
-            ) from None
+            problem = f"{path} is damaged ({str(error).splitlines()[0]})"
+            raise ValueError(f"{problem}: delete the folder of this run") from None
 
     @cached_property
     def examples(self) -> np.ndarray:
