@@ -13,15 +13,16 @@ SNAKEMAKE = exec env PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --config profile=$
     --quiet all --cores $(CORES) --keep-going --nolock --rerun-incomplete
 RUNS = $(or $(ROLIB_RUNS),runs)/$(PROFILE)
 
-.PHONY: help demo mini study students ablation task budget pretrained publish readme bench site lab test test-paper soak lint clean
+.PHONY: help demo mini study students ablation task budget export pretrained publish readme bench site lab test test-paper soak lint clean
 help:
 	@echo "make demo                    the whole study on the built-in sample (minutes)"
 	@echo "make mini                    the study on real data, in hours (ROLIB_DATA, or download)"
 	@echo "make study PROFILE=NAME      the study of params/NAME, on CORES=$(CORES) cores"
-	@echo "make students PROFILE=NAME   teachers and students alone, without measures"
+	@echo "make students PROFILE=NAME   teachers and students alone, no study of the students"
 	@echo "make ablation PROFILE=NAME   strategies and weights of the two-teacher student"
 	@echo "make task PROFILE=NAME       distil at the task, with unlabelled text"
 	@echo "make budget PROFILE=NAME     score and loyalty against tokens of distillation"
+	@echo "make export PROFILE=NAME     students as ONNX files"
 	@echo "make pretrained              train the shipped models again, on real data"
 	@echo "make publish PROFILE=NAME    copy a finished study's figures and tables to figures/NAME"
 	@echo "make readme                  write the tables of README.md from figures/mini"
@@ -52,8 +53,9 @@ demo:
 mini:
 	@$(MAKE) --no-print-directory study PROFILE=mini
 
-students ablation task budget: $(STAMP)
+students ablation task budget export: $(STAMP)
 	@$(SNAKEMAKE) $@
+	@echo "done: the results lie in $(RUNS)"
 
 # The shipped models, made again by the recipe of params/mini: two hours on 2 cores, with the
 # teachers' gate on the real measures.
@@ -83,8 +85,10 @@ site: study
 	@$(SNAKEMAKE) explore export ablation task budget
 	@$(BIN)/python notebooks/templates/site/build.py $(PROFILE)
 
+# The root folder, so that runs/ and params/ can be opened too. root (in a container) needs the flag.
 lab: $(STAMP)
-	$(BIN)/jupyter lab notebooks/00-start-here.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" $(if $(filter 0,$(shell id -u)),--allow-root) \
+	    notebooks/00-start-here.ipynb
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -21,12 +21,16 @@ import psutil
 
 from snakemake.logging import logger
 
-from rolib.config import ROOT
+from rolib.config import ROOT, ConfigError
 from rolib.profiles import load_profile
 from rolib.progress import StudyProgress
 
 PROFILE = config.get("profile", "demo")
-STUDY = load_profile(PROFILE)  # every parameter is checked here, before the first job
+try:
+    STUDY = load_profile(PROFILE)  # every parameter is checked here, before the first job
+except ConfigError as error:  # which Snakemake would not show, since its own words are off
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 PARAMS = f"params/{PROFILE}"
 RUNS = Path(os.environ.get("ROLIB_RUNS") or ROOT / "runs") / PROFILE
 DONE = f"{RUNS}/notebooks"
@@ -280,7 +284,7 @@ rule page:  # what notebook 06 shows, without its code
         "--output-dir {RUNS} --output report {input.notebook}"
 
 
-# The next three run on demand too: make ablation PROFILE=..., make task, make budget.
+# The rules below run on demand too: make ablation PROFILE=..., make task, make budget, make export.
 rule ablation:
     input:
         [f"{DONE}/01-{teacher}.ipynb" for teacher in TEACHERS],

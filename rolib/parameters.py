@@ -78,7 +78,8 @@ def validate(kind: type[C], values: dict, default: str, where: dict[str, str] | 
     try:
         return kind(**values)
     except ValidationError as error:
-        fault = error.errors()[0]
+        # A wrong name first: it explains why the right one is missing.
+        fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in fault["loc"] if part != "[key]")
     message = fault["msg"].removeprefix("Value error, ")
     if not key:  # values that do not fit together: the message names one

@@ -62,9 +62,11 @@ def prepare_blocks(texts: DatasetDict, tokenizers: list[Tokenizer], length: int)
 
 def model_card(config: TrainingConfig, name: str, what: str) -> str:
     """The model card of a teacher or student."""
+    romanian = config.corpus == "data" or config.corpus.endswith(".ro")  # else nobody knows
+    language, letters = ("language: ro\n", " Expects comma-below ș ț.") if romanian else ("", "")
     return (
-        f"---\nlanguage: ro\npipeline_tag: fill-mask\n---\n# {name}\n\n"
-        f"A Romanian {what}, of the `{config.profile}` profile. Expects comma-below ș ț. "
+        f"---\n{language}pipeline_tag: fill-mask\n---\n# {name}\n\n"
+        f"A {what}, of the `{config.profile}` profile.{letters} "
         "See manifest.json and config.yaml in this folder for its data, seed and parameters.\n"
     )
 

@@ -199,3 +199,12 @@ def test_a_batch_runs_on_a_cluster(tmp_path, study):
     assert (done / "01-bert-uncased.ipynb").exists()
     assert errors_in(done / "01-bert-cased.partial.ipynb") == ["AssertionError"]
     assert "01-bert-uncased" in told and told.split("\n")[-2].startswith("01-bert-cased failed; ")
+
+
+def test_a_wrong_parameter_stops_a_study_with_one_line(study, start):
+    """Snakemake's own words are off, so the Snakefile says it. `study` has laid the files."""
+    words = "--cores 1 --quiet all --nolock --config profile=none".split()
+    process = start("snakemake", *words)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert re.fullmatch(r"error: profile 'none': no folder .*; use one of .*demo.*\n", told), told

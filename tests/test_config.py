@@ -164,6 +164,12 @@ def test_an_unknown_key(params):
     refused(params, "lerning_rate", file, "unknown key: correct its spelling or remove it")
 
 
+def test_an_unknown_key_is_named_before_the_one_that_it_replaced(params):
+    file = params / "tiny" / "distill.yaml"
+    change(file, temperature=None, temprature=2.0)
+    refused(params, "temprature", file, "unknown key: correct its spelling or remove it")
+
+
 def test_a_missing_key(params):
     change(params / "tiny" / "distill.yaml", temperature=None)
     refused(params, "temperature", "distill.yaml", "missing: add it")

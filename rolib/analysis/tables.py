@@ -189,8 +189,7 @@ def calibration_table(bins: pd.DataFrame) -> pd.DataFrame:
     """
     names = ["accuracy", "confidence", "ece"]
     keys = ["model", "role", "task", "checkpoint", "seed"]
-    bins = bins[bins["count"] > 0]
-    bins = bins.assign(ece=(bins["accuracy"] - bins["confidence"]).abs())
+    bins = bins[bins["count"] > 0].assign(ece=lambda b: (b["accuracy"] - b["confidence"]).abs())
     weighted = bins[names].mul(bins["count"], axis=0)
     sums = bins[[*keys, "count"]].join(weighted).groupby(keys, sort=False).sum()
     means = sums[names].div(sums["count"], axis=0)

@@ -97,8 +97,7 @@ def predict_perturbed(
     task, labels = task_of(run), run_result(run)["labels"]
     recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    if model is None:
-        model = load_model(run)
+    model = load_model(run) if model is None else model
     max_length = min(recipe["max_length"], model.config.max_position_embeddings)
     precision = choose_precision(recipe["precision"], model.config.hidden_size)
     tables = {}
