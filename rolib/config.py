@@ -53,6 +53,11 @@ Control = Literal["mlm", "init-only", "truncated", "longer", "random"]
 Part = Literal["robustness", "ablation", "export", "task", "budget"]
 
 
+def pretrained_names() -> list[str]:
+    """The names of the shipped models."""
+    return sorted(path.parent.name for path in PRETRAINED.glob("*/manifest.json"))
+
+
 class TrainingConfig(Config):
     """The recipe that pre-training and distillation share: text, masking, schedule."""
 
@@ -106,7 +111,7 @@ class TeacherConfig(TrainingConfig):
     def shipped(self) -> str:
         """The name of the shipped model that `source` means; "" for another source."""
         name = self.teacher if self.source == "pretrained" else self.source
-        return name if (PRETRAINED / name / "manifest.json").exists() else ""
+        return name if name in pretrained_names() else ""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TeacherConfig":
@@ -117,8 +122,8 @@ class TeacherConfig(TrainingConfig):
             positions = f"{self.block_length} is more than the {MAX_POSITIONS} positions"
             raise ValueError(f"block_length: {positions} of a teacher pre-trained here: lower it")
         if self.source == "pretrained" and not self.shipped:
-            names = sorted(path.parent.name for path in PRETRAINED.glob("*/manifest.json"))
-            problem = f"no model {self.teacher!r} in the box, which has {', '.join(names)}"
+            names = ", ".join(pretrained_names())
+            problem = f"no model {self.teacher!r} in the box, which has {names}"
             raise ValueError(f"teacher: {problem}: give source one of these names")
         local = self.source == "pretrain" or self.shipped or Path(self.source).is_dir()
         if not local and not self.revision:

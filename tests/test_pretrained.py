@@ -68,6 +68,7 @@ def test_the_box_is_what_training_left_in_half_precision(
 ):
     monkeypatch.setattr("rolib.data.pretrained.__main__.PRETRAINED", tmp_path / "box")
     monkeypatch.setattr("rolib.data.pretrained.PRETRAINED", tmp_path / "box")
+    monkeypatch.setattr("rolib.config.PRETRAINED", tmp_path / "box")
     (tmp_path / "box").mkdir()
     shutil.copy(PRETRAINED / "texts.yaml", tmp_path / "box")
     bert = toy_bert()
@@ -114,6 +115,8 @@ def test_a_profile_takes_a_shipped_teacher_by_word_or_by_name():
     config = load_profile("demo")["teachers"]["bert-cased"]
     by_name = config.model_copy(update={"teacher": "mine", "source": "bert-cased"})
     assert config.shipped == by_name.shipped == "bert-cased"
+    by_path = config.model_copy(update={"source": str(PRETRAINED / "bert-cased")})
+    assert not by_path.shipped  # a folder as any other
     (model, tokenizer), (again, _) = load_teacher(config), load_teacher(by_name)
     assert len(tokenizer) == config.vocab_size == model.config.vocab_size
     for one, other in zip(model.parameters(), again.parameters(), strict=True):

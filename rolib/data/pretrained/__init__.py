@@ -9,15 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from rolib.config import PRETRAINED, ConfigError
+from rolib.config import PRETRAINED, ConfigError, pretrained_names
 from rolib.runs import check_files
 
 MADE_BY = "`make pretrained`"
-
-
-def pretrained_names() -> list[str]:
-    """The names of the shipped models."""
-    return sorted(path.parent.name for path in PRETRAINED.glob("*/manifest.json"))
 
 
 def pretrained_folder(name: str) -> Path:
