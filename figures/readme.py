@@ -129,7 +129,8 @@ def findings() -> str:
         f"Lost diacritics cost {plain.min():.0f} to {plain.max():.0f} points of the mean score.",
         f"Text in capitals costs {upper.min():.0f} to {upper.max():.0f} points: {names}.",
         f"From {least:.2f} to {most:.1f} million tokens of distillation the mean of three taggers "
-        f"goes from {first:.1f} to {last:.1f}, the label loyalty from {near:.3f} to {nearer:.3f}.",
+        f"goes from {first:.1f} to {last:.1f}, the label loyalty from {near:.3f} to {nearer:.3f}; "
+        "the intervals of the scores overlap.",
     ]
     return "\n".join(textwrap.fill(f"- {line}", 98, subsequent_indent="  ") for line in lines)
 

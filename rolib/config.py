@@ -61,7 +61,7 @@ def pretrained_names() -> list[str]:
 class TrainingConfig(Config):
     """The recipe that pre-training and distillation share: text, masking, schedule."""
 
-    corpus: str = Field(description='"data" (its corpus/), a folder of texts, hub:<id>:<config>')
+    corpus: str = Field(description='"data", a folder of .txt, .jsonl, .parquet, hub:<id>:<config>')
     corpus_revision: str = Field(description='commit, tag or branch of a hub corpus; else ""')
     data_seed: Size = Field(description="chooses documents and held-out split, one for a profile")
     words_per_source: Size = Field(description="words of each file, subfolder or hub set; 0: all")

@@ -84,6 +84,8 @@ def test_two_teachers_of_another_language_by_parameters_alone(place):
         student = AutoModelForMaskedLM.from_pretrained(folder)
         vocabulary = AutoTokenizer.from_pretrained(place / "models" / teacher).get_vocab()
         assert student.config.n_layers == 2
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "Romanian" not in card and "language: ro" not in card
         assert AutoTokenizer.from_pretrained(folder).get_vocab() == vocabulary
     metrics = (place / "runs" / "own" / "students" / "both" / "metrics.jsonl").read_text()
     assert '"held_out_coverage_small": 0.' in metrics  # words that are one piece for both
