@@ -74,12 +74,13 @@ readme: $(STAMP)
 	$(BIN)/python figures/readme.py
 
 # TextBrewer asks for tensorboard and imports tensorboardX in its place, so no dependencies.
+# BENCH=FOLDER: where the results go, for a second machine.
+BENCH ?= figures/bench
+MEASURE := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONPATH=tests $(BIN)/python
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --no-deps textbrewer==0.2.1.post1 tensorboardX==2.6.5
-	for part in training export grid; do \
-	    test ! -e tests/benchmarks/$$part.py || OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
-	    PYTHONPATH=tests $(BIN)/python tests/benchmarks/$$part.py || exit 1; \
-	done
+	$(MEASURE) tests/benchmarks/training.py --folder $(BENCH)
+	$(MEASURE) tests/benchmarks/export.py --folder $(BENCH)
 
 # The report waits for some notebooks only; the site shows them all.
 site: study

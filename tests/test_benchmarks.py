@@ -4,7 +4,11 @@ No clock is asserted.
 """
 
 import copy
+import importlib
 import json
+import re
+import subprocess
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,6 +18,8 @@ from benchmarks.ours import Ours, Variant
 from benchmarks.recipe import Recipe
 from benchmarks.shapes import SHAPES, make_world
 from torch.utils.flop_counter import FlopCounterMode
+
+from rolib.config import ROOT
 
 TINY = SHAPES["tiny"]
 INDICES = list(range(TINY.batch))
@@ -115,3 +121,13 @@ def test_over_parts_is_the_median_of_the_turns():
     seconds = {one: [2, 2, 4], two: [4, 3, 9], f"second forward of {two}": [1, 1, 2]}
     assert training.over_parts(pd.DataFrame(seconds), two) == 4 / 3
     assert pd.isna(training.over_parts(pd.DataFrame(seconds), one))
+
+
+def test_make_bench_calls_what_is_there():
+    dry = ["make", "--dry-run", "bench", "BENCH=there"]
+    said = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    commands = re.findall(r"tests/benchmarks/(\w+)\.py (.*)", said)
+    assert [name for name, _ in commands] == ["training", "export"]
+    for name, arguments in commands:
+        module = importlib.import_module(f"benchmarks.{name}")
+        assert module.read_options(arguments.split()).folder == Path("there")

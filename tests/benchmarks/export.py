@@ -1,6 +1,6 @@
 """How small and quick an exported student is beside its teacher in PyTorch, at the paper's shape.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/export.py [TIMED_RUNS [FOLDER]]
+    OMP_NUM_THREADS=1 python tests/benchmarks/export.py [--timed-runs 15] [--folder FOLDER]
 
 A teacher of 12 layers (width 768, 50,000 pieces) with random weights, and the student of 6 layers
 that `init_student` makes of it, both with a head for two classes. Text of 128 pieces, one thread;
@@ -9,8 +9,8 @@ teacher in PyTorch, with at most a sixth of its bytes.
 Writes FOLDER/export.csv (figures/bench) and prints it as JSON.
 """
 
+import argparse
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -64,13 +64,21 @@ def measure(timed_runs: int) -> pd.DataFrame:
     return table.drop(columns=["parameters", "peak_memory_mb"])
 
 
-def main(timed_runs: int, folder: Path) -> None:
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--timed-runs", type=int, default=15)
+    parser.add_argument("--folder", type=Path, default=ROOT / "figures" / "bench")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
     """Measure, write the table and print it."""
-    table = measure(timed_runs)
-    write_text(folder / "export.csv", table.to_csv(index=False, float_format="%.6g"))
+    options = read_options()
+    table = measure(options.timed_runs)
+    write_text(options.folder / "export.csv", table.to_csv(index=False, float_format="%.6g"))
     print(table.to_json(orient="records", indent=1, double_precision=3))
 
 
 if __name__ == "__main__":
-    runs, folder = (sys.argv[1:] + ["15", str(ROOT / "figures" / "bench")][len(sys.argv) - 1 :])[:2]
-    main(int(runs), Path(folder))
+    main()

@@ -229,15 +229,20 @@ def plot(table: pd.DataFrame) -> plt.Figure:
     return figure
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, check and write; see the module."""
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(ROUNDS))
     parser.add_argument("--rounds", type=int, help="turns that count, of every shape")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
     parser.add_argument("--memory-batch", type=int, help="blocks, where memory is measured")
     parser.add_argument("--folder", type=Path, default=ROOT / "figures" / "bench")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, check and write; see the module."""
+    options = read_options(arguments)
     machine.use_threads()
     start, facts = time.perf_counter(), machine.describe()
     precisions = sorted({variant.precision for variant in VARIANTS} | {"float32"})
