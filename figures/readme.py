@@ -14,6 +14,7 @@ from rolib.analysis.claims import AT_TASK, BETTER, ENSEMBLE, LOYAL
 
 STUDY = Path(__file__).parent / "mini"
 BENCH = Path(__file__).parent / "bench"
+MACHINES = {"": BENCH, ", older CPU": BENCH / "older-cpu"}  # what a column's name ends with
 README = Path(__file__).parents[1] / "README.md"
 ROLES = {  # the columns of `scores`: role of the other model -> title
     "teacher": "minus teacher",
@@ -136,9 +137,9 @@ def findings() -> str:
 
 
 def speed() -> str:
-    """Tokens per second of a training step, as times those of the plain recipe, by shape."""
-    newer, older = (pd.read_csv(path / "training.csv") for path in (BENCH, BENCH / "older-cpu"))
-    steps = pd.concat([newer, older.assign(shape=older["shape"] + ", older CPU")])
+    """A training step beside the plain recipe, by shape; a student in int8 beside its teacher."""
+    tables = {name: pd.read_csv(path / "training.csv") for name, path in MACHINES.items()}
+    steps = pd.concat([table.assign(shape=table["shape"] + name) for name, table in tables.items()])
     shapes = list(steps["shape"].unique())
     rows = [["a training step", "wanted", *shapes]]
     keys = ["what", "soft_targets", "teachers", "precision", "cached"]
@@ -156,6 +157,12 @@ def speed() -> str:
     title = "peak memory beyond weights, all tokens, share of the recipe"
     key = ("rolib", "all", 1, "float32", False)
     rows.append([title, "0.40", *texts("memory_of_recipe", key)])
+    int8 = {}
+    for name, path in MACHINES.items():  # it is measured at the paper's shape
+        files = pd.read_csv(path / "export.csv").query("batch_size == 1").set_index("model")
+        int8["12x768/50k" + name] = f"{files['speed_up']['student, model-int8.onnx']:.2f}"
+    title = "a text through the student as int8 ONNX, beside its teacher in PyTorch"
+    rows.append([title, "8", *[int8.get(shape, "–") for shape in shapes]])
     return table_text(rows)
 
 
