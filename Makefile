@@ -88,9 +88,10 @@ site: study
 	@$(BIN)/python notebooks/templates/site/build.py $(PROFILE)
 
 # The root folder, so that runs/ and params/ can be opened too. root (in a container) needs the flag.
+# The default URL, so that the printed address names the map too.
 lab: $(STAMP)
 	$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" $(if $(filter 0,$(shell id -u)),--allow-root) \
-	    notebooks/00-start-here.ipynb
+	    --LabApp.default_url=/lab/tree/notebooks/00-start-here.ipynb
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

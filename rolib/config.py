@@ -127,8 +127,7 @@ class TeacherConfig(TrainingConfig):
             raise ValueError(f"teacher: {problem}: give source one of these names")
         local = self.source == "pretrain" or self.shipped or Path(self.source).is_dir()
         if not local and not self.revision:
-            problem = f"empty, but source {self.source!r} is no folder"
-            raise ValueError(f"revision: {problem}: correct the folder, or name a commit")
+            raise ValueError(f"source: {self.source!r} is no folder: correct it, or set revision")
         return self
 
 

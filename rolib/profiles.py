@@ -27,6 +27,8 @@ def load(kind: type[C], *files: Path | str, **overrides: Any) -> C:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """The keys and values of a parameter file. ConfigError if it cannot be read."""
+    if not file.exists():
+        raise ConfigError(f"{file}: missing: add it, or correct its name")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -66,9 +68,10 @@ def load_profile(profile: str, root: Path = config.ROOT / "params") -> dict[str,
         "teachers": load_models(config.TeacherConfig, base, "teacher", "pretrain.yaml"),
         "students": load_models(config.StudentConfig, base, "student", "distill.yaml"),
     }
-    for name, kind in FURTHER.items():
-        if (base / f"{name}.yaml").exists():
-            study[name] = load(kind, common, base / f"{name}.yaml")
+    if study["speed"].profile != profile:  # its results would replace those of another profile
+        raise ConfigError(f"profile ({common}): must be {profile!r}, as its folder is: correct it")
+    here = {name: kind for name, kind in FURTHER.items() if (base / f"{name}.yaml").exists()}
+    study |= {name: load(kind, common, base / f"{name}.yaml") for name, kind in here.items()}
     check_students(study, base / "students")
     check_known(study["study"].parts, study, f"parts ({base / 'study.yaml'})")
     readers = {"robustness", "export", "task"} & {*study["study"].parts}
@@ -89,9 +92,8 @@ def load_models(kind: type[C], base: Path, role: str, recipe: str) -> dict[str, 
     for file in sorted((base / f"{role}s").glob("*.yaml")):
         shared = [base / "common.yaml", base / "training.yaml", base / recipe]
         configs[file.stem] = load(kind, *shared, file)
-        name = getattr(configs[file.stem], role)
-        if name != file.stem:
-            raise ConfigError(f"{role} ({file}): is {name!r}, must be {file.stem!r} as its file is")
+        if getattr(configs[file.stem], role) != file.stem:
+            raise ConfigError(f"{role} ({file}): must be {file.stem!r}, as its file is: correct it")
     return configs
 
 
@@ -101,7 +103,8 @@ def check_students(study: dict[str, Any], folder: Path) -> None:
     for name, student in study["students"].items():
         file = str(folder / f"{name}.yaml")
         check_known(student.teachers, teachers, f"teachers ({file})")
-        check_depth(student, teachers[next(iter(student.teachers))].num_layers, file)
+        depth = teachers[next(iter(student.teachers))].num_layers
+        check_depth(student, depth, f"{file} or distill.yaml")
         for teacher in student.shares:
             if teachers[teacher].source == "pretrain":
                 check_positions(student.block_length, config.MAX_POSITIONS, teacher, file)

@@ -288,11 +288,10 @@ def hash_files(folder: Path) -> dict[str, str]:
     mode, hashes = folder.stat().st_mode & 0o666, {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and not name.startswith(("checkpoints/", "identity.json")):
+        if path.is_file() and not name.startswith(("checkpoints/", "identity.json", "README.md")):
             path.chmod(mode)  # safetensors writes files that nobody else may read
             wait_for_disk(path)
             hashes[name] = sha256(path)
-    hashes.pop("README.md", None)
     return hashes
 
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from rolib.distillation.cache import TeacherCache, write_cache
 from rolib.distillation.checkpoints import delayed_signals
 from rolib.distillation.gate import leave_plateau, pass_gate
 from rolib.distillation.objective import Objective, Teacher
+from rolib.distillation.records import OnLog
 from rolib.evaluation.baseline import evaluate_bag_of_words
 from rolib.evaluation.finetune import finetune
 from rolib.evaluation.task_distillation import identities, read_taught
@@ -43,7 +43,6 @@ from rolib.profiles import check_depth, check_positions, load
 from rolib.training import choose_precision, processes
 
 BAG_OF_WORDS = "bag-of-words"
-OnRecord = Callable[[dict], None]
 # What a student or control is, by its objective. The last four are taught by no teacher.
 MADE = {
     "distill": "distilled from {teachers}",
@@ -71,7 +70,7 @@ def model_card(config: TrainingConfig, name: str, what: str) -> str:
     )
 
 
-def launch(stage: str, config: TrainingConfig, folder: Path, on_log: OnRecord) -> bool:
+def launch(stage: str, config: TrainingConfig, folder: Path, on_log: OnLog) -> bool:
     """Make the run `folder` of a stage in several processes of this machine, if it shall have them.
 
     Returns False if this process shall make it: alone, or as one of those that were started.
@@ -100,7 +99,7 @@ def launch(stage: str, config: TrainingConfig, folder: Path, on_log: OnRecord) -
 
 
 def prepare_teacher(
-    config: TeacherConfig, on_log: OnRecord = lambda record: None, folder: Path | None = None
+    config: TeacherConfig, on_log: OnLog = lambda record: None, folder: Path | None = None
 ) -> Path:
     """The folder of a teacher that was pre-trained or fetched, with its gate.json.
 
@@ -209,7 +208,7 @@ def start_model(config: StudentConfig, teacher: BertForMaskedLM) -> PreTrainedMo
 
 
 def distil_student(
-    config: StudentConfig, on_log: OnRecord = lambda record: None, folder: Path | None = None
+    config: StudentConfig, on_log: OnLog = lambda record: None, folder: Path | None = None
 ) -> Path:
     """The folder of a student that was distilled, or of one of its controls.
 
@@ -256,7 +255,7 @@ def distil_student(
 
 def evaluate_model(
     config: EvaluateConfig,
-    on_result: OnRecord = lambda record: None,
+    on_result: OnLog = lambda record: None,
     source: Path | None = None,
     folder: Path | None = None,
 ) -> list[dict]:

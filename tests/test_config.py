@@ -286,7 +286,9 @@ def test_a_student_deeper_than_its_teacher(params, student_config):
 def test_layers_that_a_teacher_does_not_have(params, student_config):
     file = params / "tiny" / "students" / "distil-cased.yaml"
     change(file, num_layers=1, layers=[7])
-    refused(params, f"layers ({file}): [7], but the teacher has 0 to ", ": correct them")
+    refused(
+        params, f"layers ({file} or distill.yaml): [7], but the teacher has 0 to ", ": correct them"
+    )
     with pytest.raises(ValueError, match=r"layers: \[0, 1\] are not num_layers 1: change one"):
         student_config(num_layers=1, layers=[0, 1])
 
@@ -336,12 +338,20 @@ def test_robustness_of_a_measure_that_nobody_learned(params):
 def test_a_name_that_is_not_its_files(params):
     file = params / "tiny" / "teachers" / "bert-cased.yaml"
     change(file, teacher="bert")
-    refused(params, "teacher", file, "is 'bert', must be 'bert-cased' as its file is")
+    refused(params, "teacher", file, "must be 'bert-cased', as its file is")
 
 
 def test_a_missing_file(params):
     (params / "tiny" / "speed.yaml").unlink()
-    refused(params, params / "tiny" / "speed.yaml", "No such file")
+    refused(params, params / "tiny" / "speed.yaml", "missing: add it")
+
+
+def test_a_copied_profile_that_keeps_its_old_name(params):
+    (params / "tiny").rename(params / "own")
+    with pytest.raises(
+        ConfigError, match=r"profile \(.*common.yaml\): must be 'own', as its folder"
+    ):
+        profiles.load_profile("own", params)
 
 
 def test_a_missing_profile(params):
@@ -532,6 +542,6 @@ def test_the_documents_are_split_alike_for_teachers_and_students(params):
 def test_what_comes_from_the_hub_needs_a_revision(teacher_config, student_config, tmp_path):
     with pytest.raises(ValueError, match="corpus_revision: empty, .*: name a commit"):
         student_config(corpus="hub:some/corpus:ro")
-    with pytest.raises(ValueError, match="revision: empty, but source 'some/model' is no folder"):
+    with pytest.raises(ValueError, match="source: 'some/model' is no folder"):
         teacher_config(source="some/model")
     assert teacher_config(source=str(tmp_path)).revision == ""
