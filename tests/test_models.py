@@ -403,7 +403,7 @@ def test_load_teacher_from_a_missing_folder(tmp_path, refused):
         "no such folder and no such hub model: correct source",
         revision="main",
     )
-    with pytest.raises(ValueError, match="no folder: correct the folder, or name a commit"):
+    with pytest.raises(ValueError, match="no folder: correct it, or set revision"):
         refused(tmp_path / "nowhere", "")
 
 

@@ -111,7 +111,7 @@ def test_report_page_holds_tables_figures_and_the_warning(study):
     assert "&lt;Figure" not in page  # a figure without its picture
     # A figure each of notebooks 09 to 12, for which the report does not wait here, or a line.
     absent = page.count("Not run: `make ") + page.count("Not exported: ")
-    assert page.count("<img") == 16 - absent and page.count("<table") == 17
+    assert page.count("<img") == 17 - absent and page.count("<table") == 17
     assert page.count("<details>") == 13
     assert ">nan<" not in page.lower()  # a cell without a value
     assert (
