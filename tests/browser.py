@@ -110,21 +110,19 @@ def page_faults(browser: Browser, address: str, pictures: Path, colours: bool = 
     folder `pictures`.
     """
     found = []
-    page = browser.new_page(viewport={"width": WIDTHS[0], "height": 900}, color_scheme="light")
-    try:
-        seen = watch(page)
-        page.goto(address)
-        page.evaluate(OPEN_ALL)
-        for width in WIDTHS:  # the same page: to load it again would take as long as the checks
-            page.set_viewport_size({"width": width, "height": 900})
+    for width in WIDTHS:
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="light")
+        try:
+            seen = watch(page)
+            page.goto(address)
+            page.evaluate(OPEN_ALL)
             faults = [*page.evaluate(LAYOUT), *barriers(page, width, colours)]
             faults = [*seen, *faults]  # seen last: a page may say something late
-            seen.clear()
             if faults:
                 name = re.sub("[^A-Za-z0-9]+", "-", address.split("//")[1])[-60:]
                 page.screenshot(path=(picture := pictures / f"{name}-{width}.png"))
                 faults.append(f"picture: {picture}")
             found += [f"{width} pixels: {fault}" for fault in faults]
-    finally:
-        page.close()
+        finally:
+            page.close()
     return found
