@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class StudyProgress(logging.Handler):
-    """A handler of Snakemake's log that prints a line when a job ends or fails, and other errors.
+    """A handler of Snakemake's log: how many jobs, a line when one ends or fails, other errors.
 
     logs: the folder where each job leaves what it wrote, as <job>.log.
     """
@@ -22,9 +22,11 @@ class StudyProgress(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the line of an event, if it has one."""
-        event = getattr(record, "event", None)
         fields = vars(record)
-        if event == "job_info":
+        event = fields.get("event")
+        if event == "run_info":
+            self.show(f"{fields['stats']['total']} jobs; a line for each one that ends")
+        elif event == "job_info":
             made = fields["output"]  # the rule `all` makes nothing itself
             name = Path(made[0]).stem if made else fields["rule_name"]
             self.jobs[fields["jobid"]] = (name, time.monotonic())

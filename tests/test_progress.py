@@ -28,6 +28,7 @@ def clock(monkeypatch):
 
 def test_a_finished_job_is_a_line_with_its_number_duration_and_time_left(tmp_path, clock, capsys):
     progress = StudyProgress(tmp_path)
+    progress.emit(event("run_info", stats={"teacher": 11, "all": 1, "total": 12}))
     progress.emit(started(7, "runs/demo/notebooks/01-bert-cased.ipynb"))
     progress.emit(event("job_info", jobid=3, output=[], rule_name="all"))
     clock[0] += 30
@@ -39,7 +40,8 @@ def test_a_finished_job_is_a_line_with_its_number_duration_and_time_left(tmp_pat
     progress.emit(event("progress", done=4, total=12))
     progress.emit(event("job_finished", job_id=3))
     progress.emit(event("progress", done=12, total=12))
-    early, one, other = capsys.readouterr().err.splitlines()
+    first, early, one, other = capsys.readouterr().err.splitlines()
+    assert first == "12 jobs; a line for each one that ends"
     assert early.split() == "[ 1/12] 01-bert-cased 30 s".split()
     assert one.split() == "[ 4/12] 01-bert-uncased 10 s about 80 s left".split()  # 40 s for a third
     assert other.split() == "[12/12] all 40 s all done".split()

@@ -16,13 +16,12 @@ COMPARABLE = 95.0  # percent of the teacher's mean score: the margin of "compara
 SMALLER, FASTER = 35.0, 2.0  # the paper: "about 35 % smaller", "twice as fast"
 ABOUT = 0.9  # of a published number still counts as "about" this number
 LOYALTIES = ["label_loyalty", "probability_loyalty", "regression_loyalty"]
-COLUMNS = ["claim", "model", "against", "value", "low", "high", "bar", "verdict"]
-COLUMNS += ["published", "note"]
+COLUMNS = "claim model against value low high bar verdict published note".split()
 GOOD, ENSEMBLE = "comparable to its teacher", "ensemble at least as good"
 SIZE, SPEED, LOYAL = "about 35 % smaller", "about twice as fast", "loyal to its teacher"
 LONGER, BETTER = "comparable to its teacher trained on", "better than its control"
-AT_TASK = "better when distilled at the task"
-CLAIMS = [GOOD, ENSEMBLE, SIZE, SPEED, LOYAL, LONGER, BETTER, AT_TASK]
+AT_TASK, CHANCE = "better when distilled at the task", "more loyal to its teacher than chance"
+CLAIMS = [GOOD, ENSEMBLE, SIZE, SPEED, LOYAL, CHANCE, LONGER, BETTER, AT_TASK]
 UNKNOWN = float("nan")
 
 
@@ -60,9 +59,9 @@ def check_claims(
     - fast: the teacher's latency over the student's at the largest batch; `ABOUT` of `FASTER`. The
       interval sets the quartiles of both models' timed runs against each other: it is no 95 % one.
     - loyal: each kind of loyalty to the first teacher, mean over the measures; the floor, tested.
-      With one fine-tuning seed there is no floor, and chance is the bar. The note has the gap to
-      the floor, chance, the loyalty of the control from random weights, and the measures that are
-      not above chance.
+      With one fine-tuning seed there is no floor: the claim has another name, and chance is its
+      bar. The note has the gap to the floor, chance, the loyalty of the control from random
+      weights, and the measures that are not above chance.
     """
     published = pd.read_csv(Path(__file__).with_name("published.csv"), index_col="model")
     published = published.reindex(pd.unique(comparisons[["model", "against"]].to_numpy().ravel()))
@@ -123,10 +122,10 @@ def _loyalty(loyalty: pd.DataFrame, overall: pd.DataFrame) -> list[tuple]:
     means = kinds[kinds["task"] == "mean"].set_index(["model", "teacher", "measure"])["value"]
     rows: list[tuple] = []
     for row in own[own["task"] == "mean"].sort_values("model", kind="stable").itertuples():
-        measured = (row.chance, verdict(row.low, row.high, row.chance))
+        claim, bar, judged = CHANCE, row.chance, verdict(row.low, row.high, row.chance)
         note = [f"chance {row.chance:.2f}"]
         if pd.notna(row.floor):
-            measured = (row.floor, tested(row.holds, row.floor_gap))
+            claim, bar, judged = LOYAL, row.floor, tested(row.holds, row.floor_gap)
             note.insert(0, f"gap {row.floor_gap:+.3f} ({row.gap_low:+.3f} to {row.gap_high:+.3f})")
         control = means.get((controls.get(row.model), row.teacher, row.measure))
         if control is not None:
@@ -136,6 +135,6 @@ def _loyalty(loyalty: pd.DataFrame, overall: pd.DataFrame) -> list[tuple]:
         if len(below):
             note.append(f"not above chance: {' '.join(below.str.upper())}")
         text = f"{row.measure.removesuffix('_loyalty')}: {', '.join(note)}"
-        names = (LOYAL, row.model, row.teacher)
-        rows.append((*names, row.value, row.low, row.high, *measured, UNKNOWN, text))
+        measured = (row.value, row.low, row.high, bar, judged)
+        rows.append((claim, row.model, row.teacher, *measured, UNKNOWN, text))
     return rows

@@ -119,8 +119,7 @@ def _compare(pairs: list[tuple[str, str, str]], draws: dict, points: dict) -> pd
         kept = uncertainty.ratio(draws[model, task], np.maximum(draws[other, task], LEAST))
         point = points[model, task] / max(points[other, task], LEAST)
         rows.append((model, other, role, task, *found, point, *uncertainty.interval(kept)))
-    columns = ["model", "against", "role", "task", "difference", "low", "high", "p"]
-    columns += ["kept", "kept_low", "kept_high"]
+    columns = "model against role task difference low high p kept kept_low kept_high".split()
     return corrected(pd.DataFrame(rows, columns=columns))
 
 
