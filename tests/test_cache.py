@@ -121,6 +121,17 @@ def test_fewer_pieces_keep_the_best_and_are_scaled(make, world):
         torch.testing.assert_close(kept.gather(1, best), share / share.sum(1, keepdim=True))
 
 
+def test_a_batch_without_common_masked_pieces_is_read(make, world, toy_bert):
+    objective, collator, cache = make(cached_pieces=1000, mask_share=0.04)
+    candidates = [([block], epoch) for block in world[1]["train"] for epoch in (0, 1)]
+    rows, epoch = next(one for one in candidates if not len(collator(*one)[1]["soft"]))
+    stored = cache.reading(collator, "train", objective)(rows, epoch)
+    student = MaskedLM(init_student(toy_bert(layers=3, seed=3), 2).eval(), [32])
+    found = losses_and_gradients(objective, student, stored)
+    wanted = losses_and_gradients(objective, student, collator(rows, epoch))
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+
+
 def test_spread_gives_the_other_pieces_no_probability():
     logits = spread(torch.tensor([[2.0, -30.0]]), torch.tensor([[3, 1]]), 5)
     assert logits.softmax(-1)[0].tolist() == [0, pytest.approx(0, abs=1e-12), 0, 1, 0]

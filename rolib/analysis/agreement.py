@@ -164,9 +164,8 @@ def pair_tables(
     the columns seed and teacher_seed. Not for STS: classes (`class_loyalty`) and confusion, how
     often each pair of labels occurs in `paired_labels`: teacher_label, student_label, count.
     """
-    numbers = {"seed": seeds[0], "teacher_seed": seeds[:2][-1]}
     apart = disagreements(TASKS[task], teacher[:2][-1], runs[0][0])
-    yield "disagreements", apart.assign(**numbers)
+    yield "disagreements", apart.assign(seed=seeds[0], teacher_seed=seeds[:2][-1])
     if task != "sts":
         pairs = paired_labels(teacher, runs)
         units = len(runs[0][0].units)
@@ -184,8 +183,7 @@ def references_of(member: Any, known: Collection[str]) -> list[str]:
     if member.role in ("teacher", ENSEMBLE_ROLE):
         return [member.model]
     name = member.model.removesuffix("-random")
-    references = [teacher for teacher in (*member.teachers, ENSEMBLE) if teacher in known]
-    return [teacher for teacher in references if teacher != name]
+    return [one for one in (*member.teachers, ENSEMBLE) if one in known and one != name]
 
 
 def paired_labels(teacher: list[Predictions], runs: Runs) -> pd.DataFrame:

@@ -61,7 +61,8 @@ class TeacherCache:
                 view = batch[teacher.view]
                 for part, (positions, kind) in PARTS.items():
                     values = bytearray(b"".join(cells[f"{teacher.name}.{part}"]))
-                    array = np.frombuffer(values, kind).reshape(len(view[positions]), -1)
+                    array, rows = np.frombuffer(values, kind), len(view[positions])
+                    array = array.reshape(rows, len(array) // max(rows, 1))  # there may be none
                     view[f"{teacher.name}.{part}"] = torch.from_numpy(array)
             return batch
 
