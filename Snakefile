@@ -311,7 +311,7 @@ rule task:
 
 rule budget:
     input:
-        lambda wildcards: evaluations_of(*TEACHERS, STUDY["budget"].student),
+        lambda wildcards: evaluations_of(*TEACHERS, *checkpoints(STUDY["budget"].student)),
         notebook="notebooks/12-vary-budget.ipynb",
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/budget.yaml"],
     output:

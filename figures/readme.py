@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from rolib.analysis.claims import AT_TASK, BETTER, ENSEMBLE, LOYAL
+from rolib.analysis.claims import AT_TASK, BETTER, ENSEMBLE, LOYAL, SPEED
+from rolib.config import ROOT
+from rolib.measures import TASKS
+from rolib.profiles import read_yaml
 
 STUDY = Path(__file__).parent / "mini"
+FEW = Path(__file__).parent / "few"
 BENCH = Path(__file__).parent / "bench"
 MACHINES = {"": BENCH, ", older CPU": BENCH / "older-cpu"}  # what a column's name ends with
 README = Path(__file__).parents[1] / "README.md"
@@ -86,6 +90,8 @@ def claim_row(row) -> str:
     kind = row.note.split(":")[0].removeprefix("variant ")
     if row.claim == LOYAL:
         return f"{row.claim}, {kind}: gap to the floor"
+    if row.claim == SPEED:
+        return f"{row.claim} (bar {row.bar:g}; in brackets quartiles of the timed runs)"
     about = {ENSEMBLE: f" as `{row.against}`", BETTER: f": {kind}"}
     about[AT_TASK] = f": `{kind}` less `{row.against}`"
     return f"{row.claim}{about.get(row.claim, '')} (bar {row.bar:g})"
@@ -111,10 +117,10 @@ def claims() -> str:
 def findings() -> str:
     """What else the study says: speed, sentences, careless writing."""
     speed = pd.read_csv(STUDY / "speed.csv").query("role == 'student'")
-    scores = pd.read_csv(STUDY / "scores.csv").query("headline and task != 'mean'")
-    random = scores.query("role == 'random control'").groupby("task")["value"].max()
-    trained = scores.query("role in ('teacher', 'student')").groupby("task")["value"].max()
-    behind = ", ".join(task.upper() for task in random.index if random[task] > trained[task])
+    gaps = pd.read_csv(STUDY / "comparisons.csv").query("role == 'random control'")
+    lost = (gaps["holds"] & (gaps["difference"] < 0)).groupby(gaps["task"]).all()
+    behind = ", ".join(lost.index[lost].str.upper()) or "nothing"
+    texts = read_yaml(ROOT / "params/mini/robustness.yaml")["max_test_examples"]
     changed = pd.read_csv(STUDY / "robustness.csv").query("score == headline")
     costs = -100 * changed.groupby(["perturbation", "model"])["change"].mean()
     plain, upper = costs["strip_diacritics"], costs["upper"]
@@ -124,23 +130,62 @@ def findings() -> str:
     (least, most), ends = budgets["tokens"].iloc[[0, -1]] / 1e6, budgets.iloc[[0, -1]]
     (first, last), (near, nearer) = ends["score"], ends["label_loyalty"]
     quick, slow = speed["speed_up"].max(), speed["speed_up"].min()
-    few = pd.read_csv(STUDY.parent / "log" / "2026-11-29-few-labels-comparisons.csv")
-    few = few.query("steps == 2000 and task == 'mean' and holds").set_index("against")
-    init, cut = few.loc["distil-cased-init-only"], few.loc["distil-cased-truncated"]
     lines = [
         f"A student is {slow:.1f} to {quick:.1f} times as fast as its teacher.",
-        f"Fine-tuned random weights are ahead of every pre-trained model on {behind or 'nothing'}.",
-        f"Lost diacritics cost {plain.min():.0f} to {plain.max():.0f} points of the mean score.",
-        f"Text in capitals costs {upper.min():.0f} to {upper.max():.0f} points: {names}.",
+        f"Fine-tuned random weights are above every teacher and student on {behind} (holds).",
+        f"Lost diacritics cost {plain.min():.0f} to {plain.max():.0f} points of the mean score, "
+        f"text in capitals {upper.min():.0f} to {upper.max():.0f} ({names}): one fine-tuning "
+        f"seed, at most {texts} texts a measure, no interval.",
         f"From {least:.2f} to {most:.1f} million tokens of distillation the mean of three taggers "
         f"goes from {first:.1f} to {last:.1f}, the label loyalty from {near:.3f} to {nearer:.3f}; "
         "the intervals of the scores overlap.",
-        f"With 150 labels in place of 1,500 `distil-cased` is {init['difference']:.1f} points "
-        f"({init['low']:.1f} to {init['high']:.1f}) above `init-only` and {cut['difference']:.1f} "
-        f"({cut['low']:.1f} to {cut['high']:.1f}) above `truncated` on the mean of three taggers "
-        "(one checkpoint of each; holds).",
     ]
     return "\n".join(textwrap.fill(f"- {line}", 98, subsequent_indent="  ") for line in lines)
+
+
+def difference_text(row) -> str:
+    """A difference in points, its interval, and a star if it holds."""
+    return f"{row.difference:+.2f} ({row.low:+.2f} to {row.high:+.2f})" + "*" * bool(row.holds)
+
+
+def few_labels() -> str:
+    """Every model of the study with few labels, the student's lead, and its mean with more."""
+    gaps = pd.read_csv(FEW / "comparisons.csv").query("task == 'mean'")
+    [student] = gaps["model"][gaps["role"] == "init-only control"].unique()
+    gaps = gaps[gaps["model"] == student].set_index("against")
+    gaps[["difference", "low", "high"]] *= 100
+    few, more = (100 * headlines(folder) for folder in (FEW, STUDY))
+    tasks = [task for task in TASKS if task in few]
+    rows = [["model", *map(str.upper, tasks), "mean", f"`{student}` less it", "mean, 1,500 labels"]]
+    for model, scores in few.sort_values("mean", ascending=False).iterrows():
+        gap = difference_text(gaps.loc[model]) if model in gaps.index else ""
+        with_more = more.loc[model, tasks].mean()
+        numbers = [f"{scores[task]:.1f}" for task in [*tasks, "mean"]]
+        rows.append([f"`{model}`", *numbers, gap, f"{with_more:.1f}"])
+    return table_text(rows)
+
+
+def headlines(folder: Path) -> pd.DataFrame:
+    """The headline scores of a study, as fractions: a row a model, a column a measure."""
+    scores = pd.read_csv(folder / "scores.csv").query("headline")
+    return scores.pivot(index="model", columns="task", values="value")
+
+
+def budgets() -> str:
+    """What each number of tokens gives the student of the study with few labels."""
+    table = pd.read_csv(FEW / "budget.csv").sort_values("tokens")
+    gaps = pd.read_csv(FEW / "budget-comparisons.csv")
+    largest = gaps["steps"].max()
+    gaps = gaps[gaps["steps"] == largest].set_index("against")
+    title = f"{largest:,} steps less it"
+    rows = [["steps", "million tokens", "held-out MLM, nats", "mean", title, "label loyalty"]]
+    for row in table.itertuples():
+        what, read, loss = f"(`{row.steps}`)", "", ""  # the teacher
+        if row.tokens == row.tokens:
+            what, read, loss = row.steps, f"{row.tokens / 1e6:.2f}", f"{row.held_out_mlm:.2f}"
+        gap = difference_text(gaps.loc[row.steps]) if row.steps in gaps.index else ""
+        rows.append([what, read, loss, f"{row.score:.1f}", gap, f"{row.label_loyalty:.3f}"])
+    return table_text(rows)
 
 
 def speed() -> str:
