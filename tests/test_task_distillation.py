@@ -1,5 +1,6 @@
 """Distillation at the task: the loss, the unlabelled examples, the teachers' stored answers."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -427,3 +428,14 @@ def test_further_seeds_leave_the_teachers_runs_of_notebook_03_as_they_are(seeds)
         runs = [stages.single_run(one, "upos", seed, first) for one in (ours, theirs)]
         assert to_dict(runs[0]) == to_dict(runs[1])
     assert ours.seeds[0] == theirs.seeds[0]  # it chooses the recipe
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_pairs_of_seeds_become_values_of_seeds(count):
+    """Where a pair has the mean of its two seeds, its seeds come back; two seeds are one pair."""
+    cells = functions_of("11-distil-at-task")
+    seeds = np.random.default_rng(1).normal(size=(1, count, 7))
+    pairs = [seeds[:, [k, m]].mean(axis=1) for k, m in itertools.combinations(range(count), 2)]
+    found = cells.by_seed(np.stack(pairs, axis=1), count)
+    wanted = seeds if count > 2 else seeds.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
