@@ -59,7 +59,7 @@ def measure(timed_runs: int) -> pd.DataFrame:
     teacher = table[table["model"] == "teacher"].set_index("batch_size")
     columns = ["megabytes", "latency_ms"]
     beside = table[["batch_size"]].join(teacher[columns], on="batch_size")
-    table["size_ratio"] = beside["megabytes"] / table["megabytes"]
+    table["size_ratio"] = table["megabytes"] / beside["megabytes"]
     table["speed_up"] = beside["latency_ms"] / table["latency_ms"]
     return table.drop(columns=["parameters", "peak_memory_mb"])
 
