@@ -62,7 +62,7 @@ students ablation task budget export: $(STAMP)
 # teachers' gate on the real measures.
 pretrained: $(STAMP)
 	@$(SNAKEMAKE) students --config profile=mini source=pretrain
-	$(BIN)/python -m rolib.data.pretrained $(or $(ROLIB_RUNS),runs)/mini
+	$(BIN)/python figures/ship.py $(or $(ROLIB_RUNS),runs)/mini
 
 publish:
 	@test -e $(RUNS)/report.html || { echo "error: no finished study in $(RUNS)"; exit 1; }

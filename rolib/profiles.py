@@ -1,5 +1,6 @@
 """Parameter files: params/<profile>/*.yaml as validated configs."""
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return content
 
 
+CONTROL = re.compile(r"(-mlm|-init-only|-truncated|-longer|-random)*(-seed-\d+)?$")  # of a name
 FURTHER: dict[str, type[config.Config]] = {  # files of notebooks that a profile can do without
     "ablation": config.AblationConfig,
     "budget": config.BudgetConfig,
@@ -78,12 +80,25 @@ def load_profile(profile: str, root: Path = config.ROOT / "params") -> dict[str,
     if readers and not study["evaluate"].keep_models:
         problem = "robustness, export and task read fine-tuned models, but keep_models is 0"
         raise ConfigError(f"parts ({base / 'study.yaml'}): {problem}: leave them out or raise it")
-    for name in [name for name in ("robustness", "export") if name in study]:
-        file, chosen = base / f"{name}.yaml", study[name]
-        models = [model.removesuffix("-random").removesuffix("-mlm") for model in chosen.models]
-        check_known(models, study["teachers"] | study["students"], f"models ({file})")
-        check_known(chosen.tasks, study["evaluate"].tasks, f"tasks ({file})")
+    for name in here:
+        check_further(study, name, base / f"{name}.yaml")
     return study
+
+
+def check_further(study: dict[str, Any], name: str, file: Path) -> None:
+    """Raise ConfigError for a model, measure or variant in a file of `FURTHER` that cannot work."""
+    chosen, students = study[name], study["students"]
+    check_known(chosen.tasks, study["evaluate"].tasks, f"tasks ({file})")
+    if name in ("robustness", "export"):
+        models = [CONTROL.sub("", model) for model in chosen.models]
+        return check_known(models, study["teachers"] | students, f"models ({file})")
+    check_known([chosen.student], students, f"student ({file})")
+    base = study["evaluate"] if name == "task" else students[chosen.student]
+    for title, variant in getattr(chosen, "variants", {}).items():
+        where, values = f"variants.{title} ({file})", config.to_dict(base) | variant
+        one = config.validate(type(base), values, where)
+        names = getattr(one, "task_teachers", None) or getattr(one, "teachers", [])
+        check_known([teacher.partition(":")[0] for teacher in names], study["teachers"], where)
 
 
 def load_models(kind: type[C], base: Path, role: str, recipe: str) -> dict[str, C]:
@@ -102,6 +117,8 @@ def check_students(study: dict[str, Any], folder: Path) -> None:
     teachers = study["teachers"]
     for name, student in study["students"].items():
         file = str(folder / f"{name}.yaml")
+        if name in teachers:
+            raise ConfigError(f"student ({file}): a teacher has the name {name!r}: take another")
         check_known(student.teachers, teachers, f"teachers ({file})")
         depth = teachers[next(iter(student.teachers))].num_layers
         check_depth(student, depth, f"{file} or distill.yaml")

@@ -260,6 +260,16 @@ def test_nothing_in_the_intersection_leaves_the_first_teacher():
     assert mass.item() == 0 and torch.equal(kept, p_c)
 
 
+def test_a_special_piece_of_one_tokenizer_has_no_counterpart():
+    plain, more = make(both(["ana"]), False), make([*both(["ana"]), "[BOS]"], False)
+    more.add_special_tokens({"bos_token": "[BOS]"})
+    own = np.arange(len(more)) != more.bos_token_id
+    for one, other in ((plain, more), (more, plain)):
+        join = Projection(one, other).join.tolist()
+        assert join.count(len(other)) == (one is more)
+    assert Projection(more, plain).join[own].tolist() == list(range(len(plain)))
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 

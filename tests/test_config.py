@@ -322,6 +322,8 @@ def test_robustness_that_does_not_fit_the_study(params, changes, parts):
 
 def test_robustness_of_a_measure_that_nobody_learned(params):
     change(params / "tiny" / "evaluate.yaml", tasks=["upos", "ner"])
+    for name in ("ablation", "budget", "export", "task"):
+        (params / "tiny" / f"{name}.yaml").unlink()
     change(
         params / "tiny" / "robustness.yaml",
         tasks=["upos", "sts"],
@@ -333,6 +335,52 @@ def test_robustness_of_a_measure_that_nobody_learned(params):
         "robustness.yaml",
         "no 'sts' in this profile, which has upos, ner: correct it, or add it to the profile",
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "parts"),
+    [
+        ("ablation", {"student": "distil-mutli"}, ["student", "no 'distil-mutli' in this profile"]),
+        ("budget", {"student": "bert-cased"}, ["student", "no 'bert-cased' in this profile"]),
+        ("task", {"student": "nobody"}, ["student", "no 'nobody' in this profile"]),
+        ("budget", {"tasks": ["di", "sts"]}, ["tasks", "no '", "' in this profile, which has "]),
+        (
+            "ablation",
+            {"variants": {"uld": {"soft_target_stratgy": "uld"}}},
+            ["variants.uld", "soft_target_stratgy", "unknown key"],
+        ),
+        ("task", {"variants": {"gold": {"alpha_tsk": 1.0}}}, ["variants.gold", "alpha_tsk"]),
+        (
+            "task",
+            {"variants": {"one": {"task_teachers": ["bert-large:2"]}}},
+            ["variants.one", "no 'bert-large' in this profile, which has bert-cased"],
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_further_notebook_that_does_not_fit_the_study(params, name, changes, parts):
+    file = params / "tiny" / f"{name}.yaml"
+    change(params / "tiny" / "evaluate.yaml", tasks=["upos", "ner", "sapn"])
+    change(params / "tiny" / "export.yaml", tasks=["upos"])
+    for other in ("ablation", "budget", "robustness", "task"):
+        change(params / "tiny" / f"{other}.yaml", tasks=["upos"])
+    profiles.load_profile("tiny", params)
+    change(file, **changes)
+    refused(params, file, *parts)
+
+
+def test_robustness_may_name_controls_and_further_seeds(params):
+    models = ["distil-cased-init-only", "distil-cased-mlm-seed-2", "bert-cased-random"]
+    change(params / "tiny" / "robustness.yaml", models=models)
+    assert profiles.load_profile("tiny", params)["robustness"].models == models
+
+
+def test_a_student_with_the_name_of_a_teacher(params):
+    (params / "tiny" / "students" / "distil-cased.yaml").rename(
+        params / "tiny" / "students" / "bert-cased.yaml"
+    )
+    change(params / "tiny" / "students" / "bert-cased.yaml", student="bert-cased")
+    refused(params, "bert-cased.yaml", "a teacher has the name 'bert-cased': take another")
 
 
 def test_a_name_that_is_not_its_files(params):

@@ -224,6 +224,13 @@ def test_a_hub_corpus_whose_text_is_no_text(folder, teacher_config, monkeypatch)
         corpus.load_corpus(config, folder)
 
 
+def test_a_folder_that_is_not_there_is_one_line(folder, teacher_config):
+    config = teacher_config(corpus=str(folder))
+    for read in (corpus.corpus_identity, corpus.load_corpus):
+        with pytest.raises(FileNotFoundError, match="corpus: no such folder; set `corpus`"):
+            read(config, folder)
+
+
 def test_a_folder_is_no_hub_corpus(folder, teacher_config):
     folder.mkdir()
     with pytest.raises(ValueError, match="corpus: .* is a folder here: leave out 'hub:'"):

@@ -717,6 +717,13 @@ def test_later_seeds_use_the_recipe_of_the_first(model_folder, splits, tmp_path,
     assert after != before and second["recipe"]["learning_rate"] == others[0]
 
 
+@pytest.mark.parametrize("name", ["upos", "sts"])
+def test_a_loss_that_is_not_finite_names_the_learning_rate(name, model_folder, splits, tmp_path):
+    recipe = config(name, learning_rates={name: [1e30]})
+    with pytest.raises(FloatingPointError, match=f"bert {name}: .* at 1e.30: take smaller"):
+        finetune(recipe, name, 1, model_folder, False, splits(name), tmp_path)
+
+
 def test_the_models_length_is_respected(model_folder, splits, tmp_path):
     """max_length may exceed what the model can read (32 positions here)."""
     result = finetune(

@@ -1,6 +1,7 @@
 """The shipped models: whole, small, and usable with transformers alone."""
 
 import copy
+import importlib
 import json
 import shutil
 
@@ -13,7 +14,6 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 from rolib import stages
 from rolib.config import PRETRAINED, ROOT, ConfigError
 from rolib.data import pretrained
-from rolib.data.pretrained.__main__ import main
 from rolib.distillation.models import init_student, load_teacher, save_model
 from rolib.evaluation.fill import fill_gap
 from rolib.profiles import load_profile
@@ -66,7 +66,9 @@ def test_a_sentence_without_one_gap_is_refused(sentence):
 def test_the_box_is_what_training_left_in_half_precision(
     tmp_path, toy_bert, toy_tokenizer, monkeypatch
 ):
-    monkeypatch.setattr("rolib.data.pretrained.__main__.PRETRAINED", tmp_path / "box")
+    monkeypatch.syspath_prepend(str(ROOT / "figures"))
+    ship = importlib.import_module("ship")
+    monkeypatch.setattr(ship, "PRETRAINED", tmp_path / "box")
     monkeypatch.setattr("rolib.data.pretrained.PRETRAINED", tmp_path / "box")
     monkeypatch.setattr("rolib.config.PRETRAINED", tmp_path / "box")
     (tmp_path / "box").mkdir()
@@ -87,7 +89,7 @@ def test_the_box_is_what_training_left_in_half_precision(
         (tmp_path / "runs" / place / "metrics.jsonl").write_text('{"step": 1}\n')
         facts = {"seed": 1, "inputs": {"corpus": TEXTS["corpus"]}}
         (tmp_path / "runs" / place / "manifest.json").write_text(json.dumps(facts))
-    main(tmp_path / "runs")
+    ship.main(tmp_path / "runs")
     assert pretrained.pretrained_names() == ["big", "small"]  # no control, no further seed
     for name, model in {"big": bert, "small": small}.items():
         again = AutoModelForMaskedLM.from_pretrained(pretrained.pretrained_folder(name))
@@ -99,7 +101,7 @@ def test_the_box_is_what_training_left_in_half_precision(
     other = {"seed": 1, "inputs": {"corpus": "another"}}
     (tmp_path / "runs" / "teachers" / "big" / "manifest.json").write_text(json.dumps(other))
     with pytest.raises(ConfigError, match="big: trained on another corpus than texts.yaml has"):
-        main(tmp_path / "runs")
+        ship.main(tmp_path / "runs")
     with pytest.raises(ConfigError, match="no shipped model 'other': use one of big, small"):
         pretrained.pretrained_folder("other")
     damaged = tmp_path / "box" / "big" / "tokenizer.json"

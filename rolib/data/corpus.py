@@ -94,8 +94,11 @@ def read_documents(path: Path) -> Iterator[str]:
 
 
 def source_folder(corpus: str, data_root: Path) -> Path:
-    """The folder of a file corpus; "data" is the folder corpus/ of the data root."""
-    return data_root / "corpus" if corpus == "data" else Path(corpus)
+    """The folder of a file corpus; "data" is corpus/ of the data root. FileNotFoundError."""
+    folder = data_root / "corpus" if corpus == "data" else Path(corpus)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"corpus {folder}: no such folder; set `corpus` or ROLIB_DATA")
+    return folder
 
 
 @contextmanager
@@ -145,7 +148,7 @@ def _read_files(config: TrainingConfig, data_root: Path) -> Dataset:
     folder = source_folder(config.corpus, data_root)
     paths = sorted(path for pattern in PATTERNS for path in folder.glob(pattern))
     if not paths:
-        kinds = "no .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file"
+        kinds = "no .txt in it, and no .jsonl, .jsonl.gz, .jsonl.zst or .parquet file below it"
         raise FileNotFoundError(f"corpus {folder}: {kinds}; set `corpus` or ROLIB_DATA")
     sources = [path.relative_to(folder).parts[0] for path in paths]
     # The hashes are in the arguments, which identify the cached data: a changed file is read again.

@@ -207,5 +207,5 @@ class Vocabulary:
         for piece, i in self.pieces.items():
             index[i] = other.pieces.get(read(piece), other.size)
         for role, i in self.roles.items():
-            index[i] = other.roles[role]
+            index[i] = other.roles.get(role, other.size)
         return index

@@ -110,7 +110,7 @@ class Objective:
             places = "compared" if self.by_piece(teacher) else "words"
             alpha = config.alpha_cos * teacher.weight / total
             terms.append(Term(self.cosine_name(teacher), alpha, places))
-        terms = [term for term in terms if term.alpha]
+        terms = [term for term in terms if term.alpha or term.name == "mlm"]  # a measure too
         for teacher in self.teachers:
             if teacher.view:
                 terms.append(Term(f"coverage_{teacher.name}", 0.0, "masked_words"))

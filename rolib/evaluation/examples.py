@@ -117,7 +117,9 @@ def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> transformers.BatchE
     """Rows of `encode` as one padded batch with `labels`: (B, T) for taggers, else (B,)."""
     readings = zip(*(row["inputs"] for row in rows), strict=True)  # all first texts come first
     batch = tokenizer.pad(list(chain(*readings)), return_tensors="pt")
-    kind = torch.float32 if task.kind == "regression" else torch.long  # of all, and not of the first
+    kind = (
+        torch.float32 if task.kind == "regression" else torch.long
+    )  # of all, and not of the first
     labels = [torch.tensor(row["labels"], dtype=kind) for row in rows]
     padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)
     batch["labels"] = padded if task.kind == "tagging" else padded[:, 0]

@@ -168,11 +168,15 @@ def train_recipe(run: Run, recipe: Recipe, model: nn.Module) -> tuple[float, int
             losses.append(loss.detach())
 
         # Step 3: validation; the best epoch's weights are kept.
+        mean = torch.stack(losses).mean().item()
+        if not np.isfinite(mean):
+            fault = f"{config.model} {task.name}: the loss is {mean} at {recipe.learning_rate:g}"
+            raise FloatingPointError(f"{fault}: take smaller learning_rates")
         score = score_predictions(task, predictions(run, model, "validation"))[task.headline]
         if score > best_score:
             best_score, best_epoch = score, epoch
             best = {key: value.clone() for key, value in model.state_dict().items()}
-        record = {"epoch": epoch, "loss": torch.stack(losses).mean().item()}
+        record = {"epoch": epoch, "loss": mean}
         record[f"validation_{task.headline}"] = score
         append_metrics(run.folder / "metrics.jsonl", {"recipe": recipe._asdict()} | record)
         bar.set_postfix(loss=f"{record['loss']:.3f}", validation=f"{score:.3f}", refresh=False)

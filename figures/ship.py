@@ -1,6 +1,6 @@
 """Copy a profile's trained models into the box, in half precision.
 
-python -m rolib.data.pretrained runs/mini
+python figures/ship.py runs/mini
 """
 
 import json
