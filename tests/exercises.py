@@ -35,8 +35,8 @@ MISTAKES = {  # by lesson: a usual mistake in each exercise
     "04-two-vocabularies": [
         "def shared_words(one, other):\n    return set(one['word']) & set(other['word'])",
         "def word_state(states, word_ids, number):\n    return states[word_ids == number].sum(0)",
-        "answer_3 = p_u[0, u].item()",  # not split among the forms
-        "answer_4 = p_c[0, c].item()",  # one form of three
+        "answer_3 = (second[0, u] * first[0, c] / first[0, forms].sum()).item()",  # without m
+        "answer_4 = first[0, c].item()",  # one form of two
     ],
     "05-loyalty": [
         "def flips(gold, teacher, student):\n"  # the two are exchanged
