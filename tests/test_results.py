@@ -6,6 +6,7 @@ Intervals, comparisons, loyalty with floor and chance, calibration, and the text
 import json
 import shutil
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -882,3 +883,23 @@ def test_the_report_counts_finished_runs_only(tmp_path):
         (tmp_path / run / "manifest.json").write_text("{}")
     found = REPORT.finished_manifests(tmp_path)
     assert found == sorted(tmp_path / run / "manifest.json" for run in finished)
+
+
+def test_a_student_of_the_study_stands_in_the_curve_of_budgets_once_it_is_evaluated(
+    config, tmp_path, monkeypatch
+):
+    write_study(tmp_path / "toy", seeds=(1, 2), sizes={"sar": SIZES["sar"]})
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    one = SimpleNamespace(student="distil-cased", tasks=["sar"], folder=config.folder)
+    known = {"config": one, "recipe": SimpleNamespace(seed=1, steps=60)}
+    known |= {"evaluation": SimpleNamespace(seeds=[1, 2]), "own": config.folder / "budget"}
+    places_of = functions_of("12-vary-budget", **known).places_of
+    for number, name in ((1, "distil-cased"), (2, "distil-cased-seed-2")):
+        kinds = ("students", "evaluation")
+        assert places_of(60, number) == tuple(config.folder / kind / name for kind in kinds)
+    home = config.folder / "budget"
+    for steps, number in ((10, 1), (60, 3)):  # another budget; not in the study
+        student, runs = places_of(steps, number)
+        assert home in student.parents and home in runs.parents
+    (config.folder / "evaluation/distil-cased-seed-2/sar/seed-2/scores.json").unlink()
+    assert home in places_of(60, 2)[0].parents
