@@ -138,7 +138,7 @@ def findings() -> str:
         f"seed, at most {texts} texts a measure, no interval.",
         f"From {least:.2f} to {most:.1f} million tokens of distillation the mean of three taggers "
         f"goes from {first:.1f} to {last:.1f}, the label loyalty from {near:.3f} to {nearer:.3f}; "
-        "the intervals of the scores overlap.",
+        "differences were not tested (one checkpoint a budget).",
     ]
     return "\n".join(textwrap.fill(f"- {line}", 98, subsequent_indent="  ") for line in lines)
 
@@ -169,23 +169,6 @@ def headlines(folder: Path) -> pd.DataFrame:
     """The headline scores of a study, as fractions: a row a model, a column a measure."""
     scores = pd.read_csv(folder / "scores.csv").query("headline")
     return scores.pivot(index="model", columns="task", values="value")
-
-
-def budgets() -> str:
-    """What each number of tokens gives the student of the study with few labels."""
-    table = pd.read_csv(FEW / "budget.csv").sort_values("tokens")
-    gaps = pd.read_csv(FEW / "budget-comparisons.csv")
-    largest = gaps["steps"].max()
-    gaps = gaps[gaps["steps"] == largest].set_index("against")
-    title = f"{largest:,} steps less it"
-    rows = [["steps", "million tokens", "held-out MLM, nats", "mean", title, "label loyalty"]]
-    for row in table.itertuples():
-        what, read, loss = f"(`{row.steps}`)", "", ""  # the teacher
-        if row.tokens == row.tokens:
-            what, read, loss = row.steps, f"{row.tokens / 1e6:.2f}", f"{row.held_out_mlm:.2f}"
-        gap = difference_text(gaps.loc[row.steps]) if row.steps in gaps.index else ""
-        rows.append([what, read, loss, f"{row.score:.1f}", gap, f"{row.label_loyalty:.3f}"])
-    return table_text(rows)
 
 
 def speed() -> str:
