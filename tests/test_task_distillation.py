@@ -349,6 +349,21 @@ def test_a_teacher_that_was_not_kept_is_named_with_the_remedy(study):
         stages.evaluate_model(distilled("ner", max_train_examples=7))
 
 
+def test_a_teacher_may_have_learned_from_fewer_labels_than_its_student(study):
+    """So a student with all labels can have teachers with few (`all-and-ensemble`)."""
+    own = study / "evaluation" / "cased" / "ner" / "seed-1"
+    for labels in (0, 9, 20):
+        assert td.kept_run(distilled("ner", max_train_examples=labels), "cased", "ner") == own
+    fewer = study / "task" / "cased" / "ner" / "seed-1"
+    shutil.copytree(own, fewer)
+    settings = yaml.safe_load((fewer / "config.yaml").read_text(encoding="utf-8"))
+    (fewer / "config.yaml").write_text(yaml.safe_dump(settings | {"max_train_examples": 5}))
+    for labels, wanted in ((6, fewer), (8, own), (0, own)):  # of those it may have, the most
+        assert td.kept_run(distilled("ner", max_train_examples=labels), "cased", "ner") == wanted
+    labelled, rows, counts = train_rows(study, distilled("ner", max_train_examples=0, unlabelled=0))
+    assert len(labelled) == len(few("ner")["train"]) and all("soft" in row for row in rows)
+
+
 # --- training -------------------------------------------------------------------------------------
 
 

@@ -41,20 +41,23 @@ WORDS = range(4, 61)  # of a plain sentence; others are headings and lists
 def kept_run(config: EvaluateConfig, teacher: str, task: TaskName) -> Path:
     """The fine-tuning run of a task teacher, "name" (its first kept seed) or "name:seed".
 
-    It lies in evaluation/ or task/ of the profile. It learned from as many labelled examples as the
-    student: one that has seen more would hand on the labels of "unlabelled" examples.
-    FileNotFoundError, which names the remedy, if there is none.
+    It lies in evaluation/ or task/ of the profile. It has seen at most the labelled examples of the
+    student, and of these the most: one that has seen more would hand on the labels of "unlabelled"
+    examples. FileNotFoundError, which names the remedy, if there is none.
     """
-    name, _, seed = teacher.partition(":")
-    pattern, labels = f"{name}/{task}/seed-{seed or '*'}/model", config.max_train_examples
+
+    def labels(run: Path) -> float:
+        return read_yaml(run / "config.yaml")["max_train_examples"] or np.inf
+
+    (name, _, seed), own = teacher.partition(":"), config.max_train_examples
+    pattern = f"{name}/{task}/seed-{seed or '*'}/model"
     models = chain(*((config.folder / place).glob(pattern) for place in ("evaluation", "task")))
-    kept = [path.parent for path in models]
-    found = [run for run in kept if read_yaml(run / "config.yaml")["max_train_examples"] == labels]
+    found = [path.parent for path in models if labels(path.parent) <= (own or np.inf)]
     if not found:
         problem = f"no model of {teacher!r} is kept that learned {task} from as many examples"
-        remedy = f"evaluate it with max_train_examples {labels}, and raise keep_models"
+        remedy = f"evaluate it with max_train_examples {own}, and raise keep_models"
         raise FileNotFoundError(f"task_teachers ({config.folder}): {problem}: {remedy}")
-    return min(found, key=lambda run: int(run.name.removeprefix("seed-")))
+    return min(found, key=lambda run: (-labels(run), int(run.name.removeprefix("seed-"))))
 
 
 def identity(run: Path) -> str:
