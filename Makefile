@@ -55,6 +55,8 @@ mini:
 	@$(MAKE) --no-print-directory study PROFILE=mini
 
 students ablation task budget export: $(STAMP)
+	@test $@ = students || test -e params/$(PROFILE)/$@.yaml || \
+	    { echo "error: no params/$(PROFILE)/$@.yaml: add it, as in another profile"; exit 1; }
 	@$(SNAKEMAKE) $@
 	@echo "done: the results lie in $(RUNS)"
 

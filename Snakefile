@@ -154,6 +154,7 @@ rule teacher:
     input:
         notebook="notebooks/01-prepare-teachers.ipynb",
         parameters=TRAINING + [f"{PARAMS}/pretrain.yaml", PARAMS + "/teachers/{teacher}.yaml"],
+        read=f"{PARAMS}/evaluate.yaml",  # by its gate, through the profile
     output:
         DONE + "/01-{teacher}.ipynb",
     params:
@@ -288,6 +289,9 @@ rule page:  # what notebook 06 shows, without its code
 rule ablation:
     input:
         [f"{DONE}/01-{teacher}.ipynb" for teacher in TEACHERS],
+        # What it reads through the profile.
+        [f"{PARAMS}/{name}.yaml" for name in ("training", "distill", "evaluate")],
+        [f"{PARAMS}/students/{student}.yaml" for student in STUDENTS],
         notebook="notebooks/09-ablate-ensemble.ipynb",
         parameters=[f"{PARAMS}/common.yaml", f"{PARAMS}/ablation.yaml"],
     output:

@@ -129,6 +129,11 @@ def findings() -> str:
     budgets = pd.read_csv(STUDY / "budget.csv").dropna(subset="tokens").sort_values("tokens")
     (least, most), ends = budgets["tokens"].iloc[[0, -1]] / 1e6, budgets.iloc[[0, -1]]
     (first, last), (near, nearer) = ends["score"], ends["label_loyalty"]
+    learned = budgets["measures"].iloc[0].upper().replace(" ", ", ")
+    differ = "differences were not tested (one checkpoint a budget)"
+    if (tested := STUDY / "budget-comparisons.csv").exists():
+        held, rows = pd.read_csv(tested)["holds"].sum(), len(pd.read_csv(tested))
+        differ = f"{held} of {rows} differences hold"
     quick, slow = speed["speed_up"].max(), speed["speed_up"].min()
     lines = [
         f"A student is {slow:.1f} to {quick:.1f} times as fast as its teacher.",
@@ -136,9 +141,9 @@ def findings() -> str:
         f"Lost diacritics cost {plain.min():.0f} to {plain.max():.0f} points of the mean score, "
         f"text in capitals {upper.min():.0f} to {upper.max():.0f} ({names}): one fine-tuning "
         f"seed, at most {texts} texts a measure, no interval.",
-        f"From {least:.2f} to {most:.1f} million tokens of distillation the mean of three taggers "
-        f"goes from {first:.1f} to {last:.1f}, the label loyalty from {near:.3f} to {nearer:.3f}; "
-        "differences were not tested (one checkpoint a budget).",
+        f"From {least:.2f} to {most:.1f} million tokens of distillation the mean of {learned} goes "
+        f"from {first:.1f} to {last:.1f}, the label loyalty from {near:.3f} to {nearer:.3f}; "
+        f"{differ}.",
     ]
     return "\n".join(textwrap.fill(f"- {line}", 98, subsequent_indent="  ") for line in lines)
 

@@ -87,7 +87,9 @@ def launch(stage: str, config: TrainingConfig, folder: Path, on_log: OnLog) -> b
         command += [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(config.num_processes)]
         command += ["-m", "rolib.stages", stage, str(folder), file.name]
-        with subprocess.Popen(command, start_new_session=True) as group:
+        # It kills after 30 seconds, and a step with its checkpoint may take longer.
+        patience = os.environ | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "100"}
+        with subprocess.Popen(command, start_new_session=True, env=patience) as group:
             while group.poll() is None and not signals:
                 time.sleep(0.2)
             group.terminate()  # if it still works: they write a checkpoint

@@ -891,7 +891,8 @@ def test_a_student_of_the_study_stands_in_the_curve_of_budgets_once_it_is_evalua
     write_study(tmp_path / "toy", seeds=(1, 2), sizes={"sar": SIZES["sar"]})
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
     one = SimpleNamespace(student="distil-cased", tasks=["sar"], folder=config.folder)
-    known = {"config": one, "recipe": SimpleNamespace(seed=1, steps=60)}
+    known = {"config": one, "recipe": SimpleNamespace(steps=60)}
+    known["settings"] = {"study": SimpleNamespace(distillation_seeds=[1, 2])}
     known |= {"evaluation": SimpleNamespace(seeds=[1, 2]), "own": config.folder / "budget"}
     places_of = functions_of("12-vary-budget", **known).places_of
     for number, name in ((1, "distil-cased"), (2, "distil-cased-seed-2")):

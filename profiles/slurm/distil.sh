@@ -24,6 +24,7 @@ if [ -z "${MAIN_NODE:-}" ]; then  # start this script once on each node
     export MAIN_NODE
     exec srun sh profiles/slurm/distil.sh "$@"
 fi
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100  # torchrun kills after 30 s, which a long step may need
 profile=$1 student=$2
 shift 2
 params=params/$profile

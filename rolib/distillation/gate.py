@@ -47,7 +47,7 @@ def leave_plateau(
     Returns held_out_mlm and frequency_baseline (nats), and left_plateau: whether the first is at
     least `PLATEAU_MARGIN` lower.
     """
-    collator = MaskingCollator([tokenizer], config.mask_share, config.seed)
+    collator = MaskingCollator([tokenizer], config.mask_share, config.mask_seed)
     model = MaskedLM(teacher).to(processes().device)
     gate = held_out_losses(model, Objective(config), blocks["held_out"], collator)
     teacher.cpu()

@@ -2,8 +2,8 @@
 
     L = alpha_ce * T^2 * KL(teacher || student) + alpha_mlm * CE + alpha_cos * (1 - cos(h_s, h_t))
 
-(Sanh et al. 2019, DistilBERT; Hinton et al. 2015 for the factor T^2, which keeps the gradient of
-the soft term at the size of the hard term's at any temperature.)
+(Sanh et al. 2019, DistilBERT; Hinton et al. 2015 for the factor T^2: the gradient of the soft term
+falls as 1/T^2 where T is high, and the factor stops this fall.)
 
 A loss is a mean over rows, or with reduction="sum" their sum. The training loop takes sums and
 divides by the number of rows of the whole optimizer step (`rolib.distillation.objective`).
