@@ -904,3 +904,51 @@ def test_a_student_of_the_study_stands_in_the_curve_of_budgets_once_it_is_evalua
         assert home in student.parents and home in runs.parents
     (config.folder / "evaluation/distil-cased-seed-2/sar/seed-2/scores.json").unlink()
     assert home in places_of(60, 2)[0].parents
+
+
+# --- notebooks 11 and 12 --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["upos", "sapn", "sts"])
+def test_two_seeds_and_two_teachers_by_a_loop(config, task):
+    """Notebook 11: the mean score of each kind of ensemble over all pairs of seeds."""
+    names = ["bert-cased", "bert-uncased"]
+    cells = functions_of("11-distil-at-task", config=config, teachers=names)
+    labels = study.read_result(config, names[0], task, 1)["labels"]
+    headline = TASKS[task].headline
+    stored = {
+        (a, k): study.read_runs(config, [a], task, [k])[0][0] for a in names for k in (1, 2, 3)
+    }
+
+    def score(*models):
+        mean = loyalties.ensemble_predictions([stored[one] for one in models], labels)
+        return 100 * score_predictions(TASKS[task], table_of(mean))[headline]
+
+    wanted = {"one model": [], "two seeds": [], "two teachers": []}
+    for k, m in ((1, 2), (1, 3), (2, 3)):
+        wanted["one model"] += [score((a, seed)) for a in names for seed in (k, m)]
+        wanted["two seeds"] += [score((a, k), (a, m)) for a in names]
+        wanted["two teachers"] += [score((names[0], a), (names[1], b)) for a, b in ((k, m), (m, k))]
+    found = cells.percent(*cells.ensembles(task, [1, 2, 3], labels), headline)
+    for kind, numbers in wanted.items():
+        values = np.mean([score for (name, _), score in found.items() if name == kind], axis=0)
+        assert values.shape == (1, 3, 1 + config.resamples)
+        value, low, high = cells.estimate(cells.by_seed(values, 3))
+        assert value == pytest.approx(np.mean(numbers)) and low <= value <= high
+
+
+def test_the_labels_of_a_budget_and_its_floor_by_a_loop(config):
+    """Notebook 12: label loyalty over pairs of different seeds; one seed has no floor."""
+    cells = functions_of("12-vary-budget")
+    student, teacher = (
+        study.read_runs(config, [name], "upos", [1, 2, 3])[0]
+        for name in ("distil-cased", "bert-cased")
+    )
+    for runs, other in ((student, teacher), (teacher, teacher)):
+        pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
+        equal = [np.mean(runs[i].predicted == other[j].predicted) for i, j in pairs]
+        assert cells.label_loyalty("upos", runs, other) == pytest.approx(np.mean(equal))
+    [same] = [np.mean(student[0].predicted == teacher[0].predicted)]
+    assert cells.label_loyalty("upos", student[:1], teacher[:1]) == pytest.approx(same)
+    alone = teacher[:1]
+    assert np.isnan(cells.label_loyalty("upos", alone, alone))
