@@ -117,9 +117,8 @@ def collate(rows: Rows, task: Task, tokenizer: Tokenizer) -> transformers.BatchE
     """Rows of `encode` as one padded batch with `labels`: (B, T) for taggers, else (B,)."""
     readings = zip(*(row["inputs"] for row in rows), strict=True)  # all first texts come first
     batch = tokenizer.pad(list(chain(*readings)), return_tensors="pt")
-    kind = (
-        torch.float32 if task.kind == "regression" else torch.long
-    )  # of all, and not of the first
+    # Not that of the first row: unlabelled rows hold a whole number, and labels would be cut to it.
+    kind = torch.float32 if task.kind == "regression" else torch.long
     labels = [torch.tensor(row["labels"], dtype=kind) for row in rows]
     padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE)
     batch["labels"] = padded if task.kind == "tagging" else padded[:, 0]
