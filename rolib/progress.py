@@ -25,7 +25,7 @@ class StudyProgress(logging.Handler):
         fields = vars(record)
         event = fields.get("event")
         if event == "run_info":
-            self.show(f"{fields['stats']['total']} jobs; a line for each one that ends")
+            self.show(f"jobs: {fields['stats']['total']}; a line for each that ends")
         elif event == "job_info":
             made = fields["output"]  # the rule `all` makes nothing itself
             name = Path(made[0]).stem if made else fields["rule_name"]

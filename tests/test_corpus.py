@@ -329,9 +329,10 @@ def test_a_folder_as_corpus(world, teacher_config):
 
 
 def test_a_folder_without_text_is_an_error(tmp_path, teacher_config):
+    (tmp_path / "nowhere" / "corpus").mkdir(parents=True)
     with pytest.raises(
         FileNotFoundError,
-        match=r"nowhere.corpus: no \.txt, .* or \.parquet file; set `corpus`.*ROLIB_DATA",
+        match=r"nowhere.corpus: no \.txt in it, .*parquet file below it; set `corpus`.*ROLIB_DATA",
     ):
         corpus.load_corpus(teacher_config(), tmp_path / "nowhere")
 

@@ -41,7 +41,7 @@ def test_a_finished_job_is_a_line_with_its_number_duration_and_time_left(tmp_pat
     progress.emit(event("job_finished", job_id=3))
     progress.emit(event("progress", done=12, total=12))
     first, early, one, other = capsys.readouterr().err.splitlines()
-    assert first == "12 jobs; a line for each one that ends"
+    assert first == "jobs: 12; a line for each that ends"
     assert early.split() == "[ 1/12] 01-bert-cased 30 s".split()
     assert one.split() == "[ 4/12] 01-bert-uncased 10 s about 80 s left".split()  # 40 s for a third
     assert other.split() == "[12/12] all 40 s all done".split()
