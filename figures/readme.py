@@ -132,8 +132,8 @@ def findings() -> str:
     learned = budgets["measures"].iloc[0].upper().replace(" ", ", ")
     differ = "differences were not tested (one checkpoint a budget)"
     if (tested := STUDY / "budget-comparisons.csv").exists():
-        held, rows = pd.read_csv(tested)["holds"].sum(), len(pd.read_csv(tested))
-        differ = f"{held} of {rows} differences hold"
+        holds = pd.read_csv(tested)["holds"]
+        differ = f"{holds.sum()} of {len(holds)} differences hold"
     quick, slow = speed["speed_up"].max(), speed["speed_up"].min()
     lines = [
         f"A student is {slow:.1f} to {quick:.1f} times as fast as its teacher.",

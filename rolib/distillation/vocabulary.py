@@ -70,7 +70,8 @@ def differentiate(
     sums[1] = (log_normaliser(known, surprise) - known.gather(1, places)[:, 0]).sum()
     surprise.scatter_add_(1, places, torch.full_like(surprise[:, :1], -1.0)).mul_(factors[1])
     if target is None:
-        logits[: len(labels)], logits[len(labels) :] = surprise, 0.0
+        logits[: len(labels)] = surprise
+        logits[len(labels) :] = 0.0  # rows without a label
         return sums
     soft, negative_entropy = target
     scaled = exact / temperature
