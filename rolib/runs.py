@@ -147,6 +147,7 @@ def manifest(config: Config, inputs: dict[str, str], seconds: float) -> dict:
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "device": device_name(),
+        "processes": processes().num_processes,
         "seed": config.seed,
         "inputs": inputs,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -226,9 +227,7 @@ def publish(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_run(
-    folder: Path, config: Config, inputs: dict[str, str], together: bool = True, **more: Any
-) -> Iterator[Path]:
+def new_run(folder: Path, config: Config, inputs: dict[str, str], **more: Any) -> Iterator[Path]:
     """A working folder beside `folder`, which takes its name when the block ends without an error.
 
     A manifest is added then, with `more` in it. A working folder that an interrupted run with the
@@ -237,12 +236,10 @@ def new_run(
     gives it its name; the others wait. Errors as in `lock`, and OSError for a full disk.
     """
     state, working = processes(), partial_folder(folder)
-    wait = state.wait_for_everyone if together else lambda: None
-    main = state.is_main_process or not together
-    with lock(folder) if main else contextlib.nullcontext():
-        if main:
+    with lock(folder) if state.is_main_process else contextlib.nullcontext():
+        if state.is_main_process:
             start = take_over(working, config, inputs)
-        wait()
+        state.wait_for_everyone()
         try:
             yield working
         except Exception as error:
@@ -250,12 +247,12 @@ def new_run(
                 problem = f"{working}: no space left on the disk"
                 raise OSError(f"{problem}: free some, then run the same command again") from error
             raise
-        wait()
-        if main:
+        state.wait_for_everyone()
+        if state.is_main_process:
             origin = manifest(config, inputs, time.time() - start)
             write_json(working / "manifest.json", origin | more | {"files": hash_files(working)})
             publish(folder)
-    wait()
+    state.wait_for_everyone()
 
 
 def take_over(working: Path, config: Config, inputs: dict[str, str]) -> float:

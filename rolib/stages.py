@@ -221,8 +221,10 @@ def distil_student(
     inputs = {"corpus": corpus.corpus_identity(config, root)}
     for name in config.shares:
         inputs[name] = runs.model_identity(runs.model_folder(config, name), runs.made_by(config))
-    if config.objective in ("mlm", "longer"):  # their start does not depend on it
-        config = config.model_copy(update={"layers": []})
+    # What a control does not have: layers to start from, and trained position embeddings to keep.
+    unused: dict[str, dict] = {"longer": {"layers": []}}
+    unused["mlm"] = {"layers": [], "freeze_positions": False}
+    config = config.model_copy(update=unused.get(config.objective, {}))
     if runs.is_finished(folder, config, inputs) or launch("distil_student", config, folder, on_log):
         return folder
     teachers, tokenizers = load_teachers(config)
@@ -250,6 +252,8 @@ def distil_student(
         layers = f"{student.config.num_hidden_layers} layers"
         what = f"{kind} with {layers}, {MADE[config.objective].format(**names)}"
         card = model_card(config, config.student, what)
+        if config.objective == "longer":
+            models.copy_pooler(student, Path(first.name_or_path))
         if state.is_main_process:
             models.save_model(student, tokenizers[0], working, card)
     return folder
@@ -278,32 +282,27 @@ def evaluate_model(
     # Each run ends with a collection of garbage, which need not search what was imported.
     gc.collect()
     gc.freeze()
-    state, scores = processes(), list[Path]()
-    for number, name in enumerate(config.tasks):
+    results = []
+    for name in config.tasks:
         files, splits, recipe = task_source(name, root), None, None
         notes = [files.note] if files.note else []
-        facts = more | {"notes": notes, "together": False}
         hashes = {file.relative_to(root).as_posix(): runs.sha256(file) for file in files.files}
         inputs = {"model": model} | hashes | identities(config, name)
         for seed in seeds:
             run = folder / name / f"seed-{seed}"
-            scores.append(run / "scores.json")
-            if number % state.num_processes != state.process_index:
-                continue  # several processes share the measures out
             one = single_run(config, name, seed, recipe)
             if not runs.is_finished(run, one, inputs):
-                with runs.new_run(run, one, inputs, **facts) as working:
+                with runs.new_run(run, one, inputs, notes=notes, **more) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     if source:
                         splits = splits or read_taught(config, name, source, load_task(name, root))
                         finetune(one, name, seed, source, random_weights, splits, working)
                     else:
                         evaluate_bag_of_words(one, name, load_task(name, root), working)
-            result = runs.read_json(scores[-1], command)
-            recipe = recipe or result["recipe"]  # of the first seed, for all
-            on_result(result)
-    state.wait_for_everyone()
-    return [runs.read_json(path, command) for path in scores]
+            results.append(runs.read_json(run / "scores.json", command))
+            recipe = recipe or results[-1]["recipe"]  # of the first seed, for all
+            on_result(results[-1])
+    return results
 
 
 def single_run(
@@ -329,7 +328,8 @@ def main() -> None:
     """Make a run as one process of a group: STAGE FOLDER FILE.yaml ... (a later file wins)."""
     stage, folder, *files = sys.argv[1:]
     if stage == "prepare_teacher":
-        prepare_teacher(load(TeacherConfig, *files), folder=Path(folder))
+        # The process that started the group judges the teacher.
+        prepare_teacher(load(TeacherConfig, *files, require_gate=False), folder=Path(folder))
     else:
         distil_student(load(StudentConfig, *files), folder=Path(folder))
 

@@ -1,11 +1,14 @@
 """The stages of a study: the gate of a teacher, students and their controls."""
 
+import copy
 import math
 from collections import Counter
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM
+import yaml
+from transformers import AutoModelForMaskedLM, BertModel
+from transformers.models.bert.modeling_bert import BertPooler
 
 from rolib import stages
 from rolib.config import ConfigError
@@ -142,7 +145,9 @@ def test_a_control_learns_nothing_from_a_teacher(
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
     config = student_config(objective=objective, steps=2, log_every=1, checkpoint_every=1)
     teacher = toy_bert()
-    save_teacher(config, teacher, toy_tokenizer)
+    pooled = copy.deepcopy(teacher)  # as a teacher from the hub
+    pooled.bert.pooler = BertPooler(teacher.config)
+    save_teacher(config, pooled, toy_tokenizer)
     monkeypatch.setattr(stages, "data_root", lambda data: tmp_path)
     monkeypatch.setattr(stages.runs, "model_identity", lambda folder, command: "weights")
     monkeypatch.setattr(stages.corpus, "corpus_identity", lambda config, root: "corpus")
@@ -153,10 +158,18 @@ def test_a_control_learns_nothing_from_a_teacher(
     known = {key for record in records for key in record}
     assert {"held_out_mlm"} == {key for key in known if key.startswith("held_out")}
     assert [record["step"] for record in records] == ([0] if objective == "truncated" else [1, 2])
+    assert read_settings(folder)["freeze_positions"]
     trained = weights(AutoModelForMaskedLM.from_pretrained(folder))
     start = weights(stages.start_model(config, teacher))
     assert same(trained, start) == (objective == "truncated")
+    if objective == "longer":  # the teacher's, since masked words do not train it
+        saved = BertModel.from_pretrained(folder).pooler
+        assert same(weights(saved), weights(pooled.bert.pooler))
     assert "(control)" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def read_settings(folder):
+    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(("objective", "trained_again"), [("mlm", False), ("init-only", True)])
@@ -169,6 +182,8 @@ def test_layers_matter_only_to_what_inherits_them(
     shape = {"teachers": {teacher.teacher: 1.0}, "num_layers": 1, "steps": 1, "block_length": 24}
     config = student_config(objective=objective, **shape)
     manifest = stages.distil_student(config) / "manifest.json"
+    # Frozen are positions that a teacher trained; those of `mlm` are no teacher's.
+    assert read_settings(manifest.parent)["freeze_positions"] == (objective != "mlm")
     made = manifest.stat().st_mtime_ns
     stages.distil_student(config.model_copy(update={"layers": [1]}))
     assert (manifest.stat().st_mtime_ns != made) == trained_again

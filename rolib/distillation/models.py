@@ -178,11 +178,21 @@ def fetch_model(config: TeacherConfig) -> Path:
     raise ConfigError(f"source {source!r}: {problem}")
 
 
+def copy_pooler(model: BertForMaskedLM, folder: Path) -> None:
+    """Give a BERT the pooler of its folder, if there is one: text classifiers start from it.
+
+    Masked words need none, so transformers leaves it out of a model for them.
+    """
+    reading = {"config": model.config, "output_loading_info": True}
+    encoder, report = BertModel.from_pretrained(folder, **reading)
+    model.bert.pooler = None if report["missing_keys"] else encoder.pooler
+
+
 def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]:
     """A BERT teacher and its tokenizer from the shipped models, a hub id or a folder, in float32.
 
-    It has a pooler if its source has one: text classifiers start from it. Raises ConfigError for a
-    model that students cannot start from, or that differs from the parameters.
+    It has a pooler if its source has one. Raises ConfigError for a model that students cannot start
+    from, or that differs from the parameters.
     """
     source, name = config.source, f"source {config.source!r}"
     folder = pretrained_folder(config.shipped) if config.shipped else fetch_model(config)
@@ -195,8 +205,6 @@ def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]
         tokenizer = AutoTokenizer.from_pretrained(folder, **accents, **safe)
         reading = {"config": found, "output_loading_info": True, "trust_remote_code": False}
         model, report = AutoModelForMaskedLM.from_pretrained(folder, **reading)
-        if "bert.pooler.dense.weight" in report["unexpected_keys"]:
-            model.bert.pooler = BertModel.from_pretrained(folder, config=found).pooler
     except Exception as error:  # damaged files raise many kinds; a pickle is read as weights only
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         problem = f"not a model folder, or its files are damaged ({reason})"
@@ -211,6 +219,7 @@ def load_teacher(config: TeacherConfig) -> tuple[BertForMaskedLM, BertTokenizer]
     epsilon = found.layer_norm_eps
     require(epsilon == 1e-12, f"{name}: its layer_norm_eps is {epsilon}, students have 1e-12")
     check_tokenizer(tokenizer, model, config.lowercase, source)
+    copy_pooler(model, folder)
     fit_vocabulary(model, tokenizer)
     shape = {"num_layers": found.num_hidden_layers, "num_heads": found.num_attention_heads}
     shape |= {"hidden_size": found.hidden_size, "vocab_size": model.config.vocab_size}

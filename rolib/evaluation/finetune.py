@@ -176,8 +176,7 @@ def train_recipe(run: Run, recipe: Recipe, model: nn.Module) -> tuple[float, int
         if score > best_score:
             best_score, best_epoch = score, epoch
             best = {key: value.clone() for key, value in model.state_dict().items()}
-        record = {"epoch": epoch, "loss": mean}
-        record[f"validation_{task.headline}"] = score
+        record = {"epoch": epoch, "loss": mean, f"validation_{task.headline}": score}
         append_metrics(run.folder / "metrics.jsonl", {"recipe": recipe._asdict()} | record)
         bar.set_postfix(loss=f"{record['loss']:.3f}", validation=f"{score:.3f}", refresh=False)
     model.load_state_dict(best)
@@ -220,8 +219,6 @@ def finetune(
             best, best_score, best_epoch, chosen = model, score, epoch, recipe
     table = predictions(run, best, "test")
     if config.keep_models:
-        # Each process makes runs of its own; transformers would save those of the first one alone.
-        best.should_save_on_this_rank = bool
         best.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     facts = {"validation": {task.headline: best_score}, "best_epoch": best_epoch}

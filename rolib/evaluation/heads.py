@@ -15,7 +15,6 @@ from rolib.distillation.losses import task_loss
 from rolib.measures import Task
 
 WHITENING = "whitening.safetensors"  # beside a kept bi-encoder
-ATTENTION_NORMS = ("attention.output.LayerNorm", "sa_layer_norm")  # of BERT and DistilBERT
 
 
 def mean_state(states: Tensor, mask: Tensor) -> Tensor:
@@ -79,8 +78,9 @@ def load_for_task(
 ) -> transformers.PreTrainedModel | BiEncoder:
     """The model of `folder` with a head for the task; with `random_weights` only its shape is used.
 
-    The head is new if the folder has none. pooling: what the head of a classifier reads, the state
-    of [CLS] ("cls") or the mean of all states ("mean"); "": as saved with the fine-tuned model.
+    The head is new if the folder has none; its dropout is that of the encoder. pooling: what the
+    head of a classifier reads, the state of [CLS] ("cls") or the mean of all states ("mean"); "":
+    as saved with the fine-tuned model.
     """
     kinds = {"tagging": transformers.AutoModelForTokenClassification}
     kind = kinds.get(task.kind, transformers.AutoModelForSequenceClassification)
@@ -91,19 +91,13 @@ def load_for_task(
     elif task.protocol == "bi-encoder":
         kind, options = transformers.AutoModel, {}
     plan = transformers.AutoConfig.from_pretrained(folder, dtype=torch.float32, **options)
+    if plan.model_type == "distilbert":  # as a BERT has it; 0.2 would set students apart
+        plan.seq_classif_dropout = plan.dropout
     model = kind.from_config(plan) if random_weights else kind.from_pretrained(folder, config=plan)
     if kind is transformers.AutoModelForSequenceClassification:
         model.config.pooling = pooling or getattr(plan, "pooling", "cls")
         apply_pooling(model)
-        if model.config.pooling == "cls":
-            norms = [part for key, part in model.named_modules() if key.endswith(ATTENTION_NORMS)]
-            norms[-1].register_forward_pre_hook(first_state_only)
     return BiEncoder(model, folder) if task.protocol == "bi-encoder" else model
-
-
-def first_state_only(layer_norm: nn.Module, inputs: tuple[Tensor]) -> Tensor | None:
-    """A hook after the last attention: the head reads [CLS] only. Training sums over all states."""
-    return None if layer_norm.training else inputs[0][:, :1]
 
 
 def apply_pooling(model: transformers.PreTrainedModel) -> None:
