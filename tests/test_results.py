@@ -280,6 +280,29 @@ def test_the_ensemble_answers_with_the_mean_probabilities(config):
         assert mean == pytest.approx(expected) and label == f"L{int(np.argmax(expected)):03}"
 
 
+def test_each_of_two_students_of_a_teacher_is_compared_with_its_own_controls():
+    rows = [("big", "teacher", ["big"], 4), ("both", "student", ["big", "small"], 2)]
+    for name in ("a", "b"):
+        rows += [(name, "student", ["big"], 2), (f"{name}-mlm", "mlm control", ["big"], 2)]
+        rows += [(f"{name}-random", "random control", ["big"], 2)]
+    columns = ["model", "role", "teachers", "layers"]
+    everyone = pd.DataFrame(rows, columns=columns).assign(teacher="big")
+    pairs = {pair[:2] for pair in study.compared(everyone)}
+    assert pairs == {
+        ("a", "big"),
+        ("a", "a-mlm"),
+        ("a", "a-random"),
+        ("b", "big"),
+        ("b", "b-mlm"),
+        ("b", "b-random"),
+        ("both", "big"),
+        ("both", "a-mlm"),
+        ("both", "a-random"),
+        ("both", "a"),
+        ("both", "b"),
+    }
+
+
 def test_comparisons_are_paired_and_corrected_over_the_measures(config, scored):
     scores, comparisons = scored
     pairs = set(zip(comparisons["model"], comparisons["against"], strict=True))
@@ -892,14 +915,17 @@ def test_a_student_of_the_study_stands_in_the_curve_of_budgets_once_it_is_evalua
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
     one = SimpleNamespace(student="distil-cased", tasks=["sar"], folder=config.folder)
     known = {"config": one, "recipe": SimpleNamespace(steps=60)}
-    known["settings"] = {"study": SimpleNamespace(distillation_seeds=[1, 2])}
+    known["trained"] = [1, 2]
     known |= {"evaluation": SimpleNamespace(seeds=[1, 2]), "own": config.folder / "budget"}
     places_of = functions_of("12-vary-budget", **known).places_of
     for number, name in ((1, "distil-cased"), (2, "distil-cased-seed-2")):
         kinds = ("students", "evaluation")
         assert places_of(60, number) == tuple(config.folder / kind / name for kind in kinds)
     home = config.folder / "budget"
-    for steps, number in ((10, 1), (60, 3)):  # another budget; not in the study
+    shutil.copytree(
+        home.with_name("evaluation") / name, home.with_name("evaluation") / "distil-cased-seed-3"
+    )
+    for steps, number in ((10, 1), (60, 3)):  # another budget; of an earlier study
         student, runs = places_of(steps, number)
         assert home in student.parents and home in runs.parents
     (config.folder / "evaluation/distil-cased-seed-2/sar/seed-2/scores.json").unlink()

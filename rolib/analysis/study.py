@@ -45,7 +45,7 @@ def members(config: Config) -> pd.DataFrame:
     lists itself, a control lists the teachers of its student. teacher: the first of them; it
     defines the method's group, and is "" for the bag of words. layers. checkpoints: its folders in
     evaluation/, by distillation seed: `<model>-seed-<k>` is a further checkpoint of `<model>`. A
-    folder that belongs to no teacher or student of the profile is left out.
+    folder of no model in teachers/ or students/ is left out.
     FileNotFoundError if no model is evaluated yet.
     """
     evaluated = {path.name for path in config.folder.glob("evaluation/[!.]*")}
@@ -123,7 +123,7 @@ def data_notes(config: Config) -> list[str]:
     """What a reader must know about this profile's data and runs, each note once.
 
     The notes of the runs say where the data differ from the official ones. The last note names the
-    checkpoints that are not evaluated in full yet.
+    checkpoints that are not evaluated in full.
     """
     notes = [SAMPLE_WARNING] if config.data == "sample" else []
     for _, task, _, path in run_files(config, "manifest.json"):
@@ -136,7 +136,7 @@ def data_notes(config: Config) -> list[str]:
     if lacking:
         names = ", ".join(f"{folder} ({' '.join(tasks)})" for folder, tasks in lacking.items())
         text = "Left out of these measures, since they or checkpoints of other methods are not "
-        notes.append(f"{text}evaluated in full yet: {names}.")
+        notes.append(f"{text}evaluated in full: {names}.")
     return list(dict.fromkeys(notes))
 
 
@@ -236,22 +236,23 @@ def with_ensemble(everyone: pd.DataFrame) -> pd.DataFrame:
 def compared(everyone: pd.DataFrame) -> list[tuple[str, str, str]]:
     """The pairs of models to compare: (teacher or student, other model, role of the other).
 
-    A student is compared with its first teacher, and with the controls of that teacher that have
-    its number of layers; of the longer control, the number does not matter. A teacher is compared
-    with random weights. Both are compared with the bag of words, and a student of several teachers
-    also with every student of one teacher.
+    A student is compared with its first teacher and with its own controls; if it has none, with
+    those of that teacher that have its number of layers (of the longer control, the number does not
+    matter), one of each role. A teacher is compared with random weights. Both are compared with the
+    bag of words, and a student of several teachers also with every student of one teacher.
     """
     single = everyone[(everyone["role"] == "student") & (everyone["teachers"].map(len) == 1)]
     pairs = []
     for model in everyone[everyone["role"].isin(["teacher", "student"])].itertuples():
         same = everyone[everyone["teacher"] == model.teacher]
-        controls = same[same["role"].isin(CONTROLS) & (same["layers"] == model.layers)]
+        alike = (same["layers"] == model.layers) | (same["role"] == "longer control")
+        controls = same[same["role"].isin(CONTROLS) & alike]
         if model.role == "student":
             pairs.append((model.model, model.teacher, "teacher"))
-            longer = same[same["role"] == "longer control"]
-            controls = pd.concat([longer, controls]).drop_duplicates("model")
         else:
             controls = controls[controls["role"] == "random control"]
+        own = controls["model"] == model.model + "-" + controls["role"].str.removesuffix(" control")
+        controls = controls[own] if own.any() else controls.drop_duplicates("role")
         others = [controls, everyone[everyone["role"] == WORDS_ROLE]]
         if model.role == "student" and len(model.teachers) > 1:
             others.append(single)
