@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 
 from rolib import stages
 from rolib.config import ROOT, Config, ConfigError, EvaluateConfig, ExportConfig
+from rolib.data.corpus import normalise
 from rolib.data.tasks import SAMPLE, load_task
 from rolib.distillation.models import init_student, save_model
 from rolib.evaluation import export, heads
@@ -148,6 +149,25 @@ def test_a_head_that_reads_the_mean_is_exported_so(layers, toy_bert, toy_tokeniz
         expected = model(**inputs).logits
     found = export.OnnxModel(folder / "model.onnx")(**inputs).logits
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_exported_bi_encoder_gives_the_score_by_its_readme_alone(study, few):
+    """The recipe of the README, in NumPy."""
+    run = study / "evaluation" / "small" / "sts" / "seed-1"
+    folder = export.export_model(CONFIG, run / "model", "small-sts")
+    assert "whitening.npz" in (folder / "README.md").read_text(encoding="utf-8")
+    white, model = np.load(folder / "whitening.npz"), export.OnnxModel(folder / "model.onnx")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    stored = pd.read_parquet(run / "predictions.parquet").set_index("example")["predicted"]
+
+    def vector(text):
+        inputs = tokenizer([normalise(text)], truncation=True, max_length=32, return_tensors="pt")
+        return (model(**inputs).logits.numpy()[0].mean(axis=0) - white["mean"]) @ white["matrix"]
+
+    for row in few("sts")["test"]:
+        one, two = vector(row["text"]), vector(row["text_pair"])
+        cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
+        assert 5 * cosine == pytest.approx(stored[row["id"]], abs=1e-3)
 
 
 # --- refused --------------------------------------------------------------------------------------

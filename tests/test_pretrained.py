@@ -63,6 +63,12 @@ def test_a_sentence_without_one_gap_is_refused(sentence):
         fill_gap(PRETRAINED / NAMES[0], sentence)
 
 
+@pytest.mark.parametrize("sentence", ["ana are " * 100 + "___", "[MASK] are ___"])
+def test_a_text_that_a_model_cannot_read_is_refused(sentence):
+    with pytest.raises(ValueError, match="write one gap and at most 128 pieces"):
+        fill_gap(PRETRAINED / NAMES[0], sentence)
+
+
 def test_the_box_is_what_training_left_in_half_precision(
     tmp_path, toy_bert, toy_tokenizer, monkeypatch
 ):

@@ -330,8 +330,8 @@ def test_answers_that_do_not_fit_are_not_used(study, asked):
     train_rows(study, recipe)
     train_rows(study, recipe)
     assert len(asked) == 2
-    train_rows(study, distilled("sapn", task_teachers=["cased"], seed=2))
-    assert len(asked) == 4  # other examples
+    train_rows(study, distilled("sapn", task_teachers=["cased"], unlabelled=4))
+    assert len(asked) == 3  # other examples
     before = train_rows(study, recipe)[1][0]["soft"]
     stages.evaluate_model(config("sapn", model="cased", learning_rates={"sapn": [5e-3]}))
     number = len(asked)
@@ -342,11 +342,16 @@ def test_answers_that_do_not_fit_are_not_used(study, asked):
 def test_a_teacher_that_was_not_kept_is_named_with_the_remedy(study):
     with pytest.raises(FileNotFoundError, match="no model of 'cased:7' is kept that learned ner"):
         stages.evaluate_model(distilled("ner", task_teachers=["cased:7"]))
-    with pytest.raises(FileNotFoundError, match="max_train_examples 8, and raise keep_models"):
+    with pytest.raises(
+        FileNotFoundError, match="with seed 1, max_train_examples 8 and keep_models"
+    ):
         stages.evaluate_model(distilled("ner", task_teachers=["nobody"]))
     # A teacher that learned from more labels would know those of the unlabelled examples.
-    with pytest.raises(FileNotFoundError, match="no model of 'cased' .* from as many examples"):
+    with pytest.raises(FileNotFoundError, match="no model of 'cased' .* from these examples"):
         stages.evaluate_model(distilled("ner", max_train_examples=7))
+    # So would one that learned from as many others.
+    with pytest.raises(FileNotFoundError, match="evaluate it with seed 2"):
+        stages.evaluate_model(distilled("ner", seed=2))
 
 
 def test_a_teacher_may_have_learned_from_fewer_labels_than_its_student(study):

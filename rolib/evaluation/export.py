@@ -9,8 +9,10 @@ from string import Template
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import torch
 import transformers
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from rolib import runs
@@ -104,6 +106,9 @@ def export_model(config: Config, source: Path, name: str) -> Path:
     options |= {"input_names": list(axes), "output_names": ["outputs"], "verbose": False}
     with runs.new_run(folder, shared, inputs, differences=differences) as working:
         model.config.save_pretrained(working)
+        if (source / heads.WHITENING).exists():  # of a bi-encoder: its scores need it
+            arrays: Any = load_file(source / heads.WHITENING)
+            numpy.savez(working / "whitening.npz", **arrays)
         torch.onnx.export(model, (), working / "model.onnx", kwargs=batches[0], **options)
         quantize_dynamic(working / "model.onnx", working / "model-int8.onnx")
         for file, allowed in FILES.items():

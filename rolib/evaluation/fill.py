@@ -19,12 +19,15 @@ def fill_gap(folder: Path, sentence: str, count: int = 5) -> pd.DataFrame:
     """The best pieces for the gap of a sentence: piece, probability; the best one first.
 
     folder: of a masked language model with its tokenizer. It is loaded once. ValueError unless the
-    sentence has exactly one gap, ___.
+    sentence has exactly one gap, ___, and is not too long for the model.
     """
     if sentence.count(GAP) != 1:
         raise ValueError(f"{sentence!r}: write {GAP} once, in the place of the missing word")
     reader = load_reader("fill-mask", str(folder), device="cpu")
     text = normalise(sentence).replace(GAP, reader.tokenizer.mask_token)
+    pieces, most = reader.tokenizer(text)["input_ids"], reader.model.config.max_position_embeddings
+    if len(pieces) > most or pieces.count(reader.tokenizer.mask_token_id) != 1:
+        raise ValueError(f"a text of {len(pieces)} pieces: write one gap and at most {most} pieces")
     rows = [(one["token_str"], one["score"]) for one in reader(text, top_k=count)]
     return pd.DataFrame(rows, columns=["piece", "probability"])
 

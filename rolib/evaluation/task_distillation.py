@@ -12,7 +12,7 @@ the same wherever it stands, and alpha 0 is plain fine-tuning, whose loss is a m
 For a score both terms are squared errors. See `rolib.distillation.losses.task_loss`.
 
 Without labels are first the training examples that `max_train_examples` leaves out. For taggers
-follow, if these are too few, plain sentences of the corpus that the first teacher learned from.
+follow, if these are too few, plain sentences of the corpus in the first teacher's parameters.
 """
 
 import hashlib
@@ -43,19 +43,22 @@ def kept_run(config: EvaluateConfig, teacher: str, task: TaskName) -> Path:
 
     It lies in evaluation/ or task/ of the profile. It has seen at most the labelled examples of the
     student, and of these the most: one that has seen more would hand on the labels of "unlabelled"
-    examples. FileNotFoundError, which names the remedy, if there is none.
+    examples. Which examples these are, `seed` decides. FileNotFoundError, which names the remedy,
+    if there is none.
     """
 
     def labels(run: Path) -> float:
-        return read_yaml(run / "config.yaml")["max_train_examples"] or np.inf
+        learned = read_yaml(run / "config.yaml")
+        same = learned["seed"] == config.seed or not own  # else other examples: as if too many
+        return (learned["max_train_examples"] or np.inf) if same else np.nan
 
     (name, _, seed), own = teacher.partition(":"), config.max_train_examples
     pattern = f"{name}/{task}/seed-{seed or '*'}/model"
     models = chain(*((config.folder / place).glob(pattern) for place in ("evaluation", "task")))
     found = [path.parent for path in models if labels(path.parent) <= (own or np.inf)]
     if not found:
-        problem = f"no model of {teacher!r} is kept that learned {task} from as many examples"
-        remedy = f"evaluate it with max_train_examples {own}, and raise keep_models"
+        problem = f"no model of {teacher!r} is kept that learned {task} from these examples"
+        remedy = f"evaluate it with seed {config.seed}, max_train_examples {own} and keep_models"
         raise FileNotFoundError(f"task_teachers ({config.folder}): {problem}: {remedy}")
     return min(found, key=lambda run: (-labels(run), int(run.name.removeprefix("seed-"))))
 
@@ -66,7 +69,7 @@ def identity(run: Path) -> str:
 
 
 def teachers_corpus(config: EvaluateConfig) -> TrainingConfig:
-    """Where the first task teacher read its text: its own parameters."""
+    """Which text the parameters of the first task teacher name."""
     name = config.task_teachers[0].partition(":")[0]
     settings = read_yaml(runs.model_folder(config, name) / "config.yaml")
     known = TrainingConfig.model_fields.keys() & settings.keys()
@@ -124,7 +127,7 @@ def stored_answers(
     # Another run that wants the same answers waits for them.
     with runs.lock(folder.with_name(f"{part}-asked"), timeout=-1):
         if not runs.is_finished(folder, settings, inputs):
-            with runs.new_run(folder, settings, inputs, together=False) as working:
+            with runs.new_run(folder, settings, inputs) as working:
                 table = predict_perturbed(run, split, {"": str})[""]
                 table.drop(columns="gold").to_parquet(working / "answers.parquet")
         table = pd.read_parquet(folder / "answers.parquet")
