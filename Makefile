@@ -46,13 +46,10 @@ $(STAMP): requirements.txt pyproject.toml
 
 study: $(STAMP)
 	@$(SNAKEMAKE)
-	@cat $(RUNS)/summary.txt
+	@cat "$(RUNS)/summary.txt"
 
-demo:
-	@$(MAKE) --no-print-directory study PROFILE=demo
-
-mini:
-	@$(MAKE) --no-print-directory study PROFILE=mini
+demo mini:
+	@$(MAKE) --no-print-directory study PROFILE=$@
 
 students ablation task budget export: $(STAMP)
 	@test $@ = students || test -e params/$(PROFILE)/$@.yaml || \
@@ -64,13 +61,13 @@ students ablation task budget export: $(STAMP)
 # teachers' gate on the real measures.
 pretrained: $(STAMP)
 	@$(SNAKEMAKE) students --config profile=mini source=pretrain
-	$(BIN)/python figures/ship.py $(or $(ROLIB_RUNS),runs)/mini
+	$(BIN)/python figures/ship.py "$(or $(ROLIB_RUNS),runs)/mini"
 
 publish:
-	@test -e $(RUNS)/report.html || { echo "error: no finished study in $(RUNS)"; exit 1; }
+	@test -e "$(RUNS)/report.html" || { echo "error: no finished study in $(RUNS)"; exit 1; }
 	rm -rf figures/$(PROFILE)
 	mkdir -p figures/$(PROFILE)
-	cp $(RUNS)/figures/*.png $(RUNS)/figures/*.svg $(RUNS)/figures/*.txt $(RUNS)/*.csv figures/$(PROFILE)/
+	cd "$(RUNS)" && cp figures/*.png figures/*.svg figures/*.txt *.csv "$(CURDIR)/figures/$(PROFILE)/"
 
 readme: $(STAMP)
 	$(BIN)/python figures/readme.py

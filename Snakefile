@@ -22,17 +22,24 @@ import psutil
 from snakemake.logging import logger
 
 from rolib.config import ROOT, ConfigError
-from rolib.profiles import load_profile
+from rolib.profiles import check_known, load_profile
 from rolib.progress import StudyProgress
 
 PROFILE = config.get("profile", "demo")
-try:
-    STUDY = load_profile(PROFILE)  # every parameter is checked here, before the first job
-except ConfigError as error:  # which Snakemake would not show, since its own words are off
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    os._exit(1)
+
+
+def checked(function, *arguments):
+    """What a function of parameters returns; its error ends the study before the first job."""
+    try:
+        return function(*arguments)
+    except ConfigError as error:  # which Snakemake would not show, since its own words are off
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+STUDY = checked(load_profile, PROFILE)  # every parameter is checked here
 PARAMS = f"params/{PROFILE}"
-RUNS = Path(os.environ.get("ROLIB_RUNS") or ROOT / "runs") / PROFILE
+RUNS = ROOT / (os.environ.get("ROLIB_RUNS") or "runs") / PROFILE
 DONE = f"{RUNS}/notebooks"
 LOGS = RUNS / "logs"
 LOGS.mkdir(parents=True, exist_ok=True)
@@ -41,7 +48,7 @@ if workflow.is_main_process:
     logger.addHandler(PROGRESS)
 
 TEACHERS, STUDENTS = list(STUDY["teachers"]), list(STUDY["students"])
-SEEDS, CONTROLS = STUDY["study"].distillation_seeds, STUDY["study"].controls
+SEEDS, CONTROLS = list(dict.fromkeys(STUDY["study"].distillation_seeds)), STUDY["study"].controls
 # A student of several teachers has the shape and vocabulary of its first teacher's own student, and
 # so the same controls.
 CONTROLLED = [name for name in STUDENTS if len(STUDY["students"][name].shares) == 1]
@@ -66,6 +73,9 @@ for student in CONTROLLED:
 EVALUATED = [*TEACHERS, *DISTILLED, "bag-of-words"]
 if "random" in CONTROLS:
     EVALUATED += [f"{name}-random" for name in TEACHERS + CONTROLLED]
+for part in ("robustness", "export"):
+    if part in STUDY:
+        checked(check_known, STUDY[part].models, EVALUATED, f"models ({PARAMS}/{part}.yaml)")
 
 # A job is single-threaded unless it has the machine for itself; two-thread jobs side by side are
 # slower than one. A job on a cluster has the cores that it asked for.
@@ -82,8 +92,9 @@ if shutil.which("setpriv"):
     EXEC += "setsid setpriv --pdeathsig TERM "
 if shutil.which("timeout"):
     EXEC += "timeout --foreground --signal XCPU --kill-after 90 {resources.runtime}m "
-LOG = "> {LOGS}/$(basename {output} .ipynb).log 2>&1 "  # bars, warnings, errors
-RUN = LOG + EXEC + "python -m rolib.notebook {input.notebook} {output}"
+LOG = '> "{LOGS}/$(basename {output:q} .ipynb).log" 2>&1 '  # bars, warnings, errors
+RUN = LOG + EXEC + "python -m rolib.notebook {input.notebook} {output:q} "
+RUN += "$(printf -- '-f %s ' {input.parameters})"
 # What a job may take at most, with room: at the paper's shapes 2 to 5 GB were measured. Another
 # limit: --set-resources student:runtime=24h. What was stopped at its limit goes on from there.
 TRAINS = {"gpu": 1, "mem_mb": 16000, "runtime": "72h"}
@@ -102,6 +113,20 @@ def stop(number, frame):
     raise KeyboardInterrupt
 
 
+def strangers():
+    """Evaluations in the runs folder that the parameters do not have; the tables count them."""
+    seeds = {*STUDY["evaluate"].seeds, *(STUDY["task"].seeds if "task" in STUDY else [])}
+    models = {*EVALUATED, *(f"{name}-random" for name in TEACHERS)}  # those of the gate
+    found = set()
+    for run in (RUNS / "evaluation").glob("[!.]*/*/seed-*"):
+        model, task, seed = run.parts[-3:]
+        if model not in models:
+            found.add(model)
+        elif task not in STUDY["evaluate"].tasks or int(seed.removeprefix("seed-")) not in seeds:
+            found.add(f"{model}/{task}/{seed}")
+    return sorted(found)
+
+
 STOPPED, LOCK = [], open(RUNS / ".lock", "a+")
 
 
@@ -114,6 +139,9 @@ onstart:
         LOCK.seek(0)
         print(f"error: process {LOCK.read()} works on {RUNS}: wait for it or stop it", file=sys.stderr)
         os._exit(1)
+    if strangers():
+        print(f"note: {PARAMS} does not have these, but the tables count them:", *strangers(),
+              f"(move them out of {RUNS}/evaluation if they are old)", file=sys.stderr)
     LOCK.truncate(0)
     LOCK.write(str(os.getpid()))
     LOCK.flush()
@@ -161,7 +189,7 @@ rule teacher:
         source=f"-p source {config['source']}" if "source" in config else "",
     resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters}) {params.source}"
+        RUN + " {params.source}"
 
 
 def inputs_of(wildcards):
@@ -188,7 +216,7 @@ rule student:
         changes=changes_of,
     resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters}) {params.changes}"
+        RUN + " {params.changes}"
 
 
 def model_of(wildcards):
@@ -207,7 +235,7 @@ rule evaluate:
         DONE + "/03-{model}.ipynb",
     resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters}) -p model {wildcards.model}"
+        RUN + " -p model {wildcards.model}"
 
 
 def evaluation_of(model):
@@ -233,7 +261,7 @@ rule loyalty:
         f"{DONE}/04-analyse-loyalty.ipynb",
     resources: **READS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        RUN
 
 
 rule speed:
@@ -246,7 +274,7 @@ rule speed:
     threads: CORES  # alone on the machine, or the clock measures the neighbours
     resources: **READS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        RUN
 
 
 PARTS = {
@@ -269,7 +297,7 @@ rule report:
         f"{DONE}/06-report-results.ipynb",
     resources: **READS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        RUN
 
 
 rule page:  # what notebook 06 shows, without its code
@@ -280,9 +308,9 @@ rule page:  # what notebook 06 shows, without its code
         f"{RUNS}/report.html",
     resources: **READS
     shell:
-        LOG + EXEC + "jupyter nbconvert --log-level WARN --to html --template report "
-        "--TemplateExporter.extra_template_basedirs=notebooks/templates "
-        "--output-dir {RUNS} --output report {input.notebook}"
+        '> "{LOGS}/report.log" 2>&1 ' + EXEC + "jupyter nbconvert --log-level WARN --to html "
+        "--template report --TemplateExporter.extra_template_basedirs=notebooks/templates "
+        "--output-dir {RUNS:q} --output report {input.notebook:q}"
 
 
 # The rules below run on demand too: make ablation PROFILE=..., make task, make budget, make export.
@@ -298,7 +326,7 @@ rule ablation:
         f"{DONE}/09-ablate-ensemble.ipynb",
     resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        RUN
 
 
 rule task:
@@ -310,7 +338,7 @@ rule task:
         f"{DONE}/11-distil-at-task.ipynb",
     resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        RUN
 
 
 rule budget:
@@ -322,7 +350,7 @@ rule budget:
         f"{DONE}/12-vary-budget.ipynb",
     resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        RUN
 
 
 rule robustness:
@@ -334,7 +362,7 @@ rule robustness:
         f"{DONE}/07-measure-robustness.ipynb",
     resources: **TRAINS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        RUN
 
 
 rule export:
@@ -347,7 +375,7 @@ rule export:
     threads: CORES  # alone on the machine, as `speed`
     resources: **READS
     shell:
-        RUN + " $(printf -- '-f %s ' {input.parameters})"
+        RUN
 
 
 rule explore:  # not part of `all`: it leaves nothing but its page
@@ -359,4 +387,4 @@ rule explore:  # not part of `all`: it leaves nothing but its page
         f"{DONE}/08-explore-predictions.ipynb",
     resources: **READS
     shell:
-        RUN + " -f {input.parameters}"
+        RUN

@@ -84,13 +84,13 @@ def main() -> None:
     parser.add_argument("-f", action="append", default=[], metavar="FILE", help="a later one wins")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
     options = parser.parse_args()
-    overrides = {name: yaml.safe_load(value) for name, value in options.p}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGALRM):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, stop)
     try:
+        overrides = {name: yaml.safe_load(value) for name, value in options.p}
         run(options.notebook, options.output, options.f, overrides)
-    except config.ConfigError as error:
+    except (config.ConfigError, yaml.YAMLError) as error:
         sys.exit(f"error: {error}")
     except (papermill.PapermillExecutionError, DeadKernelError) as error:
         ran = f"(the cells that ran are in {options.output.with_suffix('.partial.ipynb')})"

@@ -36,7 +36,7 @@ class Config(BaseModel):
     @property
     def folder(self) -> Path:
         """The folder of this profile's results, below $ROLIB_RUNS or ROOT/runs."""
-        return Path(os.environ.get("ROLIB_RUNS") or ROOT / "runs") / self.profile
+        return ROOT / (os.environ.get("ROLIB_RUNS") or "runs") / self.profile
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows: parameter, value, meaning, allowed values."""
@@ -76,7 +76,7 @@ def validate(kind: type[C], values: dict, default: str, where: dict[str, str] | 
     where: the file of each key; for any other key it is `default`.
     """
     try:
-        return kind(**values)
+        return kind.model_validate(values)
     except ValidationError as error:
         # A wrong name first: it explains why the right one is missing.
         fault = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")

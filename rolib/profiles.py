@@ -59,8 +59,7 @@ def load_profile(profile: str, root: Path = config.ROOT / "params") -> dict[str,
     base = root / profile
     if not base.is_dir():
         known = ", ".join(sorted(path.parent.name for path in root.glob("*/common.yaml")))
-        known = known or "a folder of params/"
-        raise ConfigError(f"profile {profile!r}: no folder {base}; use one of {known}")
+        raise ConfigError(f"profile {profile!r}: no folder {base}; there are: {known}")
     common = base / "common.yaml"
     study: dict[str, Any] = {
         "speed": load(config.SpeedConfig, common, base / "speed.yaml"),
@@ -75,7 +74,7 @@ def load_profile(profile: str, root: Path = config.ROOT / "params") -> dict[str,
     here = {name: kind for name, kind in FURTHER.items() if (base / f"{name}.yaml").exists()}
     study |= {name: load(kind, common, base / f"{name}.yaml") for name, kind in here.items()}
     check_students(study, base / "students")
-    check_known(study["study"].parts, study, f"parts ({base / 'study.yaml'})")
+    check_known(study["study"].parts, here, f"parts ({base / 'study.yaml'})")
     readers = {"robustness", "export", "task"} & {*study["study"].parts}
     if readers and not study["evaluate"].keep_models:
         problem = "robustness, export and task read fine-tuned models, but keep_models is 0"
@@ -94,9 +93,12 @@ def check_further(study: dict[str, Any], name: str, file: Path) -> None:
         return check_known(models, study["teachers"] | students, f"models ({file})")
     check_known([chosen.student], students, f"student ({file})")
     base = study["evaluate"] if name == "task" else students[chosen.student]
+    shared = {key: value for key, value in config.to_dict(chosen).items() if hasattr(base, key)}
     for title, variant in getattr(chosen, "variants", {}).items():
-        where, values = f"variants.{title} ({file})", config.to_dict(base) | variant
+        where, values = f"variants.{title} ({file})", config.to_dict(base) | shared | variant
         one = config.validate(type(base), values, where)
+        if name == "ablation":
+            check_depth(one, study["teachers"][next(iter(one.teachers))].num_layers, where)
         names = getattr(one, "task_teachers", None) or getattr(one, "teachers", [])
         check_known([teacher.partition(":")[0] for teacher in names], study["teachers"], where)
 
@@ -107,6 +109,8 @@ def load_models(kind: type[C], base: Path, role: str, recipe: str) -> dict[str, 
     for file in sorted((base / f"{role}s").glob("*.yaml")):
         shared = [base / "common.yaml", base / "training.yaml", base / recipe]
         configs[file.stem] = load(kind, *shared, file)
+        if file.stem in ("ensemble", "bag-of-words") or CONTROL.sub("", file.stem) != file.stem:
+            raise ConfigError(f"{role} ({file}): {file.stem!r} has a meaning: take another name")
         if getattr(configs[file.stem], role) != file.stem:
             raise ConfigError(f"{role} ({file}): must be {file.stem!r}, as its file is: correct it")
     return configs

@@ -210,4 +210,4 @@ def test_a_wrong_parameter_stops_a_study_with_one_line(study, start):
     process = start("snakemake", *words)
     told = process.communicate(timeout=60)[1]
     assert process.returncode == 1
-    assert re.fullmatch(r"error: profile 'none': no folder .*; use one of .*demo.*\n", told), told
+    assert re.fullmatch(r"error: profile 'none': no folder .*; there are: .*demo.*\n", told), told

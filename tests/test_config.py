@@ -383,6 +383,29 @@ def test_a_student_with_the_name_of_a_teacher(params):
     refused(params, "bert-cased.yaml", "a teacher has the name 'bert-cased': take another")
 
 
+@pytest.mark.parametrize("name", ["ensemble", "bag-of-words", "small-mlm", "small-seed-2"])
+def test_a_name_that_means_something_else_in_the_tables(params, name):
+    file = params / "tiny" / "students" / f"{name}.yaml"
+    (params / "tiny" / "students" / "distil-cased.yaml").rename(file)
+    change(file, student=name)
+    refused(params, f"{name}.yaml", f"{name!r} has a meaning: take another name")
+
+
+@pytest.mark.parametrize(
+    ("shared", "variant", "told"),
+    [
+        ({"cached_pieces": 8}, {"soft_targets": "all"}, "cached_pieces: of masked tokens only"),
+        ({}, {"num_layers": 9}, "num_layers (variants.lift"),
+        ({}, {"layers": [9]}, "layers (variants.lift"),
+    ],
+)
+def test_a_variant_is_checked_as_the_notebook_runs_it(params, shared, variant, told):
+    change(params / "tiny" / "ablation.yaml", variants={"lift": variant}, **shared)
+    with pytest.raises(ConfigError) as caught:
+        profiles.load_profile("tiny", params)
+    assert told.split(":")[0] in str(caught.value) and "ablation.yaml" in str(caught.value)
+
+
 def test_a_name_that_is_not_its_files(params):
     file = params / "tiny" / "teachers" / "bert-cased.yaml"
     change(file, teacher="bert")
@@ -403,7 +426,7 @@ def test_a_copied_profile_that_keeps_its_old_name(params):
 
 
 def test_a_missing_profile(params):
-    with pytest.raises(ConfigError, match=r"profile 'huge': no folder .*huge; use one of tiny$"):
+    with pytest.raises(ConfigError, match=r"profile 'huge': no folder .*huge; there are: tiny$"):
         profiles.load_profile("huge", params)
 
 
