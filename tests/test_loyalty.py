@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from nervaluate import Evaluator
 from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr
-from sklearn.metrics import accuracy_score, mean_absolute_error, root_mean_squared_error
+from sklearn.metrics import accuracy_score, mean_absolute_error
 
 from rolib.analysis import loyalty
 from rolib.evaluation.predictions import Predictions, row_entropies
@@ -249,9 +250,6 @@ def test_regression_loyalty_by_hand():
     assert loyalty.regression_loyalty(teacher, student, 0, 5) == pytest.approx(
         1 - (0.2 + 0 + 0.4) / 3, abs=1e-12
     )
-    assert loyalty.regression_loyalty_rmse(teacher, student, 0, 5) == pytest.approx(
-        1 - math.sqrt(0.2 / 3), abs=1e-12
-    )
     assert loyalty.regression_loyalty_pearson(teacher, student) == pytest.approx(
         np.corrcoef(teacher, student)[0, 1]
     )
@@ -259,12 +257,10 @@ def test_regression_loyalty_by_hand():
 
 def test_scale_that_does_not_start_at_zero():
     assert loyalty.regression_loyalty([2.0], [4.0], 1, 5) == 0.5
-    assert loyalty.regression_loyalty_rmse([2.0], [4.0], 1, 5) == 0.5
 
 
 def test_clipping():
     assert loyalty.regression_loyalty([5.0, 0.0], [6.5, -3.0], 0, 5) == 1.0
-    assert loyalty.regression_loyalty_rmse([5.0, 0.0], [6.5, -3.0], 0, 5) == 1.0
     # Pearson sees the scores as they are
     raw = loyalty.regression_loyalty_pearson([1.0, 2.0, 5.0], [1.0, 2.0, 9.0])
     assert raw == pytest.approx(np.corrcoef([1, 2, 5], [1, 2, 9])[0, 1]) and raw < 0.999
@@ -275,19 +271,14 @@ def test_clipping():
 def test_regression_loyalty_properties(pair):
     teacher, student = pair
     scaled = np.clip(teacher, 0, 5) / 5, np.clip(student, 0, 5) / 5
-    absolute, squared = (
-        measure(teacher, student, 0, 5)
-        for measure in (loyalty.regression_loyalty, loyalty.regression_loyalty_rmse)
-    )
-    assert absolute == pytest.approx(1 - mean_absolute_error(*scaled), abs=1e-9)
-    assert squared == pytest.approx(1 - root_mean_squared_error(*scaled), abs=1e-9)
-    assert -1e-12 <= squared <= absolute + 1e-12 <= 1 + 2e-12
+    measure = partial(loyalty.regression_loyalty, low=0, high=5)
+    assert measure(teacher, student) == pytest.approx(1 - mean_absolute_error(*scaled), abs=1e-9)
+    assert -1e-12 <= measure(teacher, student) <= 1 + 1e-12
     order = np.random.default_rng(0).permutation(len(teacher))
-    for measure in (loyalty.regression_loyalty, loyalty.regression_loyalty_rmse):
-        assert measure(teacher, teacher, 0, 5) == 1.0
-        assert measure(teacher, student, 0, 5) == measure(student, teacher, 0, 5)
-        expected = pytest.approx(measure(teacher, student, 0, 5), abs=1e-12)
-        assert measure(teacher[order], student[order], 0, 5) == expected
+    assert measure(teacher, teacher) == 1.0
+    assert measure(teacher, student) == measure(student, teacher)
+    expected = pytest.approx(measure(teacher, student), abs=1e-12)
+    assert measure(teacher[order], student[order]) == expected
 
 
 def test_constant_scores():
@@ -295,8 +286,8 @@ def test_constant_scores():
     assert loyalty.regression_loyalty([2.0, 2.0], [2.0, 2.0], 0, 5) == 1.0
 
 
-@pytest.mark.parametrize("measure", [loyalty.regression_loyalty, loyalty.regression_loyalty_rmse])
-def test_regression_errors(measure):
+def test_regression_errors():
+    measure = loyalty.regression_loyalty
     for low, high in [(5, 0), (1, 1), (math.nan, 5), (0, math.inf)]:
         with pytest.raises(ValueError, match="low"):
             measure([1.0], [1.0], low, high)

@@ -126,8 +126,9 @@ def with_floor(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     Both are at other seeds. Further columns: floor, floor_low, floor_high; floor_gap, the loyalty
     minus the floor in the same resamples, with gap_low and gap_high; p of a student's gap in the
     loyalties of `TESTED`, with p_holm and holds (see `tables.corrected`). NaN with one seed.
-    With F fine-tuning seeds the interval of a loyalty, or of the floor, shows 1 / (F - 1)^2 of the
-    variance that the seeds of the teacher bring. That of the gap shows all of it.
+    With F fine-tuning seeds the interval of a loyalty shows 1 / (F - 1)^2 of the variance that the
+    seeds of the teacher bring, and that of the floor ((F - 2) / (2 (F - 1)))^2, a sixteenth for
+    three seeds. That of the gap shows all of it.
     """
     itself = table["model"] == table["teacher"]
     pair = ["teacher", "task", "measure"]

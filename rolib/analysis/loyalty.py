@@ -87,14 +87,6 @@ def regression_loyalty(
     return float(1.0 - np.mean(np.abs(teacher - student)))
 
 
-def regression_loyalty_rmse(
-    teacher_scores: ArrayLike, student_scores: ArrayLike, low: float, high: float
-) -> float:
-    """1 - RMSE on the clipped and scaled scores of `regression_loyalty`, 0 to 1. Same errors."""
-    teacher, student = _scaled(teacher_scores, student_scores, low, high)
-    return float(1.0 - np.sqrt(np.mean((teacher - student) ** 2)))
-
-
 def regression_loyalty_pearson(teacher_scores: ArrayLike, student_scores: ArrayLike) -> float:
     """Pearson correlation of the scores, -1 to 1; 0.0 if a side is constant.
 
@@ -115,10 +107,11 @@ def loyalty_scorer(task: Task, teachers: Sequence[Predictions], student: Predict
     """Loyalty of one run of a student to runs of a teacher, as a function of example weights.
 
     It is the mean over the teacher's runs, of:
-    regression: regression_loyalty, regression_loyalty_pearson and regression_loyalty_rmse on the
-    STS scale. Other tasks: label_loyalty, probability_loyalty (natural logarithm) and
-    probability_loyalty_base2; and as shares of the units, the flips (Dutta et al. 2024, "Accuracy
-    is Not All You Need"): lost (the teacher is right, the student wrong) and gained (the reverse).
+    regression: regression_loyalty, regression_loyalty_pearson and regression_loyalty_rmse (1 - the
+    root of the mean squared difference) on the STS scale. Other tasks: label_loyalty,
+    probability_loyalty (natural logarithm) and probability_loyalty_base2; and as shares of the
+    units, the flips (Dutta et al. 2024, "Accuracy is Not All You Need"): lost (the teacher is
+    right, the student wrong) and gained (the reverse).
     ner also: span_loyalty, the strict micro F1 of the student's spans against the teacher's (0.0 if
     neither has a span).
     Both sides must have the same label order, which is not checked. ValueError if they differ in

@@ -8,10 +8,10 @@ the variance between the seeds (`over_runs`).
 """
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,13 +21,12 @@ from threadpoolctl import threadpool_limits
 from rolib.evaluation.metrics import Scorer
 
 CHUNK = 200  # resamples at a time: their weights and ranks fit into the processor's cache
-Key = TypeVar("Key", bound=Hashable)
 Scores = dict[str, np.ndarray]  # score name -> (..., resamples)
 
 
 def bootstrap(
-    models: Mapping[Key, list[list[Scorer]]], examples: int, resamples: int = 10_000, seed: int = 0
-) -> dict[Key, Scores]:
+    models: Mapping[Any, list[list[Scorer]]], examples: int, resamples: int = 10_000, seed: int = 0
+) -> dict[Any, Scores]:
     """The scores of each run of each model in every resample of the test examples.
 
     models: nested lists of scorers, `[distillation seed][fine-tuning seed]`. Draws have the shape
@@ -49,7 +48,7 @@ def bootstrap(
     return {model: _joined(parts) for model, parts in zip(models, by_model, strict=True)}
 
 
-def _check_seeds(models: Mapping[Key, list[list[Scorer]]]) -> None:
+def _check_seeds(models: Mapping[Any, list[list[Scorer]]]) -> None:
     """Raise ValueError for runs that do not form a full grid, or grids that cannot be paired."""
     grids = {model: [len(by_seed) for by_seed in runs] for model, runs in models.items()}
     distilled = {len(grid) for grid in grids.values()} - {1}

@@ -88,10 +88,9 @@ def answers(objective: Objective, batch: list[View]) -> Iterator[dict[str, bytes
 
 def megabytes(objective: Objective, tokens: int) -> float:
     """The size of a cache of so many tokens, at most: as if every masked piece were soft."""
-    size = 0
-    for teacher in objective.teachers:
-        shape = teacher.model.model.config
-        size += 12 * min(objective.config.cached_pieces, shape.vocab_size) + 4 * shape.hidden_size
+    shapes = [teacher.model.model.config for teacher in objective.teachers]
+    kept = objective.config.cached_pieces
+    size = sum(12 * min(kept, shape.vocab_size) + 4 * shape.hidden_size for shape in shapes)
     return objective.config.mask_share * size * tokens / 1e6
 
 

@@ -199,8 +199,8 @@ def train(
     student its vocabulary and its start. The states of each further one are compared through a
     trainable map, which is not saved. Without teachers the student is pre-trained by masked words.
     cache: stored answers, read in place of running the teachers. on_log is called with each
-    metrics record. SIGINT and SIGTERM act after the step, when a checkpoint is saved. Raises
-    FloatingPointError for a loss that is not finite.
+    metrics record. SIGINT and SIGTERM act after the step, when a checkpoint is saved; in several
+    processes after the next record. Raises FloatingPointError for a loss that is not finite.
     """
     training.keep_freed_memory()
     run = Run(config, student, tokenizers, folder, teachers, cache)
@@ -218,13 +218,14 @@ def train(
             accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
             run.optimizer.step()
             run.optimizer.zero_grad()
+            learning_rate = run.schedule.get_last_lr()[0]
             run.schedule.step()
             records.add(means, sum(len(batch[0]["tokens"]) for batch in micro_batches))
 
             # Step 5: log. Only here and at a checkpoint the device is waited for.
             last, at_checkpoint = step == config.steps, step % config.checkpoint_every == 0
             at_log = last or step % config.log_every == 0
-            record = records.next(step, run.schedule.get_last_lr()[0]) if at_log else {}
+            record = records.next(step, learning_rate) if at_log else {}
 
             # Step 6: the held-out loss.
             if at_checkpoint or last:

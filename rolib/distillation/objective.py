@@ -78,8 +78,9 @@ class Objective:
     Terms: ce (soft targets of all teachers), mlm (masked words), cos (states of the first teacher)
     and cos_<name> (of a further one). Without a teacher mlm is the only one. Only logged, for each
     teacher with another vocabulary: coverage_<name>, the share of masked words where it and the
-    student predict at one place; mass_<name>, the share of its probability there that has a
-    counterpart in the student's vocabulary.
+    student predict at one place; mass_<name>, the share of its probability at such places, where
+    there are soft targets, that has a counterpart in the student's vocabulary (0 if nothing is
+    projected).
     """
 
     def __init__(
