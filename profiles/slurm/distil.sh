@@ -14,10 +14,12 @@
 #
 # changes.yaml: parameters that go before those of the profile.
 # Two minutes before its time is over the training writes a checkpoint; the same command goes on from
-# there. A study finds the finished student and trains the rest (make study PROFILE=paper).
+# there: on as many nodes as before, and if `log_every` steps take less than 100 seconds. A study
+# finds the finished student and trains the rest (make study PROFILE=paper); one that changes.yaml
+# has changed it trains again.
 #
-# The batch of an optimizer step is batch_size x accumulation x processes: lower `accumulation` as
-# the processes become more.
+# The batch of an optimizer step is batch_size x accumulation x processes: lower `accumulation`, in
+# the profile, as the processes become more.
 set -eu
 if [ -z "${MAIN_NODE:-}" ]; then  # start this script once on each node
     MAIN_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
