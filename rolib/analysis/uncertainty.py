@@ -95,9 +95,10 @@ def over_runs(draws: ArrayLike) -> np.ndarray:
 
     Coverage of 95 % intervals in simulations (tests/benchmarks/coverage.py): 93 to 97 % where seeds
     have at most about the variance of the examples, and 98 % for two methods with 3 x 3 seeds
-    whose single runs differ much; 94 to 96 % where one kind of seeds has all the variance
-    (multinomial weights of 3 seeds: 75 %), 97 % where both have it. A difference of single runs,
-    which is due to neither kind, counts for both: 98 % or more where it has all the variance.
+    whose single runs differ much; 92 to 97 % for two methods with 2 x 3 seeds, 92 where the
+    distillation seeds have most of the variance; 94 to 96 % where one kind of seeds has all of it
+    (multinomial weights of 3 seeds: 75 %), 95 to 97 % where both have it. A difference of single
+    runs, which is due to neither kind, counts for both: 98 % or more where it has all the variance.
     ValueError if there is no draw, for another shape or a NaN.
     """
     runs = np.asarray(draws, dtype=np.float64)

@@ -55,6 +55,7 @@ Grid = tuple[int, int]  # distillation seeds, fine-tuning seeds
 ROWS: list[tuple[str, list[Grid], int]] = [
     *[("realistic", list(grids), 300) for grids in ([(3, 3)], [(1, 3)], [(3, 1)], [(5, 5)])],
     *[("realistic", [(3, 3), other], 300) for other in ((1, 3), (3, 3), (1, 1))],
+    *[("realistic", [(2, 3), other], 300) for other in ((1, 3), (2, 3))],  # of figures/mini
     *[("extreme", list(grids), 300) for grids in ([(3, 3)], [(5, 5)], [(3, 3), (3, 3)])],
     *[("accuracy", list(grids), 1000) for grids in ([(3, 3)], [(3, 3), (1, 3)])],
 ]
