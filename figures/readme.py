@@ -103,10 +103,8 @@ def claims() -> str:
     cells: dict[str, dict[str, str]] = {}
     for row in table.itertuples():
         measured = f"{row.value:.1f}" + f" ({row.low:.1f} to {row.high:.1f})" * (row.low < row.high)
-        if row.claim == LOYAL:  # the note has the gap, where there is a floor
-            measured = f"{row.value:.3f}"
-            gap = re.search(r"gap (\S+ \(.*?\))", row.note)
-            measured = gap[1] if gap else measured
+        if row.claim == LOYAL:  # the note has the gap
+            measured = re.search(r"gap (\S+ \(.*?\))", row.note)[1]
         cells.setdefault(claim_row(row), {})[row.model] = f"{measured}, {row.verdict}"
     models = sorted(table["model"].unique())
     rows = [["claim", *[f"`{model}`" for model in models]]]
@@ -115,7 +113,7 @@ def claims() -> str:
 
 
 def findings() -> str:
-    """What else the study says: speed, sentences, careless writing."""
+    """What else the study says: speed, random weights, careless writing, budgets."""
     speed = pd.read_csv(STUDY / "speed.csv").query("role == 'student'")
     gaps = pd.read_csv(STUDY / "comparisons.csv").query("role == 'random control'")
     lost = (gaps["holds"] & (gaps["difference"] < 0)).groupby(gaps["task"]).all()

@@ -100,10 +100,11 @@ def study(tmp_path, start):
         cells = [f"# {call and call[0]}", WAIT, "assert teacher != 'bert-cased'"]
         write_notebook(tmp_path / "notebooks" / path.name, *cells)
 
-    def study(*targets, options=("--cores", "2")):
+    def study(*targets, options=("--cores", "2"), places=(), **more):
         done = tmp_path / "runs" / "tiny" / "notebooks"
         flags = "--quiet all --keep-going --nolock --rerun-incomplete --config profile=tiny".split()
-        return start("snakemake", *options, *flags, "--", *(done / f"{t}.ipynb" for t in targets))
+        places = [*places, *(done / f"{target}.ipynb" for target in targets)]
+        return start("snakemake", *options, *flags, "--", *places, **more)
 
     return study
 
@@ -152,6 +153,21 @@ def test_a_stopped_or_killed_study_leaves_no_process_and_goes_on(tmp_path, study
         f"01-bert-cased failed; its log is {log}",
     ]
     assert log.read_text().split("\n")[-2].startswith("error: AssertionError: ")
+
+
+def test_a_study_names_what_its_tables_count_without_its_parameters(tmp_path, study):
+    """In a folder with a space in its name, too."""
+    runs = tmp_path / "some runs"
+    known, strangers = ["bert-cased/upos/seed-1"], ["distil-old", "bert-cased/upos/seed-9"]
+    for run in (*known, "distil-old/upos/seed-1", *strangers[1:]):
+        (runs / "tiny" / "evaluation" / run).mkdir(parents=True)
+    (runs / "go-on").touch()
+    target = str(runs / "tiny" / "notebooks" / "01-bert-uncased.ipynb")
+    process = study(options=("--cores", "1"), places=[target], ROLIB_RUNS=str(runs))
+    assert process.wait(90) == 0, process.stderr.read()
+    [note] = [line for line in process.stderr.read().split("\n") if line.startswith("note: ")]
+    assert all(name in note for name in strangers) and "upos/seed-1" not in note
+    assert (runs / "tiny" / "logs" / "01-bert-uncased.log").exists()
 
 
 def test_a_notebook_that_reaches_its_time_limit_says_so(tmp_path, study):

@@ -145,7 +145,6 @@ def test_normalising_undoes_the_cedilla(text):
 def test_no_perturbation_changes_the_length_of_romanian_text(text):
     for function in PERTURBATIONS.values():
         assert len(function(text)) == len(text)
-        assert function(unicodedata.normalize("NFD", text)) or not text
 
 
 @given(ROMANIAN)

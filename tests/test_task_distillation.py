@@ -419,7 +419,7 @@ def test_the_gold_labels_of_unlabelled_examples_change_nothing(study, task, monk
     assert weights(right) == weights(wrong)
 
 
-def test_a_changed_teacher_or_weight_makes_a_run_anew(study, monkeypatch):
+def test_a_changed_teacher_or_weight_makes_a_run_anew(study):
     recipe, folder = distilled("sts", keep_models=0), study / "task" / "x"
     stages.evaluate_model(recipe, folder=folder)
     manifest = folder / "sts" / "seed-1" / "manifest.json"
@@ -428,8 +428,12 @@ def test_a_changed_teacher_or_weight_makes_a_run_anew(study, monkeypatch):
     before = manifest.stat().st_mtime_ns
     stages.evaluate_model(recipe, folder=folder)
     assert manifest.stat().st_mtime_ns == before
-    stages.evaluate_model(recipe.model_copy(update={"alpha_task": 0.6}), folder=folder)
-    assert manifest.stat().st_mtime_ns != before
+    heavier = recipe.model_copy(update={"alpha_task": 0.6})
+    stages.evaluate_model(heavier, folder=folder)
+    assert (again := manifest.stat().st_mtime_ns) != before
+    stages.evaluate_model(config("sts", model="lower", learning_rates={"sts": [5e-3]}))
+    stages.evaluate_model(heavier, folder=folder)
+    assert manifest.stat().st_mtime_ns != again
 
 
 # --- notebook 11 ----------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def score_predictions(task: Task, predictions: pd.DataFrame) -> dict[str, float]
 
     ner: see `span_scorer`. Other taggers and classifiers: `label_scorer`. Regression:
     `correlation_scorer`. ValueError for a table that `Predictions` refuses, or for a NER sentence
-    that lacks a word.
+    that lacks a word before another.
     """
     run = Predictions.of(predictions)
     return at_ones(scorer(task, run), run.num_examples)
