@@ -115,14 +115,15 @@ def stop(number, frame):
 
 def strangers():
     """Evaluations in the runs folder that the parameters do not have; the tables count them."""
-    seeds = {*STUDY["evaluate"].seeds, *(STUDY["task"].seeds if "task" in STUDY else [])}
+    numbers = [*STUDY["evaluate"].seeds, *(STUDY["task"].seeds if "task" in STUDY else [])]
+    seeds = [f"seed-{number}" for number in numbers]
     models = {*EVALUATED, *(f"{name}-random" for name in TEACHERS)}  # those of the gate
     found = set()
-    for run in (RUNS / "evaluation").glob("[!.]*/*/seed-*"):
+    for run in (RUNS / "evaluation").glob("[!.]*/*/seed-[0-9]*"):
         model, task, seed = run.parts[-3:]
         if model not in models:
             found.add(model)
-        elif task not in STUDY["evaluate"].tasks or int(seed.removeprefix("seed-")) not in seeds:
+        elif task not in STUDY["evaluate"].tasks or seed not in seeds:
             found.add(f"{model}/{task}/{seed}")
     return sorted(found)
 
