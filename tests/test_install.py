@@ -54,7 +54,7 @@ def test_the_installed_package_works_outside_the_repository(installed, tmp_path)
     assert Path(module).is_relative_to(installed)
     assert Path(student) == tmp_path / "runs" / "demo" / "students" / "distil-cased"
     assert (Path(student) / "model.safetensors").exists()
-    assert error == f"profile 'other': no folder {tmp_path}/params/other; use one of demo"
+    assert error == f"profile 'other': no folder {tmp_path}/params/other; there are: demo"
 
 
 def test_every_file_of_the_package_is_installed(installed):

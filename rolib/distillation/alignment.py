@@ -77,6 +77,8 @@ def check_normalisers(tokenizer: Tokenizer, other: Tokenizer, names: tuple[str, 
     A cased and a lower-casing tokenizer agree: lower-casing the cased one's text gives the
     other's. One that keeps case and drops accents and one that does the reverse do not agree.
     """
+    for name, each in zip(names, (tokenizer, other), strict=True):
+        check_wordpiece(each, name)
     read, read_other = normaliser(tokenizer), normaliser(other)
     for probe in PROBES:
         one, two = read(probe), read_other(probe)

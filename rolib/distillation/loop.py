@@ -218,14 +218,13 @@ def train(
             accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
             run.optimizer.step()
             run.optimizer.zero_grad()
-            learning_rate = run.schedule.get_last_lr()[0]
-            run.schedule.step()
             records.add(means, sum(len(batch[0]["tokens"]) for batch in micro_batches))
 
             # Step 5: log. Only here and at a checkpoint the device is waited for.
             last, at_checkpoint = step == config.steps, step % config.checkpoint_every == 0
             at_log = last or step % config.log_every == 0
-            record = records.next(step, learning_rate) if at_log else {}
+            record = records.next(step, run.schedule.get_last_lr()[0]) if at_log else {}
+            run.schedule.step()  # to the rate of the next step
 
             # Step 6: the held-out loss.
             if at_checkpoint or last:
