@@ -464,3 +464,35 @@ def test_pairs_of_seeds_become_values_of_seeds(count):
     found = cells.by_seed(np.stack(pairs, axis=1), count)
     wanted = seeds if count > 2 else seeds.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
+def test_gold_alone_takes_at_least_the_steps_of_the_ensemble(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    config = load_profile("mini")["task"].model_copy(update={"tasks": ["xpos", "di"]})
+    epochs = {"xpos": (4, 4000), "di": (3, 3700)}  # and examples without labels
+    for task, (number, unlabelled) in epochs.items():
+        counts = {"train": {"examples": 1500, "unlabelled": unlabelled}}
+        scores = tmp_path / f"mini/task/ensemble/{task}/seed-1/scores.json"
+        scores.parent.mkdir(parents=True)
+        scores.write_text(json.dumps({"counts": counts, "recipe": {"epochs": number}}))
+    places = {"ensemble": "task/ensemble"}
+    cells = functions_of("11-distil-at-task", config=config, places=places)
+    assert cells.as_long_as("ensemble") == {"xpos": [15], "di": [11]}
+    for task, [number] in cells.as_long_as("ensemble").items():
+        wanted = epochs[task][0] * (1500 + epochs[task][1])
+        assert (number - 1) * 1500 < wanted <= number * 1500
+
+
+def test_the_variants_heed_the_parameters_of_the_notebook(tmp_path, monkeypatch):
+    """The recipe is that of the first seed of notebook 03, whatever seeds the variants have."""
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    study, own = load_profile("mini"), {"seed": 7, "data": "sample", "precision": "bfloat16"}
+    config = study["task"].model_copy(update=own | {"seeds": [4, 2], "tasks": ["upos"]})
+    cells = functions_of("11-distil-at-task", config=config, settings=study)
+    assert cells.settings_for("distil-multi").items() >= (own | {"seeds": [4, 2]}).items()
+    scores = tmp_path / "mini/evaluation/distil-multi/upos/seed-1/scores.json"
+    scores.parent.mkdir(parents=True)
+    recipe = {"learning_rate": 1e-3, "epochs": 3, "pooling": ""}
+    scores.write_text(json.dumps({"recipe": recipe}))
+    chosen = {"learning_rates": {"upos": [1e-3]}, "epochs": {"upos": [3]}, "pooling": {}}
+    assert cells.chosen("distil-multi") == chosen
