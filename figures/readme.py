@@ -112,8 +112,17 @@ def claims() -> str:
     return table_text(rows)
 
 
+def less_loyal() -> str:
+    """Of each student and teacher, or their ensemble: what is shown to be below the floor."""
+    gaps = pd.read_csv(STUDY / "loyalty.csv").query("role == 'student' and task == 'mean'")
+    below = gaps[gaps["holds"] & (gaps["floor_gap"] < 0)]
+    kinds = below["measure"].str.removesuffix("_loyalty")
+    pairs = kinds.groupby([below["model"], below["teacher"]]).agg(", ".join)
+    return "; ".join(f"`{model}` to `{other}` ({kind})" for (model, other), kind in pairs.items())
+
+
 def findings() -> str:
-    """What else the study says: speed, random weights, careless writing, budgets."""
+    """What else the study says: speed, loyalty, random weights, careless writing, budgets."""
     speed = pd.read_csv(STUDY / "speed.csv").query("role == 'student'")
     gaps = pd.read_csv(STUDY / "comparisons.csv").query("role == 'random control'")
     lost = (gaps["holds"] & (gaps["difference"] < 0)).groupby(gaps["task"]).all()
@@ -135,6 +144,8 @@ def findings() -> str:
     quick, slow = speed["speed_up"].max(), speed["speed_up"].min()
     lines = [
         f"A student is {slow:.1f} to {quick:.1f} times as fast as its teacher.",
+        f"Less loyal than two fine-tuning seeds of the teacher are to each other (each holds): "
+        f"{less_loyal()}.",
         f"Fine-tuned random weights are above every teacher and student on {behind} (holds).",
         f"Lost diacritics cost {plain.min():.0f} to {plain.max():.0f} points of the mean score, "
         f"text in capitals {upper.min():.0f} to {upper.max():.0f} ({names}): one fine-tuning "
@@ -143,7 +154,8 @@ def findings() -> str:
         f"from {first:.1f} to {last:.1f}, the label loyalty from {near:.3f} to {nearer:.3f}; "
         f"{differ}.",
     ]
-    return "\n".join(textwrap.fill(f"- {line}", 98, subsequent_indent="  ") for line in lines)
+    look = {"width": 98, "subsequent_indent": "  ", "break_on_hyphens": False}  # names have some
+    return "\n".join(textwrap.fill(f"- {line}", **look) for line in lines)
 
 
 def difference_text(row) -> str:
