@@ -91,7 +91,7 @@ def main() -> None:
         overrides = {name: yaml.safe_load(value) for name, value in options.p}
         run(options.notebook, options.output, options.f, overrides)
     except (config.ConfigError, yaml.YAMLError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")  # YAML's have several lines
     except (papermill.PapermillExecutionError, DeadKernelError) as error:
         ran = f"(the cells that ran are in {options.output.with_suffix('.partial.ipynb')})"
         if stops:

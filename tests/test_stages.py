@@ -187,3 +187,18 @@ def test_layers_matter_only_to_what_inherits_them(
     made = manifest.stat().st_mtime_ns
     stages.distil_student(config.model_copy(update={"layers": [1]}))
     assert (manifest.stat().st_mtime_ns != made) == trained_again
+
+
+def test_a_process_of_a_group_leaves_the_gate_to_who_started_it(
+    teacher_config, tmp_path, monkeypatch
+):
+    """Else each of them would end with an error, in place of the one line of the gate."""
+    file, judged = tmp_path / "teacher.yaml", []
+    settings = stages.to_dict(teacher_config(require_gate=True))
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    monkeypatch.setattr(stages.sys, "argv", ["stages", "prepare_teacher", "folder", str(file)])
+    monkeypatch.setattr(
+        stages, "prepare_teacher", lambda config, folder: judged.append(config.require_gate)
+    )
+    stages.main()
+    assert judged == [False]
