@@ -18,7 +18,6 @@ from rolib.parameters import (  # noqa: F401 (all that a notebook needs comes fr
     ConfigError,
     Name,
     Size,
-    allowed_values,
     from_notebook,
     to_dict,
     validate,

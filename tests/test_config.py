@@ -591,7 +591,7 @@ def test_the_table_shows_value_meaning_and_allowed_values(student_config, teache
 
 def allowed_of(kind):
     properties = kind.model_json_schema()["properties"]
-    return {name: config.allowed_values(field) for name, field in properties.items()}
+    return {name: parameters.allowed_values(field) for name, field in properties.items()}
 
 
 # --- blocks, seeds and revisions ------------------------------------------------------------------

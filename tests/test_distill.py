@@ -15,12 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import DistilBertConfig, DistilBertForMaskedLM
 
 from rolib import training
+from rolib.config import ConfigError
 from rolib.distillation import loop
 from rolib.distillation.losses import IGNORE
 from rolib.distillation.masking import MaskingCollator
 from rolib.distillation.models import MaskedLM, init_student
 from rolib.distillation.objective import Objective, Teacher
-from rolib.runs import read_metrics
+from rolib.runs import read_json, read_metrics, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -566,6 +567,20 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_again(run, work, s
         run(student_config(), folder=folder, on_log=stop_at(2))
     assert same_weights(run(student_config(), folder=folder), run(student_config()))
     assert [record["step"] for record in read_metrics(folder / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused(run, work, student_config):
+    """They share out the blocks of a step, so its number would mean others."""
+    folder, config = work(), student_config(steps=4, checkpoint_every=2)
+    with pytest.raises(Interrupted):
+        run(config, folder=folder, on_log=stop_at(3))
+    file = folder / "checkpoints" / "step-2" / "manifest.json"
+    write_json(file, read_json(file, "") | {"processes": 2})
+    with pytest.raises(ConfigError, match="begun by 2 processes: take as many"):
+        run(config, folder=folder)
+    assert file.exists()  # nothing is lost
+    write_json(file, read_json(file, "") | {"processes": 1})
+    run(config, folder=folder)
 
 
 def test_taking_checkpoints_does_not_change_the_training(run, student_config, toy_blocks):

@@ -231,7 +231,7 @@ def test_teachers_that_nothing_is_learned_from_are_not_run(
     config = student_config(alpha_ce=0.0, alpha_cos=0.0)
     monkeypatch.setattr(Objective, "answer", lambda *_: pytest.fail("a teacher was run"))
     terms = terms_of(student_of(toy_bert), teachers(), batch, config)
-    assert terms["mlm"] > 0 and set(terms) == {"mlm", "coverage_lower", "mass_lower"}
+    assert terms["mlm"] > 0 and set(terms) == {"mlm", "coverage_lower"}
 
 
 def test_weights_of_the_terms(student_config, teachers):
@@ -244,6 +244,12 @@ def test_weights_of_the_terms(student_config, teachers):
     ]:
         assert alphas_of(both, student_config(**changes)) == wanted | measures
     assert alphas_of(both[:1], student_config()) == {"ce": 5.0, "mlm": 2.0, "cos": 1.0}
+
+
+@pytest.mark.parametrize("strategy", ["uld", "none"])
+def test_without_a_projection_no_mass_is_logged(strategy, student_config, teachers):
+    terms = alphas_of(teachers(), student_config(soft_target_strategy=strategy))
+    assert set(terms) == {"ce", "mlm", "cos", "cos_lower", "coverage_lower"}
 
 
 # --- invariants -----------------------------------------------------------------------------------

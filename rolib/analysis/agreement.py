@@ -148,12 +148,11 @@ def with_floor(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
 
 def calibration_bins(member: Any, seeds: list[int], runs: Runs) -> Iterator[pd.DataFrame]:
     """The table of `uncertainty.reliability` of each run of a row of `study.present`."""
-    for checkpoint, by_seed in zip(member.checkpoints, runs, strict=True):
+    for folder, by_seed in zip(member.checkpoints, runs, strict=True):
         for seed, run in zip(seeds, by_seed, strict=True):
             confidence = run.probabilities.max(axis=1)
             bins = uncertainty.reliability(confidence, run.gold == run.predicted)
-            facts = {"checkpoint": checkpoint, "seed": seed, "model": member.model}
-            yield bins.assign(**facts, role=member.role)
+            yield bins.assign(checkpoint=folder, seed=seed, model=member.model, role=member.role)
 
 
 def pair_tables(

@@ -227,8 +227,7 @@ def ensemble_predictions(models: Sequence[Predictions], labels: Sequence[str]) -
     """
     check_paired({f"table of model {number}": model for number, model in enumerate(models, 1)})
     if not labels:
-        scores = np.stack([model.predicted for model in models])
-        return replace(models[0], predicted=scores.mean(axis=0))
+        return replace(models[0], predicted=np.mean([model.predicted for model in models], axis=0))
     mean = np.stack([model.probabilities for model in models]).mean(axis=0, dtype=np.float64)
     predicted = np.array(labels, dtype=object)[mean.argmax(axis=1)]
     return replace(models[0], predicted=predicted, probabilities=mean)

@@ -97,8 +97,7 @@ def load_task(name: str, data_root: Path | str) -> DatasetDict:
     Raises FileNotFoundError for a missing file, and ValueError for an unknown measure, a malformed
     line, an unknown label, a repeated id or an empty split.
     """
-    files = task_source(name, data_root).files
-    task = TASKS[name]
+    files, task = task_source(name, data_root).files, TASKS[name]
     parts = dict(zip(SPLITS, _READERS.get(task.dataset, _tagging)(name, files), strict=True))
     for split, rows in parts.items():
         place = f"{task.dataset}: the {split} split of task {name}"

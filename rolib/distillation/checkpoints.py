@@ -12,6 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from rolib.config import ConfigError
 from rolib.runs import check_files, hash_files, read_json, read_metrics, write_json, write_text
 
 
@@ -35,8 +36,8 @@ def save_checkpoint(
     accelerator.save_state(str(temporary), safe_serialization=False)  # tied weights stay tied
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        content = {"files": hash_files(temporary), "since": since}
-        write_json(temporary / "manifest.json", content)
+        facts = {"files": hash_files(temporary), "processes": accelerator.num_processes}
+        write_json(temporary / "manifest.json", facts | {"since": since})
         temporary.rename(temporary.with_name(f"step-{step}"))
         for path in checkpoints(folder)[:-2]:
             shutil.rmtree(path)
@@ -45,7 +46,8 @@ def save_checkpoint(
 def resume(accelerator: Accelerator, folder: Path) -> tuple[int, dict[str, Any]]:
     """Load the newest checkpoint that is whole; returns its step and `since`; 0 without one.
 
-    Metrics of later steps are removed, since those steps will be trained again.
+    Metrics of later steps are removed, since those steps will be trained again. ConfigError for a
+    checkpoint of another number of processes, since a step of these has other blocks.
     """
     step, spoiled = 0, []
     since: dict[str, Any] = {"means": [], "tokens": 0, "seconds": 0.0}
@@ -55,9 +57,11 @@ def resume(accelerator: Accelerator, folder: Path) -> tuple[int, dict[str, Any]]
         except (ValueError, FileNotFoundError):
             spoiled.append(path)
             continue
+        found = read_json(path / "manifest.json", "")
+        if (before := found["processes"]) != accelerator.num_processes:
+            raise ConfigError(f"{folder}: begun by {before} processes: take as many, or delete it")
         accelerator.load_state(str(path))
-        step = int(path.name.removeprefix("step-"))
-        since = read_json(path / "manifest.json", "")["since"]
+        step, since = int(path.name.removeprefix("step-")), found["since"]
         break
     accelerator.wait_for_everyone()
     for path in spoiled if accelerator.is_main_process else []:

@@ -78,9 +78,8 @@ class Objective:
     Terms: ce (soft targets of all teachers), mlm (masked words), cos (states of the first teacher)
     and cos_<name> (of a further one). Without a teacher mlm is the only one. Only logged, for each
     teacher with another vocabulary: coverage_<name>, the share of masked words where it and the
-    student predict at one place; mass_<name>, the share of its probability at such places, where
-    there are soft targets, that has a counterpart in the student's vocabulary (0 if nothing is
-    projected).
+    student predict at one place; and if it is projected mass_<name>, the share of its soft
+    targets' probability that has a counterpart in the student's vocabulary.
     """
 
     def __init__(
@@ -115,7 +114,8 @@ class Objective:
         for teacher in self.teachers:
             if teacher.view:
                 terms.append(Term(f"coverage_{teacher.name}", 0.0, "masked_words"))
-                terms.append(Term(f"mass_{teacher.name}", 0.0, "soft", teacher.view))
+                if config.alpha_ce and config.soft_target_strategy in ("lift", "intersection"):
+                    terms.append(Term(f"mass_{teacher.name}", 0.0, "soft", teacher.view))
         return terms
 
     def cosine_name(self, teacher: Teacher) -> str:
