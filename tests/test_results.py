@@ -12,17 +12,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from cells import functions_of
+from cells import after_cells, functions_of
 from oracles import bootstrap_difference, bootstrap_scores, expected_calibration_error, table_of
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, recall_score
 
 from rolib.analysis import agreement, study, tables, uncertainty
 from rolib.analysis import loyalty as loyalties
 from rolib.analysis.loyalty import probability_loyalty
-from rolib.config import AnalyseConfig
+from rolib.config import ROOT, AblationConfig, AnalyseConfig, BudgetConfig
 from rolib.evaluation.metrics import score_predictions
 from rolib.evaluation.predictions import Predictions
 from rolib.measures import TASKS
+from rolib.profiles import load
 
 REPORT = functions_of("06-report-results")
 NER_TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
@@ -978,3 +979,33 @@ def test_the_labels_of_a_budget_and_its_floor_by_a_loop(config):
     assert cells.label_loyalty("upos", student[:1], teacher[:1]) == pytest.approx(same)
     alone = teacher[:1]
     assert np.isnan(cells.label_loyalty("upos", alone, alone))
+
+
+# --- notebooks 09 and 12 --------------------------------------------------------------------------
+
+OWN = {"seed": 7, "data": "some folder", "precision": "bfloat16"}
+
+
+def parameters_of(kind, name, **changes):
+    """The parameters of a notebook in the profile `tiny`."""
+    files = [ROOT / "params" / "tiny" / f"{file}.yaml" for file in ("common", name)]
+    return load(kind, *files, **changes)
+
+
+def test_an_ablation_heeds_its_own_seed_data_and_precision():
+    config = parameters_of(AblationConfig, "ablation", **OWN)
+    cells = after_cells("09-ablate-ensemble", "09-06", config=config)
+    assert list(cells.checked) == list(config.variants)
+    for one in (*cells.checked.values(), cells.evaluation):
+        assert {key: getattr(one, key) for key in OWN} == OWN
+    assert {variant.steps for variant in cells.checked.values()} == {config.steps}
+
+
+@pytest.mark.parametrize("changes", [{}, *({key: value} for key, value in OWN.items())])
+def test_a_curve_heeds_its_own_seed_data_and_precision(changes):
+    """The student of the study stands in the curve only if it was made with the same ones."""
+    config = parameters_of(BudgetConfig, "budget", **changes)
+    cells = after_cells("12-vary-budget", "12-05", config=config)
+    for one in (cells.recipe, cells.evaluation):
+        assert {key: getattr(one, key) for key in OWN} == {key: getattr(config, key) for key in OWN}
+    assert cells.trained == ([] if changes else cells.settings["study"].distillation_seeds)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from cells import functions_of
+from cells import after_cells, functions_of
 from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -477,3 +477,20 @@ def test_the_table_holds_the_chosen_models_alone(measured):
     assert set(table["model"]) == {"small"} and "label_loyalty" in set(table["score"])
     # A teacher that was not measured now: scores, but no loyalty to what it once answered.
     assert set(table_of(measured, ["small"], ["sapn"], ())["score"]) == {"accuracy"}
+
+
+def test_the_teachers_of_the_chosen_models_are_measured_too(measured, monkeypatch):
+    """Loyalty needs their answers under the same perturbations; they get no rows of their own."""
+    places = [measured / "evaluation" / model / "sapn" / "seed-1" for model in ("small", "big")]
+
+    def kept_runs(config, tasks, models):
+        assert set(models) == {"small", "big"} and tasks == config.tasks
+        return places
+
+    monkeypatch.setattr("rolib.evaluation.robustness.kept_runs", kept_runs)
+    known = {"config": config(models=["small"], tasks=["sapn"]), "members": members(config())}
+    known["teacher_of"] = known["members"].set_index("model")["teacher"]
+    known["measure"] = lambda run: dict(zip(("model", "task"), run.parts[-3:-1], strict=True))
+    found = after_cells("07-measure-robustness", "07-09", **known)
+    assert found.measured == [{"model": "small", "task": "sapn"}]
+    assert found.of_teachers == {("small", "sapn"), ("big", "sapn")}
