@@ -114,7 +114,7 @@ class Objective:
         for teacher in self.teachers:
             if teacher.view:
                 terms.append(Term(f"coverage_{teacher.name}", 0.0, "masked_words"))
-                if config.alpha_ce and config.soft_target_strategy in ("lift", "intersection"):
+                if config.alpha_ce and config.soft_target_strategy not in ("uld", "none"):
                     terms.append(Term(f"mass_{teacher.name}", 0.0, "soft", teacher.view))
         return terms
 
