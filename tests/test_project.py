@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
@@ -299,6 +300,32 @@ def test_the_tables_of_the_readme_are_those_of_the_published_study(monkeypatch):
     masked = steps.query("soft_targets == 'masked' and precision == 'float32'")["speed_up"]
     wanted = f"| masked tokens, float32 | 2.6 / 9 | {masked.iloc[0]:.2f} | {masked.iloc[1]:.2f} | "
     assert wanted in text
+
+
+def verdicts(file, *keys):
+    """1 for a difference that holds, -1 for its opposite, 0 for neither, by the values of keys."""
+    rows = pd.read_csv(ROOT / "figures" / file).set_index([*keys, "task"])
+    return (rows["holds"] * rows["difference"].map(np.sign)).astype(int).to_dict()
+
+
+def test_what_the_readme_says_in_words_follows_from_the_tables():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    few = verdicts("few/comparisons.csv", "model", "against")
+    assert "with few labels the teacher's answers add something to its layers" in text
+    for control in ("init-only", "truncated"):
+        assert few["distil-cased", f"distil-cased-{control}", "mean"] == 1
+    assert "On XPOS the student is then below the commonest tag of a word (this holds)" in text
+    assert few["distil-cased", "bag-of-words", "xpos"] == -1
+    ways = verdicts("mini/task-comparisons.csv", "variant", "against")
+    means = {key[:2]: verdict for key, verdict in ways.items() if key[2] == "mean"}
+    assert "It passes the same student on gold labels, and both its teachers" in text
+    assert all(means["ensemble", one] == 1 for one in ("gold", "bert-cased", "bert-uncased"))
+    assert "over as many steps on the gold labels the gain holds too" in text
+    assert means["ensemble", "gold-as-many-steps"] == 1
+    assert "on the labelled texts alone add nothing that was seen" in text
+    assert means["same-examples", "gold"] == 0
+    assert "to one or to two seeds of one, is not told apart from nothing" in text
+    assert means["ensemble", "one-teacher"] == means["ensemble", "two-seeds"] == 0
 
 
 # Numbers that nobody measured here: versions, parameters, what words mean, exercises, the paper's.
