@@ -310,6 +310,16 @@ def verdicts(file, *keys):
 
 def test_what_the_readme_says_in_words_follows_from_the_tables():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    mini = verdicts("mini/comparisons.csv", "model", "role")
+    students = ["distil-cased", "distil-multi", "distil-uncased"]
+    apart = {
+        role: [mini[one, role, "mean"] for one in students]
+        for role in ("teacher", "init-only control", "truncated control")
+    }
+    assert "three students are not told apart from their first teachers" in text
+    assert "only the student of both teachers is told apart from `init-only`" in text
+    assert "and none from `truncated`" in text
+    assert list(apart.values()) == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
     few = verdicts("few/comparisons.csv", "model", "against")
     assert "with few labels the teacher's answers add something to its layers" in text
     for control in ("init-only", "truncated"):
