@@ -50,6 +50,11 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def write_parameters(path: Path, config: Config) -> None:
+    """Write parameters as a YAML file, beside what was made by them."""
+    write_text(path, yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False))
+
+
 def wait_for_disk(path: Path) -> None:
     """Return when the content of a file has reached the disk."""
     with open(path, "rb") as stream:
@@ -272,8 +277,7 @@ def take_over(working: Path, config: Config, inputs: dict[str, str]) -> float:
     elif working.exists():
         shutil.rmtree(working)
     write_json(identity_file, identity | {"start": start})
-    settings = yaml.safe_dump(to_dict(config), allow_unicode=True, sort_keys=False)
-    write_text(working / "config.yaml", settings)
+    write_parameters(working / "config.yaml", config)
     return start
 
 

@@ -89,13 +89,15 @@ def axe_faults(page: Page, **options) -> list[str]:
     return faults
 
 
-def barriers(page: Page, width: int, colours: bool) -> list[str]:
+def barriers(page: Page, width: int, look: str) -> list[str]:
     """`axe_faults`; colours, which take most of its time, on a laptop only, by day and by night."""
+    if look == "layout":
+        return []
     if width == WIDTHS[0]:
         # `region` is a moderate fault at most: it would take time and change nothing.
         left_out = {rule: {"enabled": False} for rule in ("color-contrast", "region")}
         return axe_faults(page, rules=left_out)
-    if not colours:
+    if look == "barriers":
         return []  # a page reads alike at both widths
     faults = axe_faults(page)
     page.emulate_media(color_scheme="dark")
@@ -103,20 +105,21 @@ def barriers(page: Page, width: int, colours: bool) -> list[str]:
     return faults + [f"in the dark: {fault}" for fault in dark]
 
 
-def page_faults(browser: Browser, address: str, pictures: Path, colours: bool = True) -> list[str]:
+def page_faults(browser: Browser, address: str, pictures: Path, look: str = "colours") -> list[str]:
     """What is wrong with a page on a phone and on a laptop, with its sections unfolded.
 
-    colours: whether they are judged too. A picture of each width with a fault is saved in the
-    folder `pictures`.
+    look: "layout" sees errors, requests, images and width, on the phone alone; "barriers" asks
+    axe-core too, and "colours" lets it judge colours as well. A picture of each width with a fault
+    is saved in the folder `pictures`.
     """
     found = []
-    for width in WIDTHS:
+    for width in WIDTHS[:1] if look == "layout" else WIDTHS:
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="light")
         try:
             seen = watch(page)
             page.goto(address)
             page.evaluate(OPEN_ALL)
-            faults = [*page.evaluate(LAYOUT), *barriers(page, width, colours)]
+            faults = [*page.evaluate(LAYOUT), *barriers(page, width, look)]
             faults = [*seen, *faults]  # seen last: a page may say something late
             if faults:
                 name = re.sub("[^A-Za-z0-9]+", "-", address.split("//")[1])[-60:]

@@ -23,7 +23,8 @@ from rolib.config import ROOT, AblationConfig, AnalyseConfig, BudgetConfig
 from rolib.evaluation.metrics import score_predictions
 from rolib.evaluation.predictions import Predictions
 from rolib.measures import TASKS
-from rolib.profiles import load
+from rolib.profiles import load, load_profile
+from rolib.runs import write_parameters
 
 REPORT = functions_of("06-report-results")
 NER_TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
@@ -979,6 +980,29 @@ def test_the_labels_of_a_budget_and_its_floor_by_a_loop(config):
     assert cells.label_loyalty("upos", student[:1], teacher[:1]) == pytest.approx(same)
     alone = teacher[:1]
     assert np.isnan(cells.label_loyalty("upos", alone, alone))
+
+
+FURTHER = [("robustness", "07"), ("ablation", "09"), ("export", "10"), ("task", "11")]
+
+
+@pytest.mark.parametrize("name, number", [*FURTHER, ("budget", "12")])
+def test_the_report_names_a_table_that_may_be_older_than_the_parameters(name, number, tmp_path):
+    settings = load_profile("tiny")
+    config = SimpleNamespace(folder=tmp_path)
+    outdated = functions_of("06-report-results", config=config).outdated
+    assert list(outdated(settings)) == []  # nothing is shown
+    table = tmp_path / ("onnx.csv" if name == "export" else f"{name}.csv")
+    table.touch()
+    note = f"{table.name} may be older than the parameters of the profile: "
+    note += f"run notebook {number} again."
+    assert list(outdated(settings)) == [note]
+    write_parameters(tmp_path / f"{name}.yaml", settings[name])
+    assert list(outdated(settings)) == []
+    write_parameters(
+        tmp_path / f"{name}.yaml", settings[name].model_copy(update={"tasks": ["xpos"]})
+    )
+    assert list(outdated(settings)) == [note]
+    assert list(outdated({})) == []  # the profile does without the notebook
 
 
 # --- notebooks 09 and 12 --------------------------------------------------------------------------

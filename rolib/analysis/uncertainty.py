@@ -55,10 +55,8 @@ def _check_seeds(models: Mapping[Any, list[list[Scorer]]]) -> None:
     tuned = {number for grid in grids.values() for number in grid} - {1}
     uneven = any(len(set(grid)) != 1 or 0 in grid for grid in grids.values())
     if uneven or len(distilled) > 1 or len(tuned) > 1:
-        raise ValueError(
-            "models need one seed or equal numbers of distillation seeds and of fine-tuning seeds, "
-            f"but the fine-tuning seeds of their distillation seeds are {grids}"
-        )
+        needed = "models need one seed or equal numbers of distillation and of fine-tuning seeds"
+        raise ValueError(f"{needed}, but these are those of their distillation seeds: {grids}")
 
 
 def _run_scores(runs: list[list[Scorer]], weights: np.ndarray) -> Scores:

@@ -114,7 +114,7 @@ class Objective:
         for teacher in self.teachers:
             if teacher.view:
                 terms.append(Term(f"coverage_{teacher.name}", 0.0, "masked_words"))
-                if config.alpha_ce and config.soft_target_strategy not in ("uld", "none"):
+                if self.projects:
                     terms.append(Term(f"mass_{teacher.name}", 0.0, "soft", teacher.view))
         return terms
 
@@ -125,6 +125,11 @@ class Objective:
     def by_piece(self, teacher: Teacher) -> bool:
         """True if states are compared piece by piece, False if word by word."""
         return teacher.view == 0 and self.config.hidden_states != "words"
+
+    @property
+    def projects(self) -> bool:
+        """True if teachers of another vocabulary join the soft targets, projected onto it."""
+        return self.has_soft_targets and self.config.soft_target_strategy not in ("uld", "none")
 
     @property
     def mapped(self) -> list[Teacher]:
@@ -212,9 +217,8 @@ class Objective:
         projected teacher to `masses`.
         """
         members: list[losses.Member] = []
-        strategy = self.config.soft_target_strategy
         for teacher, answer in zip(self.asked, answers, strict=True):
-            if teacher.view and strategy in ("uld", "none"):
+            if teacher.view and not self.projects:
                 continue
             view = batch[teacher.view]
             inside = slice(*np.searchsorted(view["soft_rows_host"], [rows.start, rows.stop]))
@@ -223,9 +227,8 @@ class Objective:
             weights = torch.full_like(negative_entropy, teacher.weight)
             if self.config.weighting == "confidence":  # exp(-entropy): 1 for a certain teacher
                 weights = weights * negative_entropy.exp()
-            if teacher.view:
-                assert teacher.projection
-                project = getattr(teacher.projection, strategy)
+            if teacher.projection:
+                project = getattr(teacher.projection, self.config.soft_target_strategy)
                 probs, covered = project(probs, members[0].probs.index_select(0, places))
                 name = f"mass_{teacher.name}"
                 masses[name] = masses.get(name, 0.0) + covered.sum()
