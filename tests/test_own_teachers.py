@@ -66,18 +66,18 @@ def place(tmp_path, toy_bert):
     return tmp_path
 
 
-def test_two_teachers_of_another_language_by_parameters_alone(place):
+def snakemake(place, *words):
+    """Snakemake for the profile `own`, run to its end."""
     scripts = os.path.dirname(sys.executable)
     environment = {**os.environ, "PYTHONPATH": str(place), "ROLIB_RUNS": str(place / "runs")}
     environment["PATH"] = f"{scripts}{os.pathsep}{environment['PATH']}"
-    command = [sys.executable, "-m", "snakemake", "students", "--config", "profile=own", "--nolock"]
-    run = subprocess.run(
-        [*command, "--quiet", "all", "--cores", "1"],
-        cwd=place,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "snakemake", *words, "--config", "profile=own", "--nolock"]
+    command += ["--quiet", "all", "--cores", "1"]
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+
+
+def test_two_teachers_of_another_language_by_parameters_alone(place):
+    run = snakemake(place, "students")
     assert run.returncode == 0, run.stdout + run.stderr
     for name, teacher in (("solo", "small"), ("both", "big")):
         folder = place / "runs" / "own" / "students" / name
@@ -89,3 +89,17 @@ def test_two_teachers_of_another_language_by_parameters_alone(place):
         assert AutoTokenizer.from_pretrained(folder).get_vocab() == vocabulary
     metrics = (place / "runs" / "own" / "students" / "both" / "metrics.jsonl").read_text()
     assert '"held_out_coverage_small": 0.' in metrics  # words that are one piece for both
+
+
+@pytest.mark.parametrize("part", ["robustness", "export"])
+def test_a_control_that_the_study_does_not_have_is_named(part, place):
+    """The name of a control is a good one by the files alone; the Snakefile lists the controls."""
+    own, demo = place / "params" / "own", ROOT / "params" / "demo"
+    shutil.copy(demo / "evaluate.yaml", own)
+    values = yaml.safe_load((demo / f"{part}.yaml").read_text(encoding="utf-8"))
+    write_yaml(own / f"{part}.yaml", values | {"models": ["solo", "solo-mlm"]})
+    run = snakemake(place, "--dry-run")
+    known = "big, small, both, solo, bag-of-words"
+    problem = f"no 'solo-mlm' in this profile, which has {known}: correct it"
+    assert run.returncode == 1
+    assert f"error: models (params/own/{part}.yaml): {problem}" in run.stderr
