@@ -50,7 +50,7 @@ if workflow.is_main_process:
 TEACHERS, STUDENTS = list(STUDY["teachers"]), list(STUDY["students"])
 SEEDS, CONTROLS = list(dict.fromkeys(STUDY["study"].distillation_seeds)), STUDY["study"].controls
 # A student of several teachers has the shape and vocabulary of its first teacher's own student, and
-# so the same controls.
+# so the same controls; but for `init-only`, which reads the blocks and masks of its student.
 CONTROLLED = [name for name in STUDENTS if len(STUDY["students"][name].shares) == 1]
 
 
@@ -64,8 +64,9 @@ DISTILLED = {}
 for student in STUDENTS:
     for model, seed in checkpoints(student).items():
         DISTILLED[model] = (student, "distill", seed)
-for student in CONTROLLED:
-    for control in [control for control in CONTROLS if control != "random"]:
+for student in STUDENTS:
+    own = CONTROLS if student in CONTROLLED else {"init-only"} & {*CONTROLS}
+    for control in [control for control in own if control != "random"]:
         # Nothing is random in `truncated`; `longer` is a reference, and as large as a teacher.
         seeds = SEEDS[:1] if control in ("truncated", "longer") else SEEDS
         for model, seed in checkpoints(f"{student}-{control}", seeds).items():

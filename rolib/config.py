@@ -181,7 +181,7 @@ class StudyConfig(Config):
     """The models of a study: how often each method is trained, and the controls (Snakefile)."""
 
     distillation_seeds: Seeds = Field(description="of each student and of controls that train")
-    controls: list[Control] = Field(description="of each student of one teacher; random: of all")
+    controls: list[Control] = Field(description="of students of one teacher; init-only: of all")
     parts: list[Part] = Field(description="further notebooks that the report waits for")
 
 

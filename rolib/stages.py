@@ -231,7 +231,7 @@ def distil_student(
     first = teachers[0].model.model
     check_depth(config, first.config.num_hidden_layers)
     if config.objective != "distill":
-        teachers, tokenizers = [], tokenizers[:1]
+        teachers = []  # it still reads the blocks and masks of its student: all tokenizers stay
     state = processes()
     with state.main_process_first():  # the others find what it has stored
         blocks = prepare_blocks(corpus.load_corpus(config, root), tokenizers, config.block_length)

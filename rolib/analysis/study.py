@@ -236,9 +236,9 @@ def with_ensemble(everyone: pd.DataFrame) -> pd.DataFrame:
 def compared(everyone: pd.DataFrame) -> list[tuple[str, str, str]]:
     """The pairs of models to compare: (teacher or student, other model, role of the other).
 
-    A student is compared with its first teacher and with its own controls; if it has none, with
-    those of that teacher that have its number of layers (of the longer control, the number does not
-    matter), one of each role. A teacher is compared with random weights. Both are compared with the
+    A student is compared with its first teacher and with a control of each role: its own, or else
+    one of that teacher that has its number of layers (of the longer control, the number does not
+    matter). A teacher is compared with random weights. Both are compared with the
     bag of words, and a student of several teachers also with every student of one teacher.
     """
     single = everyone[(everyone["role"] == "student") & (everyone["teachers"].map(len) == 1)]
@@ -252,7 +252,7 @@ def compared(everyone: pd.DataFrame) -> list[tuple[str, str, str]]:
         else:
             controls = controls[controls["role"] == "random control"]
         own = controls["model"] == model.model + "-" + controls["role"].str.removesuffix(" control")
-        controls = controls[own] if own.any() else controls.drop_duplicates("role")
+        controls = pd.concat([controls[own], controls]).drop_duplicates("role").sort_index()
         others = [controls, everyone[everyone["role"] == WORDS_ROLE]]
         if model.role == "student" and len(model.teachers) > 1:
             others.append(single)
