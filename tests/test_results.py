@@ -561,8 +561,10 @@ def test_loyalty_is_the_mean_over_pairs_of_other_seeds(config, loyalty, model, t
     runs = pd.DataFrame(
         {key: compare_predictions(TASKS[task], *pair) for key, pair in pairs.items()}
     )
-    again = all_pairs(config, teacher, teacher, task)
-    floor = pd.DataFrame([compare_predictions(TASKS[task], *pair) for pair in again.values()])
+    # The floor of the ensemble: how near its single teachers are to it.
+    alone = ["bert-cased", "bert-uncased"] if teacher == "ensemble" else [teacher]
+    again = [pair for name in alone for pair in all_pairs(config, name, teacher, task).values()]
+    floor = pd.DataFrame([compare_predictions(TASKS[task], *pair) for pair in again])
     for measure, values in runs.T.items():
         row = one(loyalty["loyalty"], model=model, teacher=teacher, task=task, measure=measure)
         by_run = values.groupby(level=[0, 1]).mean()
@@ -607,14 +609,23 @@ def test_interval_floor_and_gap_against_plain_loops(config, loyalty):
 
 
 def test_a_student_that_is_its_teacher_lies_on_the_floor(config, tmp_path, monkeypatch):
-    """The fair comparison: at equal seeds its loyalty would be 1, above the floor."""
+    """The fair comparison: at equal seeds its loyalty would be 1, above the floor.
+
+    To the ensemble it is as loyal as this teacher; the floor is the mean over the teachers.
+    """
     write_study(tmp_path / "toy", sizes={"sar": SIZES["sar"]})
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
     evaluation = tmp_path / "toy" / "evaluation"
     shutil.rmtree(evaluation / "distil-uncased")
     shutil.copytree(evaluation / "bert-uncased", evaluation / "distil-uncased")
-    rows = agreement.loyalty_tables(config)["loyalty"]
-    rows = rows.query("model == 'distil-uncased' and teacher == 'bert-uncased'")
+    shutil.rmtree(evaluation / "distil-cased-seed-2")
+    shutil.rmtree(evaluation / "distil-cased")
+    shutil.copytree(evaluation / "bert-cased", evaluation / "distil-cased")
+    table = agreement.loyalty_tables(config)["loyalty"]
+    both = table.query("model in ('distil-cased', 'distil-uncased') and teacher == 'ensemble'")
+    gaps = both.groupby(["task", "measure"])["floor_gap"].agg(["size", "sum"])
+    assert (gaps["size"] == 2).all() and gaps["sum"].abs().max() < 1e-12
+    rows = table.query("model == 'distil-uncased' and teacher == 'bert-uncased'")
     assert rows["floor_gap"].abs().max() < 1e-12 and rows["floor"].iloc[0] < 1
     assert rows[["gap_low", "gap_high"]].abs().max(axis=None) < 1e-12
     assert not rows["holds"].any() and set(rows["p"].dropna()) == {1.0}

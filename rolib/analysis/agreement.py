@@ -50,7 +50,7 @@ def task_tables(
 
     loyalty: `PAIR`, the columns of `estimate` and chance (`loyalty.chance_loyalty`, each run with
     one of the teacher's), student and teacher at other seeds (`at_other_seeds`). Unless there is
-    one seed only, each teacher and the ensemble have rows too, to themselves: the floor. `draws` is
+    one seed only, each teacher has rows too, to itself and to the ensemble: the floors. `draws` is
     given their bootstrap draws.
     calibration: `uncertainty.reliability` with checkpoint, seed, model, role, task; not for STS.
     classes, confusion, disagreements: see `pair_tables`; of each student with each of its teachers.
@@ -72,7 +72,7 @@ def task_tables(
             for bins in calibration_bins(member, seeds, runs):
                 yield "calibration", bins.assign(task=task)
         for name in references_of(member, teachers):
-            if name == member.model and len(seeds) == 1:
+            if member.role == "teacher" and len(seeds) == 1:
                 continue
             [teacher], own = teachers[name], name != ENSEMBLE
             key = (member.model, member.role, name, own, task)
@@ -121,28 +121,33 @@ def with_means(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
 
 
 def with_floor(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
-    """The loyalties of students and controls beside the floor: the teacher's loyalty to itself.
+    """The loyalties of students and controls beside the floor: that of the teacher to itself.
 
-    Both are at other seeds. Further columns: floor, floor_low, floor_high; floor_gap, the loyalty
-    minus the floor in the same resamples, with gap_low and gap_high; p of a student's gap in the
-    loyalties of `TESTED`, with p_holm and holds (see `tables.corrected`). NaN with one seed.
+    The floor of the ensemble is the mean loyalty of its teachers to it: a student is one model, and
+    the mean of several models is nearer to another such mean than to any single model. All is at
+    other seeds. Further columns: floor, floor_low, floor_high; floor_gap, the loyalty minus the
+    floor in the same resamples, with gap_low and gap_high; p of a student's gap in the loyalties of
+    `TESTED`, with p_holm and holds (see `tables.corrected`). NaN with one seed.
     With F fine-tuning seeds the interval of a loyalty shows 1 / (F - 1)^2 of the variance that the
     seeds of the teacher bring, and that of the floor ((F - 2) / (2 (F - 1)))^2, a sixteenth for
     three seeds. That of the gap shows all of it.
     """
-    itself = table["model"] == table["teacher"]
-    pair = ["teacher", "task", "measure"]
-    names = {"value": "floor", "low": "floor_low", "high": "floor_high"}
-    floors = table[itself].set_index(pair)[list(names)].rename(columns=names)
-    table = table[~itself].join(floors, on=pair).reset_index(drop=True)
-    table["floor_gap"] = table["value"] - table["floor"]
-    table[["gap_low", "gap_high", "p"]] = np.nan
-    for row in table[table["floor"].notna()].itertuples():
+    pair, teachers = ["teacher", "task", "measure"], table["role"] == "teacher"
+    floors = {}
+    for names, part in table[teachers].groupby(pair):
+        floor = np.mean([draws[model, *names] for model in part["model"]], axis=0)
+        floors[names] = (part["value"].mean(), *uncertainty.interval(floor), floor)
+    new = ["floor", "floor_low", "floor_high", "floor_gap", "gap_low", "gap_high", "p"]
+    table = table[~teachers].reset_index(drop=True).assign(**dict.fromkeys(new, np.nan))
+    for row in table.itertuples():
         of_pair = (row.teacher, row.task, row.measure)
-        gaps = over_runs(draws[row.model, *of_pair] - draws[row.teacher, *of_pair])
-        table.loc[row.Index, ["gap_low", "gap_high"]] = uncertainty.interval(gaps)
-        if row.role == "student" and row.measure in TESTED:
-            table.loc[row.Index, "p"] = uncertainty.p_value(gaps)
+        if of_pair in floors:
+            *numbers, floor = floors[of_pair]
+            gaps = over_runs(draws[row.model, *of_pair] - floor)
+            gap = (row.value - numbers[0], *uncertainty.interval(gaps))
+            tested = row.role == "student" and row.measure in TESTED
+            p = uncertainty.p_value(gaps) if tested else np.nan
+            table.loc[row.Index, new] = (*numbers, *gap, p)
     return corrected(table)
 
 
@@ -177,13 +182,13 @@ def pair_tables(
 def references_of(member: Any, known: Collection[str]) -> list[str]:
     """The models with which a model is compared: its teachers, and their ensemble if there is one.
 
-    member: a row of `study.present`. A teacher and the ensemble are compared with themselves.
-    known: the names of the teachers and of the ensemble that can be compared with.
+    member: a row of `study.present`. A teacher is compared with itself too. known: the names of the
+    teachers and of the ensemble that can be compared with.
     """
-    if member.role in ("teacher", ENSEMBLE_ROLE):
-        return [member.model]
-    name = member.model.removesuffix("-random")
-    return [one for one in (*member.teachers, ENSEMBLE) if one in known and one != name]
+    if member.role == ENSEMBLE_ROLE:
+        return []
+    shape = member.model.removesuffix("-random") if member.role == "random control" else ""
+    return [one for one in (*member.teachers, ENSEMBLE) if one in known and one != shape]
 
 
 def paired_labels(teacher: list[Predictions], runs: Runs) -> pd.DataFrame:
