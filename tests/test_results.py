@@ -1044,3 +1044,14 @@ def test_a_curve_heeds_its_own_seed_data_and_precision(changes):
     for one in (cells.recipe, cells.evaluation):
         assert {key: getattr(one, key) for key in OWN} == {key: getattr(config, key) for key in OWN}
     assert cells.trained == ([] if changes else cells.settings["study"].distillation_seeds)
+    asked = []
+    evaluate = SimpleNamespace(evaluate_model=lambda one, folder: asked.append((one, folder)))
+    known = vars(cells) | {"stages": evaluate}
+    cells = after_cells("12-vary-budget", "12-08", **known)
+    if not changes:  # the teacher of the study
+        assert cells.theirs == config.folder / "evaluation" / cells.teacher and not asked
+    else:  # one that has learned from the same examples as the student
+        [(one, folder)] = asked
+        assert folder == cells.theirs == config.folder / "budget" / cells.teacher
+        assert one.model == cells.teacher and one.tasks == config.tasks
+        assert {key: getattr(one, key) for key in changes} == changes

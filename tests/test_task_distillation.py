@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from cells import functions_of
+from cells import after_cells, functions_of
 from datasets import DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -453,6 +453,18 @@ def test_further_seeds_leave_the_teachers_runs_of_notebook_03_as_they_are(seeds)
         runs = [stages.single_run(one, "upos", seed, first) for one in (ours, theirs)]
         assert to_dict(runs[0]) == to_dict(runs[1])
     assert ours.seeds[0] == theirs.seeds[0]  # it chooses the recipe
+
+
+OTHERS = {"max_train_examples": 7, "seed": 7, "data": "sample", "precision": "bfloat16"}
+
+
+@pytest.mark.parametrize("changes", [{}, *({key: value} for key, value in OTHERS.items())])
+def test_teachers_of_other_examples_leave_those_of_the_study_as_they_are(changes):
+    study = load_profile("mini")
+    known = {"config": study["task"].model_copy(update=changes), "settings": study}
+    known |= {"teachers": ["bert-cased"], "chosen": lambda model: {}}
+    places = after_cells("11-distil-at-task", "11-12", **known).places
+    assert places["bert-cased"] == f"{'task' if changes else 'evaluation'}/bert-cased"
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
