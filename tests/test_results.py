@@ -470,7 +470,7 @@ def summary_tables():
         first | bag | {"task": "sts", "difference": -0.1},  # the bag of words is better
     ]
     label = {"model": "distil-cased", "teacher": "bert-cased", "measure": "label_loyalty"}
-    label["task"] = "mean"
+    label |= {"task": "mean", "seeds": 3}
     loyalty = [
         label | {"value": 0.85, "chance": 0.4},
         label | {"value": 0.8, "chance": 0.3, "task": "upos"},
@@ -505,14 +505,24 @@ def test_summary_text_by_hand(config):
         "bert-cased 80.0 ± 2.0* 40.0 10,000 1.0",
         "distil-cased 72.0 ± 2.0 40.0 90% of bert-cased 0.85 (0.40) 6,500 (-35%) 1.9",
         "distil-multi 76.0 ± 2.0* 40.0 95% of bert-cased 0.70 (0.20) 6,500 (-35%) 2.3",
-        "Above random weights: all on UPOS; some on DI; none on SAR.",
-        "Above a bag of words: all on UPOS; some on DI; none on STS.",
+        "Above random weights, as far as it holds: all on UPOS; some on DI; none on SAR.",
+        "Below random weights, as far as it holds: some on SAR; none on UPOS DI.",
+        "Above a bag of words, as far as it holds: all on UPOS; some on DI; none on STS.",
+        "Below a bag of words, as far as it holds: all on STS; none on UPOS DI.",
         "Un ___. bert-cased: om",
         *[" ".join(line.split()) for line in textwrap.wrap(study.SAMPLE_WARNING, 100)],
         f"Report: {config.folder / 'report.html'}",
         "",
     ]
     assert all(len(line) <= 100 for line in text.split("\n")[:-2])  # the last line is a path
+
+
+def test_the_summary_says_that_one_seed_is_shared(config):
+    found = summary_tables()
+    told = "One fine-tuning seed: student and teacher share it"
+    assert told not in REPORT.summary_text(config, found, "")
+    found["loyalty"]["seeds"] = 1
+    assert told in REPORT.summary_text(config, found, "")
 
 
 def test_the_summary_says_which_control_was_not_measured(config):

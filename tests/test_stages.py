@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 import yaml
+from datasets import Dataset, DatasetDict
 from transformers import AutoModelForMaskedLM, BertModel
 from transformers.models.bert.modeling_bert import BertPooler
 
@@ -41,8 +42,8 @@ def test_the_plateau_is_left_a_nat_below_the_baseline(
     assert found == {"held_out_mlm": held_out, "frequency_baseline": 7.0, "left_plateau": left}
 
 
-def save_teacher(config, model, tokenizer):
-    folder = config.folder / "teachers" / "toy"
+def save_teacher(config, model, tokenizer, name="toy"):
+    folder = config.folder / "teachers" / name
     models.save_model(model, tokenizer, folder, "")
     (folder / "manifest.json").write_text("{}", encoding="utf-8")
 
@@ -166,6 +167,37 @@ def test_a_control_learns_nothing_from_a_teacher(
         saved = BertModel.from_pretrained(folder).pooler
         assert same(weights(saved), weights(pooled.bert.pooler))
     assert "(control)" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_control_of_two_teachers_reads_what_its_student_reads(
+    student_config, toy_bert, toy_tokenizer, lower_tokenizer, toy_documents, tmp_path, monkeypatch
+):
+    """The same blocks under the same masks: [MASK] where a student of one teacher reads words."""
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    monkeypatch.setattr(stages, "data_root", lambda data: tmp_path)
+    monkeypatch.setattr(stages.runs, "model_identity", lambda folder, command: "weights")
+    monkeypatch.setattr(stages.corpus, "corpus_identity", lambda config, root: "corpus")
+    texts = {"train": toy_documents[:50], "held_out": toy_documents[50:]}
+    texts = DatasetDict({name: Dataset.from_dict({"text": some}) for name, some in texts.items()})
+    monkeypatch.setattr(stages.corpus, "load_corpus", lambda config, root: texts)
+    read, call = {}, MaskingCollator.__call__
+
+    def recording(self, blocks, epoch=0):
+        batch = call(self, blocks, epoch)
+        read.setdefault(name, []).append(batch[0]["input_ids"])
+        return batch
+
+    monkeypatch.setattr(MaskingCollator, "__call__", recording)
+    config = student_config(teachers={"toy": 1.0, "lower": 1.0}, steps=3)
+    save_teacher(config, toy_bert(), toy_tokenizer)
+    save_teacher(config, toy_bert(vocab_size=len(lower_tokenizer)), lower_tokenizer, "lower")
+    control = {"objective": "init-only"}
+    students = {"both": {}, "control": control, "of-one": control | {"teachers": {"toy": 1.0}}}
+    for name, changes in students.items():
+        stages.distil_student(config.model_copy(update={"student": name} | changes))
+    assert len(read["both"]) == len(read["control"]) > 3
+    assert all(map(torch.equal, read["both"], read["control"]))
+    assert not all(map(torch.equal, read["both"], read["of-one"]))
 
 
 def read_settings(folder):

@@ -22,7 +22,7 @@ TASKS = ["upos", "sar", "sts"]
 def config(tmp_path, monkeypatch):
     """A study whose teacher bert-cased has two students of its own, distil-cased and twin.
 
-    Both have controls; those of twin are `mlm` and random weights.
+    Both have controls. Those of twin are `mlm` and random weights; it shares the others.
     """
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
     folder = tmp_path / "toy"
@@ -65,9 +65,10 @@ def test_two_students_of_one_teacher_have_a_place_in_every_table(config):
     names = [name for name in code_cells("06-report-results") if name not in GIVEN]
     report = after_cells("06-report-results", *names, **known)
     ours = ["distil-cased", "twin"]
-    kinds = [role.removesuffix(" control") for role in study.CONTROLS]
-    for name, controls in zip(ours, (kinds, ["mlm", "random"]), strict=True):
-        others = {f"{name}-{kind}" for kind in controls} | {"bert-cased", "bag-of-words"}
+    kinds = {role.removesuffix(" control") for role in study.CONTROLS}
+    for name, own in zip(ours, (kinds, {"mlm", "random"}), strict=True):
+        others = {f"{name}-{kind}" for kind in own} | {"bert-cased", "bag-of-words"}
+        others |= {f"distil-cased-{kind}" for kind in kinds - own}
         assert set(report.comparisons.query("model == @name")["against"]) == others
     for table in (report.kept, report.points.set_index("model"), report.fills.T):
         assert set(ours) <= set(table.index)
