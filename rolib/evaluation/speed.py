@@ -38,9 +38,12 @@ def peak_memory(model: nn.Module, input_ids: Tensor) -> float | None:
 
 
 def load_encoder(folder: Path) -> nn.Module:
-    """The encoder of a saved model, on the GPU if there is one."""
+    """The encoder of a saved model, on the GPU if there is one; with a pooler if it was saved."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return AutoModel.from_pretrained(folder).to(device).eval()
+    encoder, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    if report["missing_keys"]:  # a BERT for masked words: its pooler would be random
+        encoder.pooler = None
+    return encoder.to(device).eval()
 
 
 def measure(
@@ -68,7 +71,7 @@ def measure(
         times = np.percentile(milliseconds, [25, 50, 75], axis=0).T
         for name, model, batch, (q1, q2, q3) in zip(folders, models, batches, times, strict=True):
             row = {"model": name, "batch_size": batch_size, "sequence_length": size[1]}
-            # With BERT's pooler, without the MLM head.
+            # Without the MLM head.
             row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
             place = folders[name]
             file = place / "model.safetensors" if place.is_dir() else place
