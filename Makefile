@@ -39,7 +39,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	    { echo "error: $(PYTHON) is not Python 3.11 to 3.13: set PYTHON=python3.12 or the like"; \
 	    exit 1; }
-	@echo "installing into .venv: three to eight minutes"
+	@echo "installing into .venv: three to ten minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-compile $(INDEX) --requirement requirements.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
