@@ -5,7 +5,6 @@ configuration and the same inputs returns its folder at once.
 """
 
 import gc
-import hashlib
 import os
 import shutil
 import subprocess
@@ -142,8 +141,7 @@ def prepare_teacher(
         if state.is_main_process:
             if config.shipped:  # the curve of its training, on the text of its own manifest
                 shutil.copy(pretrained_folder(config.shipped) / "metrics.jsonl", working)
-            card = model_card(config, config.teacher, what)
-            models.save_model(teacher, tokenizer, working, card)
+            models.save_model(teacher, tokenizer, working, model_card(config, config.teacher, what))
             gate = leave_plateau(config, teacher, tokenizer, blocks)
             runs.write_json(working / "gate.json", gate)
     return pass_gate(config, folder)
@@ -186,9 +184,6 @@ def open_cache(
         return None
     keys = {"cached_pieces", "data_seed", "words_per_source", "block_length", "mask_share"}
     identity: dict[str, Any] = inputs | config.model_dump(include=keys)
-    for view, tokenizer in enumerate(tokenizers):
-        text = tokenizer.backend_tokenizer.to_str()
-        identity[f"tokenizer of view {view}"] = hashlib.sha256(text.encode()).hexdigest()
     epochs = loop.epochs_of(config, len(blocks["train"]), state.num_processes)
     identity |= {"precision": objective.precision, "epochs": epochs}
     folder = config.folder / "teacher-cache" / "+".join(config.shares)
@@ -271,7 +266,7 @@ def evaluate_model(
     the model's folder, if it is not one of the profile. on_result is called with each result. The
     model "bag-of-words" is the baseline, which has no folder and one seed.
     """
-    root, random_weights = data_root(config.data), config.model.endswith("-random")
+    root = data_root(config.data)
     folder, command = folder or config.folder / "evaluation" / config.model, runs.made_by(config)
     seeds, model, more = config.seeds[:1], BAG_OF_WORDS, dict[str, Any]()
     if config.model != BAG_OF_WORDS:
@@ -295,10 +290,10 @@ def evaluate_model(
                 with runs.new_run(run, one, inputs, notes=notes, **more) as working:
                     (working / "metrics.jsonl").unlink(missing_ok=True)  # of an interrupted run
                     if source:
-                        splits = splits or read_taught(config, name, source, load_task(name, root))
-                        finetune(one, name, seed, source, random_weights, splits, working)
+                        splits = splits or read_taught(one, source, load_task(name, root))
+                        finetune(one, source, splits, working)
                     else:
-                        evaluate_bag_of_words(one, name, load_task(name, root), working)
+                        evaluate_bag_of_words(one, load_task(name, root), working)
             results.append(runs.read_json(run / "scores.json", command))
             recipe = recipe or results[-1]["recipe"]  # of the first seed, for all
             on_result(results[-1])

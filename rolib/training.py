@@ -19,8 +19,7 @@ def processes() -> Accelerator:
 
     Without a GPU Accelerate would let each process of a launch start a run of its own.
     """
-    launched = "LOCAL_RANK" in os.environ
-    return Accelerator(cpu=launched and not torch.accelerator.is_available())
+    return Accelerator(cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available())
 
 
 def has_bf16() -> bool:

@@ -40,7 +40,7 @@ def texts(labels, *pairs):
 
 def answers(task, train, test, folder, **changes):
     splits = DatasetDict({"train": train, "validation": test, "test": test})
-    result = evaluate_bag_of_words(tiny(**changes), task, splits, folder)
+    result = evaluate_bag_of_words(tiny(tasks=[task], seeds=[1], **changes), splits, folder)
     return result, pd.read_parquet(folder / "predictions.parquet")
 
 

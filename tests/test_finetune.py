@@ -74,8 +74,10 @@ def config(task, **changes):
 
 def finetune(recipe, name, seed, model_folder, random_weights, data, folder):
     """One run of a measure that no other run shares."""
-    read = ex.read_splits(recipe, name, model_folder, data)
-    return ft.finetune(recipe, name, seed, model_folder, random_weights, read, folder)
+    model = recipe.model + "-random" * random_weights
+    recipe = recipe.model_copy(update={"tasks": [name], "seeds": [seed], "model": model})
+    read = ex.read_splits(recipe, model_folder, data)
+    return ft.finetune(recipe, model_folder, read, folder)
 
 
 def tagged(*sentences):
@@ -467,7 +469,7 @@ def test_a_bi_encoder_scores_by_the_cosine_of_mean_states(model_folder, toy_toke
 
 def test_whitening_gives_mean_states_the_mean_zero_and_equal_variances(model_folder, splits):
     task, data = with_protocol("sts", "bi-encoder"), splits("sts")
-    read = ex.read_splits(config("sts", protocols={"sts": "bi-encoder"}), "sts", model_folder, data)
+    read = ex.read_splits(config("sts", protocols={"sts": "bi-encoder"}), model_folder, data)
     model = heads.load_for_task(model_folder, task, [], False).eval()
     states = torch.randn(5000, 32, dtype=torch.float64) @ torch.randn(32, 32, dtype=torch.float64)
     model.fit_whitening(states + 7)
@@ -915,15 +917,15 @@ def test_few_validation_and_test_examples_the_same_for_every_model(
 ):
     save_model(toy_bert(layers=1, vocab_size=150), lower_tokenizer, tmp_path / "other", "")
     recipe = config("sapn", max_validation_examples=7, max_test_examples=9, seed=3)
-    read = ex.read_splits(recipe, "sapn", model_folder, splits("sapn"))
+    read = ex.read_splits(recipe, model_folder, splits("sapn"))
     assert {name: len(part) for name, (part, *_) in read.items()} == {
         "train": 16,
         "validation": 7,
         "test": 9,
     }
-    other = ex.read_splits(recipe, "sapn", tmp_path / "other", splits("sapn"))
+    other = ex.read_splits(recipe, tmp_path / "other", splits("sapn"))
     for name in read:
         assert read[name][0]["id"][:] == other[name][0]["id"][:]
-    scores = ft.finetune(recipe, "sapn", 1, model_folder, False, read, tmp_path)
+    scores = ft.finetune(recipe, model_folder, read, tmp_path)
     assert scores["counts"]["test"]["examples"] == 9
     assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == 9

@@ -223,7 +223,8 @@ def test_seeds_of_two_digits_stand_after_those_of_one(config, tmp_path, monkeypa
 
 def test_a_folder_that_is_no_run_of_the_study_is_left_out(config):
     assert set(study.members(config)["model"]) == set(METHODS)
-    assert study.evaluated(config) == dict.fromkeys(TASKS, [1, 2, 3])
+    seeds, measures = study.present(config)
+    assert seeds == [1, 2, 3] and list(measures) == list(TASKS)
     runs = study.read_scores(config)[["model", "checkpoint", "task", "seed"]].drop_duplicates()
     assert len(runs) == len(MODELS) * 7 * 3 + 7
     assert study.data_notes(config) == [study.SAMPLE_WARNING]
@@ -846,7 +847,8 @@ def test_what_is_not_evaluated_yet_is_left_out_and_named(config, tmp_path, monke
     (place / "distil-multi/sar/seed-2/predictions.parquet").unlink()
     shutil.rmtree(place / "distil-cased-seed-2/di")
     shutil.rmtree(place / "bert-uncased/di")
-    assert study.evaluated(config) == {"sar": [1, 2], "di": [1, 2]}
+    seeds, measures = study.present(config)
+    assert seeds == [1, 2] and list(measures) == ["sar", "di"]
     note = study.data_notes(config)[-1]
     assert note.startswith("Left out") and "not evaluated in full" in note
     assert note.endswith("distil-multi (SAR), distil-cased-seed-2 (DI), bert-uncased (DI).")
@@ -878,7 +880,8 @@ def test_the_usual_seeds_count(config, tmp_path, monkeypatch):
     monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
     place = tmp_path / "toy" / "evaluation" / "bert-cased" / "sar"
     shutil.copytree(place / "seed-2", place / "seed-3")
-    assert study.evaluated(config) == {"sar": [1, 2]}
+    seeds, measures = study.present(config)
+    assert seeds == [1, 2] and list(measures) == ["sar"]
     assert study.data_notes(config) == [study.SAMPLE_WARNING]
     assert set(tables.score_tables(config)[0].query("task == 'sar'")["seeds"]) == {1, 2}
 
@@ -919,6 +922,22 @@ def test_methods_of_several_checkpoints_are_cut_to_equal_numbers(config, tmp_pat
     assert here["distil-multi"] == ["distil-multi", "distil-multi-seed-2"]
     scores = tables.score_tables(config)[0].query("task == 'sar'").set_index("model")
     assert scores["checkpoints"]["distil-cased"].eq(2).all()
+
+
+def test_runs_on_other_examples_than_most_are_named(tmp_path, monkeypatch):
+    """Their test split may be the same, so that nothing else would notice."""
+    write_study(tmp_path / "toy", seeds=(1, 2), sizes={"sar": SIZES["sar"]})
+    monkeypatch.setenv("ROLIB_RUNS", str(tmp_path))
+    config = AnalyseConfig(profile="toy", seed=3, data="sample", resamples=300)
+    usual = "data: sample\nseed: 1\nmodel: any\nmax_train_examples: 20\n"
+    for run in config.folder.glob("evaluation/*/*/seed-*"):
+        own = f"{usual}seeds:\n- {run.name[-1]}\nkeep_models: {run.name[-1]}\n"
+        run.joinpath("config.yaml").write_text(own)
+    assert study.data_notes(config) == [study.SAMPLE_WARNING]
+    odd = config.folder / "evaluation/distil-multi/sar/seed-2/config.yaml"
+    odd.write_text(usual.replace("20", "0"))
+    [note] = study.data_notes(config)[1:]
+    assert "other data or numbers of examples, or another seed: distil-multi." in note
 
 
 def test_the_report_counts_finished_runs_only(tmp_path):

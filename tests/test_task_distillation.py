@@ -189,7 +189,7 @@ def train_rows(study, recipe):
     """The train rows of the student with the teachers' answers."""
     (task,) = recipe.tasks
     folder, data = study / "students" / "student", few(task)
-    return td.read_taught(recipe, task, folder, data)["train"]
+    return td.read_taught(recipe, folder, data)["train"]
 
 
 def weights(run: Path) -> bytes:
@@ -202,7 +202,7 @@ def weights(run: Path) -> bytes:
 @pytest.mark.parametrize("task", TASK_NAMES)
 def test_the_unlabelled_examples_are_those_that_training_leaves(study, task):
     train = few(task)["train"]
-    labelled = read_splits(config(task), task, study / "teachers" / "cased", few(task))["train"][0]
+    labelled = read_splits(config(task), study / "teachers" / "cased", few(task))["train"][0]
     ids = td.unlabelled_examples(distilled(task), task, train)["id"][:]
     assert len(set(ids)) == 8 and not set(ids) & set(labelled["id"][:])
     more = td.unlabelled_examples(distilled(task, unlabelled=100), task, train)
@@ -396,7 +396,7 @@ def test_the_gold_labels_of_unlabelled_examples_change_nothing(study, task, monk
     stages.evaluate_model(distilled(task), folder=study / "task" / "right")
     column = "labels" if task == "ner" else "label"
     labelled = set(
-        read_splits(config(task), task, study / "teachers" / "cased", few(task))["train"][0]["id"]
+        read_splits(config(task), study / "teachers" / "cased", few(task))["train"][0]["id"]
     )
 
     def disturbed(name, root):

@@ -155,8 +155,7 @@ def calibration_bins(member: Any, seeds: list[int], runs: Runs) -> Iterator[pd.D
     """The table of `uncertainty.reliability` of each run of a row of `study.present`."""
     for folder, by_seed in zip(member.checkpoints, runs, strict=True):
         for seed, run in zip(seeds, by_seed, strict=True):
-            confidence = run.probabilities.max(axis=1)
-            bins = uncertainty.reliability(confidence, run.gold == run.predicted)
+            bins = uncertainty.reliability(run.probabilities.max(axis=1), run.gold == run.predicted)
             yield bins.assign(checkpoint=folder, seed=seed, model=member.model, role=member.role)
 
 
@@ -173,8 +172,7 @@ def pair_tables(
     yield "disagreements", apart.assign(seed=seeds[0], teacher_seed=seeds[:2][-1])
     if task != "sts":
         pairs = paired_labels(teacher, runs)
-        units = len(runs[0][0].units)
-        yield "classes", class_loyalty(pairs, units, config.resamples, config.seed)
+        yield "classes", class_loyalty(pairs, len(runs[0][0].units), config.resamples, config.seed)
         counts = pairs[["teacher_label", "student_label"]].value_counts()
         yield "confusion", counts.reset_index(name="count")
 
@@ -203,8 +201,7 @@ def paired_labels(teacher: list[Predictions], runs: Runs) -> pd.DataFrame:
         repeated = {name: np.tile(column, len(others)) for name, column in ours.items()}
         return pd.DataFrame(repeated | {"teacher_label": theirs})
 
-    by_checkpoint = at_other_seeds(labels, teacher, runs)
-    return pd.concat(itertools.chain(*by_checkpoint), ignore_index=True)
+    return pd.concat(itertools.chain(*at_other_seeds(labels, teacher, runs)), ignore_index=True)
 
 
 def class_loyalty(pairs: pd.DataFrame, units: int, resamples: int, seed: int) -> pd.DataFrame:
@@ -220,8 +217,7 @@ def class_loyalty(pairs: pd.DataFrame, units: int, resamples: int, seed: int) ->
     by_label = equal.groupby(pairs["teacher_label"])
     table = pd.DataFrame({"units": by_label.size() * units / len(pairs), "value": by_label.mean()})
     scorers = {"all": [[loyalty.class_scorer(pairs, table.index)]]}
-    examples = pairs["example"].max() + 1
-    draws = uncertainty.bootstrap(scorers, examples, resamples, seed)["all"]
+    draws = uncertainty.bootstrap(scorers, pairs["example"].max() + 1, resamples, seed)["all"]
     with np.errstate(invalid="ignore"):  # 0 / 0 in resamples without the label
         shares = (draws["hits"] / draws["units"])[0, 0]
     table["low"], table["high"] = np.nanquantile(shares, [0.025, 0.975], axis=1)

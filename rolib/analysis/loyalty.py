@@ -57,8 +57,7 @@ def probability_loyalty(
         raise ValueError(f"base must be greater than 1, but is {base}")
     teacher = distributions("teacher", teacher_probs)
     student = distributions("student", student_probs)
-    entropies = (row_entropies(teacher) + row_entropies(student)) / 2
-    distances = _distances(teacher, student, entropies)
+    distances = _distances(teacher, student, (row_entropies(teacher) + row_entropies(student)) / 2)
     return float(np.mean(1 - distances / math.sqrt(math.log(base))))
 
 

@@ -33,6 +33,8 @@ ENSEMBLE = "ensemble"  # of all teachers of a profile
 ENSEMBLE_ROLE = "teacher ensemble"
 SAMPLE_WARNING = "These results come from the built-in sample, which is small and our own: they "
 SAMPLE_WARNING += "say nothing about the real test sets."
+# Parameters of notebook 03 that runs must share to be compared.
+SHARED = {"data", "seed", "max_train_examples", "max_validation_examples", "max_test_examples"}
 FURTHER = re.compile(r"-seed-(\d+)(?=$|-random$)")  # a further distillation seed in a folder's name
 # Of one model on one measure: [distillation seed][fine-tuning seed].
 Runs = list[list[Predictions]]
@@ -122,12 +124,21 @@ def read_result(config: Config, folder: str, task: str, seed: int) -> dict:
 def data_notes(config: Config) -> list[str]:
     """What a reader must know about this profile's data and runs, each note once.
 
-    The notes of the runs say where the data differ from the official ones. The last note names the
-    checkpoints that are not evaluated in full.
+    The notes of the runs say where the data differ from the official ones. The last notes name the
+    checkpoints that were evaluated with other examples than most, or not in full.
     """
     notes = [SAMPLE_WARNING] if config.data == "sample" else []
     for _, task, _, path in run_files(config, "manifest.json"):
         notes += [f"{task.upper()}: {note}" for note in read_json(path, made_by(config))["notes"]]
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for folder, *_, path in run_files(config, "config.yaml"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kind = tuple(line for line in lines if line.partition(":")[0] in SHARED)
+        kinds.setdefault(kind, []).append(folder)
+    for odd in sorted(kinds.values(), key=len)[:-1]:
+        names = ", ".join(dict.fromkeys(odd))
+        text = f"Evaluated with other data or numbers of examples, or another seed: {names}."
+        notes.append(f"{text} Do not compare them with the others.")
     lacking: dict[str, list[str]] = {}
     folders = members(config)["checkpoints"].explode()
     for task, here in present(config)[1].items():
@@ -149,12 +160,6 @@ def checkpoint_note(everyone: pd.DataFrame) -> str:
     text = f"One checkpoint stands for each of {', '.join(single['model'])}. What is said of them "
     text += "holds for this checkpoint, not for its method: that needs several distillation seeds."
     return text
-
-
-def evaluated(config: Config) -> dict[str, list[int]]:
-    """The measures of a study in order, each with its fine-tuning seeds in order."""
-    seeds, measures = present(config)
-    return dict.fromkeys(measures, seeds)
 
 
 def present(config: Config) -> tuple[list[int], dict[str, pd.DataFrame]]:

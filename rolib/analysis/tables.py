@@ -129,8 +129,7 @@ def corrected(table: pd.DataFrame) -> pd.DataFrame:
     p is corrected over all tests of the table, whatever their models and measures. The means over
     the measures are a table of their own. A row without p is no test.
     """
-    p = table["p"].dropna()
-    holm = p.groupby(table["task"] == "mean").transform(uncertainty.holm)
+    holm = table["p"].dropna().groupby(table["task"] == "mean").transform(uncertainty.holm)
     table = table.assign(p_holm=holm.reindex(table.index))
     return table.assign(holds=table["p_holm"] < LEVEL)
 
@@ -191,5 +190,4 @@ def calibration_table(bins: pd.DataFrame) -> pd.DataFrame:
     bins = bins[bins["count"] > 0].assign(ece=lambda b: (b["accuracy"] - b["confidence"]).abs())
     weighted = bins[names].mul(bins["count"], axis=0)
     sums = bins[[*keys, "count"]].join(weighted).groupby(keys, sort=False).sum()
-    means = sums[names].div(sums["count"], axis=0)
-    return means.groupby(keys[:3], sort=False).mean().reset_index()
+    return sums[names].div(sums["count"], axis=0).groupby(keys[:3], sort=False).mean().reset_index()

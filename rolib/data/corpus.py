@@ -152,8 +152,7 @@ def _read_files(config: TrainingConfig, data_root: Path) -> Dataset:
         raise FileNotFoundError(f"corpus {folder}: {kinds}; set `corpus` or ROLIB_DATA")
     sources = [path.relative_to(folder).parts[0] for path in paths]
     # The hashes are in the arguments, which identify the cached data: a changed file is read again.
-    numbers = map(sources.index, sources)
-    files = list(zip(map(str, paths), numbers, map(sha256, paths), strict=True))
+    files = list(zip(map(str, paths), map(sources.index, sources), map(sha256, paths), strict=True))
     features = Features({"text": Value("string"), "source": Value("int32")})
     settings = {"gen_kwargs": {"files": files, "code": tuple(CODE)}}
     much = len(paths) > 1 and sum(path.stat().st_size for path in paths) > 1e8
@@ -171,8 +170,7 @@ def _read_hub(config: TrainingConfig) -> Dataset:
     hub, _, subset = config.corpus.removeprefix("hub:").partition(":")
     with _hub_errors(config):
         # Asking first is quick: load_dataset tries for half a minute to reach a hub.
-        offline = constants.HF_HUB_OFFLINE
-        revision = config.corpus_revision if offline else _hub_commit(config)
+        revision = config.corpus_revision if constants.HF_HUB_OFFLINE else _hub_commit(config)
         raw = datasets.load_dataset(hub, subset or None, split="train", revision=revision)
         raw = raw.select_columns("text")
         if raw.features["text"] not in (Value("string"), Value("large_string")):

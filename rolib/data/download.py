@@ -68,8 +68,7 @@ def verify(path: Path | str, file: UpstreamFile) -> None:
 def _may_pass(error: BaseException) -> bool:
     """Whether it helps to try again: a broken transfer, a busy server, a range that is refused."""
     status = getattr(getattr(error, "response", None), "status_code", 503)
-    known = isinstance(error, requests.RequestException)
-    return known and (status in (416, 429) or status >= 500)
+    return isinstance(error, requests.RequestException) and (status in (416, 429) or status >= 500)
 
 
 @retry(retry=retry_if_exception(_may_pass), stop=TRIES, wait=WAITS, reraise=True)

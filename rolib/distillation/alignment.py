@@ -44,8 +44,7 @@ def pool_words(states: Tensor, numbers: Tensor, words: int) -> Tensor:
     states: (S, H) of pieces; numbers: (S,), the word of each piece, `words` for a piece of no word.
     """
     sums = states.new_zeros(words + 1, states.shape[-1]).index_add(0, numbers, states)
-    ones = states.new_ones(len(states))
-    counts = states.new_zeros(words + 1).index_add(0, numbers, ones)
+    counts = states.new_zeros(words + 1).index_add(0, numbers, states.new_ones(len(states)))
     return (sums / counts.clamp(min=1)[:, None])[:words]
 
 

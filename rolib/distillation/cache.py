@@ -47,8 +47,7 @@ class TeacherCache:
             if found.get(name) != wanted and not longer:
                 problem = f"{name} was {found.get(name)}, and is {wanted} in this run"
                 raise ConfigError(f"cached_pieces: {folder}: {problem}: delete the folder")
-        files = folder.glob("*.arrow")
-        self.tables = {file.stem: Dataset.from_file(str(file)) for file in files}
+        self.tables = {file.stem: Dataset.from_file(str(file)) for file in folder.glob("*.arrow")}
 
     def reading(self, collator: MaskingCollator, split: str, objective: Objective) -> Collate:
         """The collator, which also adds the stored answers to its views."""

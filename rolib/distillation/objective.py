@@ -194,8 +194,7 @@ class Objective:
             loss, parts = vocabulary_loss(ours.head, ours.decoder, labels, factors)
             return loss, {"mlm": parts[1]}
         temperature, masses = self.config.temperature, dict[str, Any]()
-        targets = partial(self.target, answers=answers, batch=batch, masses=masses)
-        softened = temperature, targets
+        softened = temperature, partial(self.target, answers=answers, batch=batch, masses=masses)
         loss, parts = vocabulary_loss(ours.head, ours.decoder, labels, factors, *softened)
         sums = masses | {"ce": parts[0], "mlm": parts[1]}
         for teacher, answer in zip(self.asked, answers, strict=True):

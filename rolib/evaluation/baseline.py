@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline, make_union
 
-from rolib.config import EvaluateConfig, TaskName
+from rolib.config import EvaluateConfig
 from rolib.data.corpus import normalise
 from rolib.evaluation import examples, finetune
 from rolib.evaluation.predictions import COLUMNS
@@ -19,9 +19,7 @@ PAIR = ["text", "text_pair"]
 LETTERS = [1, 2, 3, 4, 5, 1000]  # of the endings; the last is the whole word
 
 
-def evaluate_bag_of_words(
-    config: EvaluateConfig, task_name: TaskName, splits: DatasetDict, folder: Path
-) -> dict:
+def evaluate_bag_of_words(config: EvaluateConfig, splits: DatasetDict, folder: Path) -> dict:
     """The content of scores.json: the scores of the baseline on one measure.
 
     It has the examples of the models, their normalised texts, and the first `max_length` words.
@@ -29,6 +27,7 @@ def evaluate_bag_of_words(
     of the TF-IDF vectors. Tagging: the tags that the word, else its longest known ending, has in
     the training split. Writes predictions.parquet and scores.json into `folder`.
     """
+    [task_name], [seed] = config.tasks, config.seeds
     task = with_protocol(task_name, config.protocols[task_name])
     parts = examples.sample_splits(config, splits)
     labels = examples.label_names(task, parts["train"])
@@ -55,7 +54,6 @@ def evaluate_bag_of_words(
     table["probabilities"] = list(probabilities.astype(np.float32))
     facts = {"labels": labels, "recipe": {}, "grid": [], "best_epoch": 0}
     counts = {"test": {"examples": len(parts["test"]), "units": len(table)}}
-    seed = config.seeds[0]
     return finetune.write_result(folder, task, seed, table[COLUMNS], **facts, counts=counts)
 
 

@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
-from rolib.config import EvaluateConfig, TaskName
+from rolib.config import EvaluateConfig
 from rolib.data.corpus import normalise, windows
 from rolib.data.words import word_pieces
 from rolib.distillation.losses import IGNORE
@@ -138,10 +138,9 @@ def sample_splits(config: EvaluateConfig, splits: DatasetDict) -> dict[str, Data
     return {name: sample_examples(splits[name], most[name], config.seed) for name in splits}
 
 
-def read_splits(
-    config: EvaluateConfig, task_name: TaskName, model_folder: Path, splits: DatasetDict
-) -> Splits:
+def read_splits(config: EvaluateConfig, model_folder: Path, splits: DatasetDict) -> Splits:
     """The splits of a measure as the model of `model_folder` reads them; all seeds share them."""
+    [task_name] = config.tasks
     task = with_protocol(task_name, config.protocols[task_name])
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     positions = transformers.AutoConfig.from_pretrained(model_folder).max_position_embeddings

@@ -183,15 +183,7 @@ def train_recipe(run: Run, recipe: Recipe, model: nn.Module) -> tuple[float, int
     return best_score, best_epoch
 
 
-def finetune(
-    config: EvaluateConfig,
-    task_name: TaskName,
-    seed: int,
-    model_folder: Path,
-    random_weights: bool,
-    splits: Splits,
-    folder: Path,
-) -> dict:
+def finetune(config: EvaluateConfig, model_folder: Path, splits: Splits, folder: Path) -> dict:
     """The content of scores.json: the scores of a model fine-tuned on one measure.
 
     The model learns from the train split by each recipe of the grid, from the same start. The
@@ -200,6 +192,7 @@ def finetune(
     config.keep_models the best model into `folder`/model.
     """
     training.keep_freed_memory()
+    [task_name], [seed] = config.tasks, config.seeds
     task = with_protocol(task_name, config.protocols[task_name])
     labels = label_names(task, splits["train"][0])
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
@@ -207,7 +200,7 @@ def finetune(
     device = training.processes().device
     precision = training.choose_precision(config.precision, width)
     run = Run(config, task, seed, tokenizer, labels, splits, folder, device, precision)
-    best_score, grid = -np.inf, []
+    best_score, grid, random_weights = -np.inf, [], config.model.endswith("-random")
     for recipe in recipes(config, task_name):
         transformers.set_seed(seed)
         model = load_for_task(model_folder, task, labels, random_weights, recipe.pooling).to(device)

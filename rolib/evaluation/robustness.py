@@ -146,9 +146,8 @@ def predict_text(run: Path, text: str, other: str = "") -> pd.DataFrame:
     if task.dataset == "LaRoSeDa":
         row |= {"text": "", "text_pair": text}
     units = {"tagging": words, "regression": [f"{text} ‖ {other}"]}.get(task.kind, [text])
-    split = Dataset.from_list([row])
     model = remember_model(run, (run / "model" / "model.safetensors").stat().st_mtime)
-    table = predict_perturbed(run, split, {"typed": str}, model)["typed"]
+    table = predict_perturbed(run, Dataset.from_list([row]), {"typed": str}, model)["typed"]
     index = pd.MultiIndex.from_arrays([range(len(units)), units], names=["position", "text"])
     if regression:
         return pd.DataFrame({"score": table["predicted"].to_numpy()}, index)

@@ -109,15 +109,14 @@ def unlabelled_examples(config: EvaluateConfig, task: TaskName, train: Dataset) 
     return rest
 
 
-def stored_answers(
-    config: EvaluateConfig, teacher: str, task: TaskName, split: Dataset, part: str
-) -> np.ndarray:
+def stored_answers(config: EvaluateConfig, teacher: str, split: Dataset, part: str) -> np.ndarray:
     """A task teacher's answers to a split: (units, C) probabilities, or (units, 1) scores / 5.
 
     They are computed once and lie in runs/<profile>/task-answers/<teacher>/<task>/seed-<k>/<part>.
     Of another model, or to other examples, they are not used but replaced. Gold labels are not
     stored. Errors as in `kept_run`.
     """
+    [task] = config.tasks
     run = kept_run(config, teacher, task)
     folder = config.folder / "task-answers" / run.parts[-3] / task / run.name / part
     settings = load(EvaluateConfig, run / "config.yaml")
@@ -136,26 +135,24 @@ def stored_answers(
     return np.stack(table["probabilities"].tolist())
 
 
-def read_taught(
-    config: EvaluateConfig, task: TaskName, model_folder: Path, data: DatasetDict
-) -> Splits:
+def read_taught(config: EvaluateConfig, model_folder: Path, data: DatasetDict) -> Splits:
     """The splits of `read_splits`; with task teachers the train rows have their answers too.
 
     These are `soft`, float32 (units of the row, C), the mean over the teachers. Rows of unlabelled
     examples follow; they have no label.
     """
-    splits = read_splits(config, task, model_folder, data)
+    splits, [task] = read_splits(config, model_folder, data), config.tasks
     if not (config.task_teachers and config.alpha_task):
         return splits
     labelled, rows, counts = splits["train"]
     parts = {"train": (labelled, rows)}
     if len(unlabelled := unlabelled_examples(config, task, data["train"])):
         all_of = config.model_copy(update={"max_train_examples": 0})
-        read = read_splits(all_of, task, model_folder, DatasetDict(train=unlabelled))
+        read = read_splits(all_of, model_folder, DatasetDict(train=unlabelled))
         more = [row | {"labels": [IGNORE] * len(row["labels"])} for row in read["train"][1]]
         parts["unlabelled"] = (unlabelled, more)
     for part, (split, of_part) in parts.items():
-        answers = [stored_answers(config, name, task, split, part) for name in config.task_teachers]
+        answers = [stored_answers(config, name, split, part) for name in config.task_teachers]
         mean = np.mean(answers, axis=0, dtype=np.float64).astype(np.float32)
         ends = np.cumsum([sum(word >= 0 for word in row["words"]) for row in of_part])
         for row, soft in zip(of_part, np.split(mean, ends[:-1]), strict=True):
