@@ -144,8 +144,7 @@ def findings() -> str:
     quick, slow = speed["speed_up"].max(), speed["speed_up"].min()
     lines = [
         f"A student is {slow:.1f} to {quick:.1f} times as fast as its teacher.",
-        f"Less loyal than two fine-tuning seeds of the teacher are to each other (each holds): "
-        f"{less_loyal()}.",
+        f"Loyalty below the floor (each holds): {less_loyal()}.",
         f"Fine-tuned random weights are above every teacher and student on {behind} (holds).",
         f"Lost diacritics cost {plain.min():.0f} to {plain.max():.0f} points of the mean score, "
         f"text in capitals {upper.min():.0f} to {upper.max():.0f} ({names}): one fine-tuning "
