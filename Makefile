@@ -34,14 +34,13 @@ help:
 	@echo "TORCH=cpu                    with any of them: install PyTorch without CUDA"
 	@echo "make soak                    kill everything at random moments, and compare"
 
-# --no-compile: Python compiles what is used; the rest would take a minute and half a gigabyte.
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	    { echo "error: $(PYTHON) is not Python 3.11 to 3.13: set PYTHON=python3.12 or the like"; \
 	    exit 1; }
 	@echo "installing into .venv: three to ten minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile $(INDEX) --requirement requirements.txt
+	$(BIN)/pip install --quiet $(INDEX) --requirement requirements.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
