@@ -139,8 +139,9 @@ def findings() -> str:
     learned = budgets["measures"].iloc[0].upper().replace(" ", ", ")
     differ = "differences were not tested (one checkpoint a budget)"
     if (tested := STUDY / "budget-comparisons.csv").exists():
-        holds = pd.read_csv(tested)["holds"]
-        differ = f"{holds.sum()} of {len(holds)} differences hold"
+        pairs = pd.read_csv(tested)
+        holds = pairs.loc[pairs["against"].isin(budgets["steps"].astype(str)), "holds"]
+        differ = f"{holds.sum()} of {len(holds)} differences between budgets hold"
     quick, slow = speed["speed_up"].max(), speed["speed_up"].min()
     lines = [
         f"A student is {slow:.1f} to {quick:.1f} times as fast as its teacher.",

@@ -137,25 +137,26 @@ def with_floor(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     for names, part in table[teachers].groupby(pair):
         floor = np.mean([draws[model, *names] for model in part["model"]], axis=0)
         floors[names] = (part["value"].mean(), *uncertainty.interval(floor), floor)
-    new = ["floor", "floor_low", "floor_high", "floor_gap", "gap_low", "gap_high", "p"]
-    table = table[~teachers].reset_index(drop=True).assign(**dict.fromkeys(new, np.nan))
+    table, rows = table[~teachers].reset_index(drop=True), []
     for row in table.itertuples():
         of_pair = (row.teacher, row.task, row.measure)
-        if of_pair in floors:
-            *numbers, floor = floors[of_pair]
-            gaps = over_runs(draws[row.model, *of_pair] - floor)
-            gap = (row.value - numbers[0], *uncertainty.interval(gaps))
-            tested = row.role == "student" and row.measure in TESTED
-            p = uncertainty.p_value(gaps) if tested else np.nan
-            table.loc[row.Index, new] = (*numbers, *gap, p)
-    return corrected(table)
+        if of_pair not in floors:
+            rows.append([np.nan] * 7)
+            continue
+        *numbers, floor = floors[of_pair]
+        gaps = over_runs(draws[row.model, *of_pair] - floor)
+        gap = (row.value - numbers[0], *uncertainty.interval(gaps))
+        tested = row.role == "student" and row.measure in TESTED
+        rows.append([*numbers, *gap, uncertainty.p_value(gaps) if tested else np.nan])
+    new = ["floor", "floor_low", "floor_high", "floor_gap", "gap_low", "gap_high", "p"]
+    return corrected(table.join(pd.DataFrame(rows, columns=new)))
 
 
 def calibration_bins(member: Any, seeds: list[int], runs: Runs) -> Iterator[pd.DataFrame]:
     """The table of `uncertainty.reliability` of each run of a row of `study.present`."""
     for folder, by_seed in zip(member.checkpoints, runs, strict=True):
         for seed, run in zip(seeds, by_seed, strict=True):
-            bins = uncertainty.reliability(run.probabilities.max(axis=1), run.gold == run.predicted)
+            bins = uncertainty.reliability(run.probabilities.max(axis=1), run.right)
             yield bins.assign(checkpoint=folder, seed=seed, model=member.model, role=member.role)
 
 

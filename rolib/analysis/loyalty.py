@@ -21,6 +21,7 @@ from rolib.evaluation.predictions import Predictions, check_paired, distribution
 from rolib.measures import Task
 
 STS_RANGE = (0.0, 5.0)  # lowest and highest similarity score
+REGRESSION = ["regression_loyalty", "regression_loyalty_rmse", "regression_loyalty_pearson"]
 # A change of base scales the divergence by a constant, and the distance by its root.
 BASE2 = math.sqrt(math.log(2))
 
@@ -116,58 +117,63 @@ def loyalty_scorer(task: Task, teachers: Sequence[Predictions], student: Predict
     Both sides must have the same label order, which is not checked. ValueError if they differ in
     units (it names the first such unit), gold labels or the number of labels.
     """
-    sums = np.concatenate([_pair_sums(task, teacher, student) for teacher in teachers])
-    pearsons = []
+    for teacher in teachers:
+        check_paired({"teacher's table": teacher, "student's table": student})
     if task.kind == "regression":
-        sides = [(student.examples, teacher.predicted, student.predicted) for teacher in teachers]
-        pearsons = [metrics.pearson_scorer(*side) for side in sides]
+        return _score_scorer(teachers, student)
+    pairs = [_label_sums(teacher, student) for teacher in teachers]
+    sums = np.mean(pairs, axis=0)  # all pairs have the same units
+    spans = [_span_sums(teacher, student) for teacher in teachers] if task.name == "ner" else []
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
         """At weights (examples, R)."""
-        totals = (sums @ weights).reshape(len(teachers), -1, weights.shape[1])
-        units, first, second, *further = totals.swapaxes(0, 1)  # each (teachers, R)
-        if task.kind == "regression":
-            found = _regression_loyalties(first / units, second / units)
-            found["regression_loyalty_pearson"] = [run(weights)["pearson"] for run in pearsons]
-        else:
-            lost, gained, *spans = further
-            found = _label_loyalties(first / units, second / units)
-            found |= {"lost": lost / units, "gained": gained / units}
-            if spans:
-                found["span_loyalty"] = 2 * spans[0] / np.maximum(spans[1], 1)  # 0 without a span
-        return {name: np.mean(values, axis=0) for name, values in found.items()}
+        units, *totals = sums @ weights
+        labels, natural, lost, gained = (total / units for total in totals)
+        found = _label_loyalties(labels, natural) | {"lost": lost, "gained": gained}
+        if spans:
+            both, all_spans = np.stack([pair @ weights for pair in spans], axis=1)
+            found["span_loyalty"] = (2 * both / np.maximum(all_spans, 1)).mean(axis=0)
+        return found
 
     return scores
 
 
-def _pair_sums(task: Task, teacher: Predictions, student: Predictions) -> np.ndarray:
+def _score_scorer(teachers: Sequence[Predictions], student: Predictions) -> Scorer:
+    """`loyalty_scorer` of a regression."""
+    sides = [(student.examples, teacher.predicted, student.predicted) for teacher in teachers]
+    pearsons = [metrics.pearson_scorer(*side) for side in sides]
+    scaled = [_scaled(theirs, ours, *STS_RANGE) for _, theirs, ours in sides]
+    gaps = [np.abs(theirs - ours) for theirs, ours in scaled]
+    columns = [np.ones(len(student.units)), np.mean(gaps, axis=0), *(gap**2 for gap in gaps)]
+    sums = metrics.example_sums(student.examples, *columns)
+
+    def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
+        """At weights (examples, R)."""
+        units, absolute, *squared = sums @ weights
+        roots = [np.sqrt(total / units) for total in squared]
+        pearson = [run(weights)["pearson"] for run in pearsons]
+        values = 1 - absolute / units, 1 - np.mean(roots, axis=0), np.mean(pearson, axis=0)
+        return dict(zip(REGRESSION, values, strict=True))
+
+    return scores
+
+
+def _label_sums(teacher: Predictions, student: Predictions) -> np.ndarray:
     """What `loyalty_scorer` sums over the units of each example: (columns, examples).
 
-    The first column counts the units. Regression: the absolute and the squared difference. Else:
-    equal labels, 1 - distance of the probabilities, lost, gained; of ner also the spans that both
-    sides found, and the spans of both sides.
+    The columns: units, equal labels, 1 - distance of the probabilities, lost, gained.
     """
-    check_paired({"teacher's table": teacher, "student's table": student})
-    units = np.ones(len(student.units))
-    if task.kind == "regression":
-        theirs, ours = _scaled(teacher.predicted, student.predicted, *STS_RANGE)
-        gaps = np.abs(theirs - ours)
-        return metrics.example_sums(student.examples, units, gaps, gaps**2)
     entropies = (teacher.entropies + student.entropies) / 2
     near = 1 - _distances(teacher.probabilities, student.probabilities, entropies)
-    theirs, ours = (side.predicted == side.gold for side in (teacher, student))
-    columns = [units, teacher.predicted == student.predicted, near, theirs & ~ours, ours & ~theirs]
-    sums = metrics.example_sums(student.examples, *columns)
-    if task.name != "ner":
-        return sums
+    equal, theirs, ours = teacher.predicted == student.predicted, teacher.right, student.right
+    columns = [np.ones(len(near)), equal, near, theirs & ~ours, ours & ~theirs]
+    return metrics.example_sums(student.examples, *columns)
+
+
+def _span_sums(teacher: Predictions, student: Predictions) -> np.ndarray:
+    """The spans of each sentence that both sides found, and the spans of both: (2, sentences)."""
     pairs = list(zip(teacher.spans["predicted"], student.spans["predicted"], strict=True))
-    both = [[len(a & b) for a, b in pairs], [len(a) + len(b) for a, b in pairs]]
-    return np.vstack([sums, both])
-
-
-def _regression_loyalties(absolute: Any, squared: Any, /) -> dict[str, Any]:
-    """The regression loyalties of the mean absolute and the mean squared difference."""
-    return {"regression_loyalty": 1 - absolute, "regression_loyalty_rmse": 1 - np.sqrt(squared)}
+    return np.array([[len(a & b) for a, b in pairs], [len(a) + len(b) for a, b in pairs]], float)
 
 
 def _label_loyalties(labels: Any, natural: Any, /) -> dict[str, Any]:
@@ -205,12 +211,13 @@ def chance_loyalty(
     if task.kind == "regression":
         theirs, ours = _scaled(teacher.predicted, student.predicted, *STS_RANGE)
         gaps = np.abs(theirs[:, None] - ours)
-        loyalties = _regression_loyalties(gaps.mean(), (gaps**2).mean())
-        return loyalties | {"regression_loyalty_pearson": 0.0}
+        root = np.sqrt((gaps**2).mean())
+        values = 1 - gaps.mean(), 1 - root, 0.0
+        return dict(zip(REGRESSION, values, strict=True))
     rng = np.random.default_rng(seed)
     shares, rows = [], []
     for side in (teacher, student):
-        shares.append(pd.Series(side.predicted).value_counts(normalize=True))
+        shares.append(side.shares)
         rows.append(side.probabilities[rng.permutation(len(side.units))[:pairs]])
     labels = float(shares[0].mul(shares[1], fill_value=0).sum())
     return _label_loyalties(labels, probability_loyalty(rows[0], rows[1]))

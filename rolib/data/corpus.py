@@ -15,8 +15,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets.fingerprint import Hasher
 from huggingface_hub import HfApi, constants

@@ -129,14 +129,22 @@ def correlation_scorer(examples: np.ndarray, gold: ArrayLike, predicted: ArrayLi
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
         """At weights (examples, R)."""
-        units, gaps = weights[examples], []
+        gaps, squares = [], []
         for group, member in zip(groups, members, strict=True):
             sizes = member @ weights
-            mean_ranks = np.cumsum(sizes, axis=0) - (sizes - 1) / 2
-            gaps.append((mean_ranks - (units.sum(axis=0) + 1) / 2)[group])
-        x, y = gaps
-        xy, xx, yy = (np.einsum("nr,nr,nr->r", units, *pair) for pair in ((x, y), (x, x), (y, y)))
-        return pearson(weights) | {"spearman": _ratio(xy, np.sqrt(xx * yy)).clip(-1, 1)}
+            # Twice the distance of the mean rank from the middle one. It is computed in place,
+            # because new arrays of this size cost more than the sums.
+            gap = np.cumsum(sizes, axis=0)
+            units = gap[-1].copy()
+            gap *= 2
+            gap -= sizes
+            gap -= units
+            gaps.append(gap[group])
+            # The sum of their squares with ties (Kendall 1945).
+            squares.append((units**3 - np.einsum("gr,gr,gr->r", sizes, sizes, sizes)) / 3)
+        cross = np.einsum("nr,nr,nr->r", weights[examples], *gaps)
+        spearman = _ratio(cross, np.sqrt(squares[0] * squares[1]))
+        return pearson(weights) | {"spearman": spearman.clip(-1, 1)}
 
     return scores
 
