@@ -362,12 +362,21 @@ def test_flips_make_up_the_difference_of_the_accuracies(units):
     assert scores["label_loyalty"] <= 1 - lost - gained + 1e-12
 
 
-def test_loyalty_to_several_runs_is_the_mean_and_follows_the_weights():
+def score_table(seed, sentences=("s10", "s9", "s2"), pairs=6):
+    """Scores of sentence pairs; here an example has several, to be drawn as a whole."""
+    units = [(sentence, position) for sentence in sentences for position in range(pairs)]
+    frame = pd.DataFrame(units, columns=["example", "position"])
+    scores = np.random.default_rng(seed).uniform(-1, 6, len(units))
+    return frame.assign(gold=2.5, predicted=scores, probabilities=[()] * len(units))
+
+
+@pytest.mark.parametrize("task, table", [(NER, tagging_table), (STS, score_table)])
+def test_loyalty_to_several_runs_is_the_mean_and_follows_the_weights(task, table):
     """Against the definition, one pair and one resample at a time."""
     weights = np.array([[1.0, 3, 0], [1, 0, 2], [1, 0, 1]])  # of 3 sentences in 3 resamples
-    student, teachers = tagging_table(3), [tagging_table(seed) for seed in (4, 5)]
-    runs = [Predictions.of(table) for table in teachers]
-    scores = loyalty.loyalty_scorer(NER, runs, Predictions.of(student))(weights)
+    student, teachers = table(3), [table(seed) for seed in (4, 5)]
+    runs = [Predictions.of(one) for one in teachers]
+    scores = loyalty.loyalty_scorer(task, runs, Predictions.of(student))(weights)
     order = sorted(set(student["example"]))
     for number in range(3):
         single = []
@@ -379,7 +388,7 @@ def test_loyalty_to_several_runs_is_the_mean_and_follows_the_weights():
                         rows = side[side["example"] == name]
                         again.append(rows.assign(example=f"{name}-{copy}", side=side is teacher))
             both = pd.concat(again)
-            single.append(compare(NER, *(both[both["side"] == mine] for mine in (True, False))))
+            single.append(compare(task, *(both[both["side"] == mine] for mine in (True, False))))
         for name, value in pd.DataFrame(single).mean().items():
             assert scores[name][number] == pytest.approx(value, abs=1e-12)
 
@@ -425,6 +434,12 @@ def test_row_order_does_not_matter(seed, tmp_path):
     student_again = pd.read_parquet(tmp_path / "student.parquet")
     assert compare(NER, teacher, student_again) == expected
     assert compare(NER, shuffled(teacher, seed + 7), student_again) == expected
+
+
+def test_a_missing_probability_is_refused_by_its_row():
+    table = score_table(1).assign(probabilities=[[0.5, 0.5]] * 17 + [[None, 1.0]])
+    with pytest.raises(ValueError, match="prediction row .* is no distribution"):
+        _ = Predictions.of(table).entropies
 
 
 def test_compare_sts():

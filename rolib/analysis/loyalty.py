@@ -211,16 +211,13 @@ def chance_loyalty(
     if task.kind == "regression":
         theirs, ours = _scaled(teacher.predicted, student.predicted, *STS_RANGE)
         gaps = np.abs(theirs[:, None] - ours)
-        root = np.sqrt((gaps**2).mean())
-        values = 1 - gaps.mean(), 1 - root, 0.0
+        values = 1 - gaps.mean(), 1 - np.sqrt((gaps**2).mean()), 0.0
         return dict(zip(REGRESSION, values, strict=True))
     rng = np.random.default_rng(seed)
-    shares, rows = [], []
-    for side in (teacher, student):
-        shares.append(side.shares)
-        rows.append(side.probabilities[rng.permutation(len(side.units))[:pairs]])
-    labels = float(shares[0].mul(shares[1], fill_value=0).sum())
-    return _label_loyalties(labels, probability_loyalty(rows[0], rows[1]))
+    orders = [rng.permutation(len(side.units))[:pairs] for side in (teacher, student)]
+    theirs, ours = teacher.probabilities[orders[0]], student.probabilities[orders[1]]
+    labels = float(teacher.shares.mul(student.shares, fill_value=0).sum())
+    return _label_loyalties(labels, probability_loyalty(theirs, ours))
 
 
 def ensemble_predictions(models: Sequence[Predictions], labels: Sequence[str]) -> Predictions:
