@@ -4,8 +4,10 @@ Intervals, comparisons, loyalty with floor and chance, calibration, and the text
 """
 
 import json
+import os
 import shutil
 import textwrap
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -904,6 +906,41 @@ def test_runs_on_other_data_are_refused_and_named(config, tmp_path, monkeypatch)
             ValueError, match=r"example '.*', position 0 is in the .* only \(1 such units\)"
         ):
             function(config)
+
+
+@pytest.mark.parametrize("share", ["3", "1", "", None])
+def test_processes_keep_to_the_core_share_of_the_job(share, monkeypatch):
+    asked = []
+
+    class Recorder(study.Parallel):
+        def __init__(self, n_jobs, **options):
+            asked.append(n_jobs)
+            super().__init__(1, **options)
+
+    monkeypatch.setattr(study, "Parallel", Recorder)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if share is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", share)
+    measures = {name: pd.DataFrame({"model": [name]}) for name in ("upos", "sar")}
+    found = study.by_measure(lambda task, here: (task, *here["model"]), measures)
+    assert [*found] == [("upos", "upos"), ("sar", "sar")]
+    assert asked == [min(int(share) if share else os.cpu_count(), 2)]
+
+
+def test_two_processes_give_the_same_tables_and_errors(config, scored, loyalty, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    for one, two in zip(scored, tables.score_tables(config), strict=True):
+        pd.testing.assert_frame_equal(one, two, check_exact=True)
+    again = agreement.loyalty_tables(config)
+    assert again.keys() == loyalty.keys()
+    for name, table in loyalty.items():
+        pd.testing.assert_frame_equal(table, again[name], check_exact=True)
+    with pytest.raises(FileNotFoundError, match=r"no-model.*scores\.json"):
+        [*study.by_measure(partial(read_no_model, config), study.present(config)[1])]
+
+
+def read_no_model(config, task, here):
+    study.read_result(config, "no-model", task, 1)
 
 
 def test_methods_of_several_checkpoints_are_cut_to_equal_numbers(config, tmp_path, monkeypatch):

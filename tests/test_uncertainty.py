@@ -5,9 +5,7 @@ The other libraries are scikit-learn and SciPy; there are plain loops too.
 
 import itertools
 import math
-import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -396,26 +394,6 @@ def test_the_simulation_writes_its_table(tmp_path, monkeypatch):
     table = pd.read_csv(tmp_path / "coverage.csv")
     assert list(table["scenario"]) == list(coverage.ACCURACIES)
     assert set(table["seeds"]) == {"3x3 - 1x3"} and table["rolib"].between(0, 1).all()
-
-
-# --- threads --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("share", ["3", "1", "", None])
-def test_threads_keep_to_the_core_share_of_the_job(share, monkeypatch):
-    workers = []
-
-    class Pool(ThreadPoolExecutor):
-        def __init__(self, max_workers=None):
-            workers.append(max_workers)
-            super().__init__(max_workers)
-
-    monkeypatch.setattr(uncertainty, "ThreadPoolExecutor", Pool)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if share is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", share)
-    assert uncertainty.in_threads(pow, [1, 2, 3], [3, 2, 1]) == [1, 4, 3]
-    assert workers == [int(share) if share else os.cpu_count()]
 
 
 # --- intervals and p-values -----------------------------------------------------------------------

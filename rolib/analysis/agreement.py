@@ -6,7 +6,7 @@ that memory holds the predictions of one measure at a time.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 from rolib.analysis import loyalty, study, uncertainty
 from rolib.analysis.study import ENSEMBLE, ENSEMBLE_ROLE, WORDS_ROLE, Runs
 from rolib.analysis.tables import PAIR, corrected, estimate
-from rolib.analysis.uncertainty import in_threads, over_runs
+from rolib.analysis.uncertainty import over_runs
 from rolib.config import AnalyseConfig
 from rolib.evaluation.predictions import Predictions, check_paired
 from rolib.measures import TASKS, Task
@@ -24,9 +24,8 @@ from rolib.measures import TASKS, Task
 STS_TOLERANCE = 0.5  # scores with a smaller difference count as equal
 TESTED = ["label_loyalty", "probability_loyalty", "regression_loyalty"]  # against the floor
 Draws = dict[tuple[str, str, str, str], np.ndarray]  # of each model, teacher, task and measure
-Named = Iterator[tuple[str, pd.DataFrame]]  # tables with their names
-PROBABILITIES = ["teacher_probability", "student_probability"]
-PROBABILITIES += ["teacher_on_student", "student_on_teacher"]
+Named = Iterable[tuple[str, pd.DataFrame]]  # tables with their names
+PAIRED = "teacher_probability student_probability teacher_on_student student_on_teacher".split()
 
 
 def loyalty_tables(config: AnalyseConfig) -> dict[str, pd.DataFrame]:
@@ -36,68 +35,68 @@ def loyalty_tables(config: AnalyseConfig) -> dict[str, pd.DataFrame]:
     """
     tables, draws = dict[str, list[pd.DataFrame]](), Draws()
     seeds, measures = study.present(config)
-    for task, here in measures.items():
-        for name, table in task_tables(config, task, seeds, here, draws):
-            tables.setdefault(name, []).append(table)
-    found = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    return found | {"loyalty": with_floor(with_means(found["loyalty"], draws), draws)}
+    by_measure = study.by_measure(partial(task_tables, config, seeds), measures)
+    for task, (found, of_task) in zip(measures, by_measure, strict=True):
+        draws |= of_task
+        for name, table in found:
+            tables.setdefault(name, []).append(table.assign(task=task))
+    whole = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    return whole | {"loyalty": with_floor(with_means(whole["loyalty"], draws), draws)}
 
 
 def task_tables(
-    config: AnalyseConfig, task: str, seeds: list[int], here: pd.DataFrame, draws: Draws
-) -> Named:
+    config: AnalyseConfig, seeds: list[int], task: str, here: pd.DataFrame
+) -> tuple[Named, Draws]:
     """The tables of one measure and its models (`study.present`), in parts, each with its name.
 
     loyalty: `PAIR`, the columns of `estimate` and chance (`loyalty.chance_loyalty`, each run with
     one of the teacher's), student and teacher at other seeds (`at_other_seeds`). Unless there is
-    one seed only, each teacher has rows too, to itself and to the ensemble: the floors. `draws` is
-    given their bootstrap draws.
-    calibration: `uncertainty.reliability` with checkpoint, seed, model, role, task; not for STS.
+    one seed only, each teacher has rows too, to itself and to the ensemble: the floors. The second
+    value returned are the bootstrap draws of the loyalties.
+    calibration: `uncertainty.reliability` with checkpoint, seed, model, role; not for STS.
     classes, confusion, disagreements: see `pair_tables`; of each student with each of its teachers.
     """
     # The teachers stay in memory, since all models are compared with them; others are read once.
     teachers = study.read_teachers(config, here, task, seeds)
     scorer = partial(loyalty.loyalty_scorer, TASKS[task])
-    scorers, chances = {}, {}
+    scorers, chances, parts = {}, {}, list[tuple[str, pd.DataFrame]]()
 
     def chance(others: list[Predictions], run: Predictions) -> dict[str, float]:
         return loyalty.chance_loyalty(TASKS[task], others[0], run, config.seed)
 
-    for member in here[here["role"] != WORDS_ROLE].itertuples():  # it has no teacher
-        if member.model in teachers:
-            runs = teachers[member.model]
-        else:
-            runs = study.read_runs(config, member.checkpoints, task, seeds)
+    for row in here[here["role"] != WORDS_ROLE].itertuples():  # it has no teacher
+        runs = teachers.get(row.model) or study.read_runs(config, row.checkpoints, task, seeds)
         if task != "sts":
-            for bins in calibration_bins(member, seeds, runs):
-                yield "calibration", bins.assign(task=task)
-        for name in references_of(member, teachers):
-            if member.role == "teacher" and len(seeds) == 1:
+            parts += calibration_bins(row, seeds, runs)
+        for name in references_of(row, teachers):
+            if row.role == "teacher" and len(seeds) == 1:
                 continue
             [teacher], own = teachers[name], name != ENSEMBLE
-            key = (member.model, member.role, name, own, task)
-            scorers[key] = at_other_seeds(scorer, teacher, runs)
+            pair = (row.model, row.role, name, own, task)
+            scorers[pair] = at_other_seeds(scorer, teacher, runs)
             answers = at_other_seeds(chance, teacher, runs)
-            chances[member.model, name] = pd.DataFrame(itertools.chain(*answers)).mean()
-            if member.role == "student" and own:
+            chances[row.model, name] = pd.DataFrame(itertools.chain(*answers)).mean()
+            if row.role == "student" and own:
                 for title, table in pair_tables(config, task, seeds, teacher, runs):
-                    yield title, table.assign(model=member.model, teacher=name, task=task)
-    table, found = estimate(PAIR, scorers, runs[0][0].num_examples, config)
-    for (model, _, teacher, _, _), scores in found.items():
-        draws.update({(model, teacher, task, name): values for name, values in scores.items()})
+                    parts.append((title, table.assign(model=row.model, teacher=name)))
+    table, scores = estimate(PAIR, scorers, runs[0][0].num_examples, config)
     levels = [chances[row.model, row.teacher].get(row.measure) for row in table.itertuples()]
-    yield "loyalty", table.assign(chance=np.array(levels, dtype=float))
+    parts.append(("loyalty", table.assign(chance=np.array(levels, dtype=float))))
+    draws = Draws()
+    for (model, _, teacher, _, _), of_pair in scores.items():
+        draws.update({(model, teacher, task, name): values for name, values in of_pair.items()})
+    return parts, draws
 
 
 def at_other_seeds(function: Callable, teacher: list[Predictions], runs: Runs) -> list[list]:
-    """function(the teacher's runs at all other fine-tuning seeds, run) of each run, in threads.
+    """function(the teacher's runs at all other fine-tuning seeds, run) of each run.
 
     At the same seed student and teacher start from the same head, bit by bit, and see the training
     examples in the same order. That makes them alike, whatever distillation did. With one seed
     there is no other: then it is the same.
     """
     others = [teacher[:k] + teacher[k + 1 :] or teacher for k in range(len(teacher))]
-    return [in_threads(function, others, by_seed) for by_seed in runs]
+    return [list(map(function, others, by_seed)) for by_seed in runs]
 
 
 def with_means(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
@@ -152,12 +151,13 @@ def with_floor(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     return corrected(table.join(pd.DataFrame(rows, columns=new)))
 
 
-def calibration_bins(member: Any, seeds: list[int], runs: Runs) -> Iterator[pd.DataFrame]:
+def calibration_bins(member: Any, seeds: list[int], runs: Runs) -> Named:
     """The table of `uncertainty.reliability` of each run of a row of `study.present`."""
     for folder, by_seed in zip(member.checkpoints, runs, strict=True):
         for seed, run in zip(seeds, by_seed, strict=True):
             bins = uncertainty.reliability(run.probabilities.max(axis=1), run.right)
-            yield bins.assign(checkpoint=folder, seed=seed, model=member.model, role=member.role)
+            bins = bins.assign(checkpoint=folder, seed=seed, model=member.model, role=member.role)
+            yield "calibration", bins
 
 
 def pair_tables(
@@ -240,12 +240,12 @@ def side_by_side(
     table = teacher.units.assign(gold=teacher.gold, teacher_label=teacher.predicted)
     table["student_label"] = student.predicted
     if task.kind == "regression":
-        table[PROBABILITIES] = np.nan
+        table[PAIRED] = np.nan
     else:
         rows, theirs, ours = np.arange(len(table)), teacher.probabilities, student.probabilities
         first, second = theirs.argmax(axis=1), ours.argmax(axis=1)
         both = theirs[rows, first], ours[rows, second], theirs[rows, second], ours[rows, first]
-        table[PROBABILITIES] = np.stack(both, axis=1)
+        table[PAIRED] = np.stack(both, axis=1)
 
     def equal(one: str, other: str) -> pd.Series:
         if task.kind == "regression":
@@ -268,4 +268,4 @@ def disagreements(task: Task, teacher: Predictions, student: Predictions) -> pd.
     if task.kind == "regression":
         for name in ("gold", "teacher_label", "student_label"):
             table[name] = table[name].map("{:.2f}".format)
-    return table.astype(dict.fromkeys(PROBABILITIES, "float32"))
+    return table.astype(dict.fromkeys(PAIRED, "float32"))

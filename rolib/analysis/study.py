@@ -1,20 +1,23 @@
 """Who is in a study, and its stored scores and predictions, read from the run folders."""
 
 import itertools
+import os
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
+from joblib import Parallel, delayed, parallel_config
 
 from rolib.analysis.loyalty import ensemble_predictions
-from rolib.analysis.uncertainty import in_threads
 from rolib.config import Config
 from rolib.evaluation.predictions import Predictions
 from rolib.measures import TASKS
-from rolib.runs import made_by, read_json, require
+from rolib.runs import made_by, progress, read_json, require
 
 WORDS, WORDS_ROLE = "bag-of-words", "bag of words"
 ROLES = {  # in reading order, with what a role is and what it controls for
@@ -198,6 +201,19 @@ def present(config: Config) -> tuple[list[int], dict[str, pd.DataFrame]]:
     return usual, tables
 
 
+def by_measure(function: Callable, measures: Mapping[str, pd.DataFrame]) -> Iterator[Any]:
+    """function(measure, its models) of each measure of `present`, in processes, with a bar.
+
+    Threads would wait for each other, since much of the work holds Python's lock. The number of
+    processes is OMP_NUM_THREADS, the core share of a job in the Snakefile; without it, all cores.
+    """
+    cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    jobs = [delayed(function)(*measure) for measure in measures.items()]
+    with parallel_config("loky", inner_max_num_threads=1):
+        found = Parallel(min(cores, len(jobs)), return_as="generator")(jobs)
+        yield from progress(found, total=len(jobs), unit="measure")
+
+
 def read_runs(
     config: Config, folders: list[str], task: str, seeds: list[int], probabilities: bool = True
 ) -> Runs:
@@ -205,12 +221,12 @@ def read_runs(
 
     FileNotFoundError for a seed without predictions.
     """
-    place, command = config.folder / "evaluation", made_by(config)
-    pairs = itertools.product(folders, seeds)
-    paths = [place / name / task / f"seed-{k}" / "predictions.parquet" for name, k in pairs]
-    read = partial(Predictions.read, probabilities=probabilities)
-    flat = in_threads(read, [require(path, command) for path in paths])
-    return [flat[start : start + len(seeds)] for start in range(0, len(flat), len(seeds))]
+
+    def read(folder: str, seed: int) -> Predictions:
+        path = config.folder / f"evaluation/{folder}/{task}/seed-{seed}/predictions.parquet"
+        return Predictions.read(require(path, made_by(config)), probabilities)
+
+    return [[read(folder, seed) for seed in seeds] for folder in folders]
 
 
 def read_teachers(

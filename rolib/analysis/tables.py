@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,10 +54,9 @@ def score_tables(config: AnalyseConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     score as a share of the other's with its interval: kept, kept_low, kept_high.
     """
     everyone = study.with_ensemble(study.members(config))
-    tables, (seeds, measures) = [], study.present(config)
-    draws: dict[tuple, np.ndarray] = {}
-    for task, here in measures.items():
-        table, of_task = _score_task(config, task, seeds, here)
+    seeds, measures = study.present(config)
+    tables, draws = [], dict[tuple, np.ndarray]()
+    for table, of_task in study.by_measure(partial(_score_task, config, seeds), measures):
         tables.append(table)
         draws |= of_task
     scores = pd.concat(tables)
@@ -80,7 +80,7 @@ def score_tables(config: AnalyseConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _score_task(
-    config: AnalyseConfig, task: str, seeds: list[int], here: pd.DataFrame
+    config: AnalyseConfig, seeds: list[int], task: str, here: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[tuple, np.ndarray]]:
     """The scores of all models on one measure, and the draws of their headline scores.
 
@@ -95,12 +95,11 @@ def _score_task(
             models[member.model] = study.read_runs(config, *files, probabilities=False)
     named, scorers = {}, {}
     for name, runs in models.items():
+        scorers[name, task] = [[scorer(TASKS[task], run) for run in by_seed] for by_seed in runs]
         for number, by_seed in enumerate(runs, 1):
             for seed, run in zip(seeds, by_seed, strict=False):
                 named[f"predictions of {name}, checkpoint {number}, seed {seed}"] = run
     check_paired(named)
-    for name, runs in models.items():
-        scorers[name, task] = [[scorer(TASKS[task], run) for run in by_seed] for by_seed in runs]
     table, draws = estimate(["model", "task", "score"], scorers, run.num_examples, config)
     table["headline"] = table["score"] == headline
     return table, {key: scores[headline] for key, scores in draws.items()}

@@ -7,16 +7,13 @@ fine-tuning seeds, resamples), and may be subtracted and averaged; `interval` an
 the variance between the seeds (`over_runs`).
 """
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from threadpoolctl import threadpool_limits
 
 from rolib.evaluation.metrics import Scorer
 
@@ -40,12 +37,12 @@ def bootstrap(
     # The number of examples is part of the stream: test sets get unrelated resamples.
     weights = resample_weights(examples, resamples, (seed, examples, 0))
 
-    def part(start: int) -> list[Scores]:
+    parts: dict[Any, list[Scores]] = {model: [] for model in models}
+    for start in range(0, resamples, CHUNK):
         chunk = weights[start : start + CHUNK].T.astype(np.float64, order="C")
-        return [_run_scores(runs, chunk) for runs in models.values()]
-
-    by_model = zip(*in_threads(part, range(0, resamples, CHUNK)), strict=True)
-    return {model: _joined(parts) for model, parts in zip(models, by_model, strict=True)}
+        for model, runs in models.items():
+            parts[model].append(_run_scores(runs, chunk))
+    return {model: _joined(of_model) for model, of_model in parts.items()}
 
 
 def _check_seeds(models: Mapping[Any, list[list[Scorer]]]) -> None:
@@ -68,18 +65,6 @@ def _run_scores(runs: list[list[Scorer]], weights: np.ndarray) -> Scores:
 def _joined(parts: Sequence[Scores]) -> Scores:
     """The scores of all parts, joined along the resamples."""
     return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
-
-
-def in_threads(function: Callable, *arguments: Iterable) -> list:
-    """The results of `map` as a list, computed in threads.
-
-    The number of threads is OMP_NUM_THREADS, the core share of a job in the Snakefile. Without it,
-    all cores are used.
-    """
-    workers = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    # BLAS gets one thread for each worker: more would wait for each other.
-    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(function, *arguments))
 
 
 def over_runs(draws: ArrayLike) -> np.ndarray:
