@@ -355,15 +355,14 @@ def test_comparisons_are_paired_and_corrected_over_the_measures(config, scored):
 
 
 def test_a_difference_holds_only_after_the_correction():
-    def draws(below):  # of 999, so many below 0: p = 2 (below + 1) / 1000
-        return np.repeat([-0.1, 0.1], [below, 999 - below])[None, None]
+    def draws(below):  # the value 0.1; of 999 draws so many below 0: p = 2 (below + 1) / 1000
+        return np.repeat([0.1, -0.1, 0.1], [1, below, 999 - below])[None, None]
 
     gaps = {"upos": draws(9), "xpos": draws(9), "ner": draws(0), "mean": draws(19)}
-    headlines = {("t", task): np.zeros((1, 1, 999)) for task in gaps} | {
+    headlines = {("t", task): np.zeros((1, 1, 1000)) for task in gaps} | {
         ("s", task): values for task, values in gaps.items()
     }
-    points = {key: values.mean() for key, values in headlines.items()}
-    table = tables._compare([("s", "t", "teacher")], headlines, points).set_index("task")
+    table = tables._compare([("s", "t", "teacher")], headlines).set_index("task")
     assert table["p"].to_dict() == pytest.approx(
         {"upos": 0.02, "xpos": 0.02, "ner": 0.002, "mean": 0.04}
     )
@@ -372,7 +371,7 @@ def test_a_difference_holds_only_after_the_correction():
     )
     assert table["holds"].all()
     headlines["s", "upos"] = headlines["s", "xpos"] = draws(14)  # p = 0.03, corrected 0.06
-    table = tables._compare([("s", "t", "teacher")], headlines, points).set_index("task")
+    table = tables._compare([("s", "t", "teacher")], headlines).set_index("task")
     assert (table["p"] < 0.05).all() and table["holds"].to_dict() == {
         "upos": False,
         "xpos": False,
@@ -1038,7 +1037,7 @@ def test_two_seeds_and_two_teachers_by_a_loop(config, task):
     for kind, numbers in wanted.items():
         values = np.mean([score for (name, _), score in found.items() if name == kind], axis=0)
         assert values.shape == (1, 3, 1 + config.resamples)
-        value, low, high = cells.estimate(cells.by_seed(values, 3))
+        value, low, high = uncertainty.summary(cells.by_seed(values, 3))
         assert value == pytest.approx(np.mean(numbers)) and low <= value <= high
 
 

@@ -15,15 +15,13 @@ import pandas as pd
 
 from rolib.analysis import loyalty, study, uncertainty
 from rolib.analysis.study import ENSEMBLE, ENSEMBLE_ROLE, WORDS_ROLE, Runs
-from rolib.analysis.tables import PAIR, corrected, estimate
-from rolib.analysis.uncertainty import over_runs
+from rolib.analysis.tables import PAIR, Values, corrected, estimate
 from rolib.config import AnalyseConfig
 from rolib.evaluation.predictions import Predictions, check_paired
 from rolib.measures import TASKS, Task
 
 STS_TOLERANCE = 0.5  # scores with a smaller difference count as equal
 TESTED = ["label_loyalty", "probability_loyalty", "regression_loyalty"]  # against the floor
-Draws = dict[tuple[str, str, str, str], np.ndarray]  # of each model, teacher, task and measure
 Named = Iterable[tuple[str, pd.DataFrame]]  # tables with their names
 PAIRED = "teacher_probability student_probability teacher_on_student student_on_teacher".split()
 
@@ -33,26 +31,26 @@ def loyalty_tables(config: AnalyseConfig) -> dict[str, pd.DataFrame]:
 
     loyalty has further rows for the means (`with_means`) and the columns of `with_floor`.
     """
-    tables, draws = dict[str, list[pd.DataFrame]](), Draws()
+    tables, values = dict[str, list[pd.DataFrame]](), Values()
     seeds, measures = study.present(config)
     by_measure = study.by_measure(partial(task_tables, config, seeds), measures)
     for task, (found, of_task) in zip(measures, by_measure, strict=True):
-        draws |= of_task
+        values |= of_task
         for name, table in found:
             tables.setdefault(name, []).append(table.assign(task=task))
     whole = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    return whole | {"loyalty": with_floor(with_means(whole["loyalty"], draws), draws)}
+    return whole | {"loyalty": with_floor(with_means(whole["loyalty"], values), values)}
 
 
 def task_tables(
     config: AnalyseConfig, seeds: list[int], task: str, here: pd.DataFrame
-) -> tuple[Named, Draws]:
+) -> tuple[Named, Values]:
     """The tables of one measure and its models (`study.present`), in parts, each with its name.
 
     loyalty: `PAIR`, the columns of `estimate` and chance (`loyalty.chance_loyalty`, each run with
     one of the teacher's), student and teacher at other seeds (`at_other_seeds`). Unless there is
     one seed only, each teacher has rows too, to itself and to the ensemble: the floors. The second
-    value returned are the bootstrap draws of the loyalties.
+    thing returned are the values of the loyalties by `PAIR`.
     calibration: `uncertainty.reliability` with checkpoint, seed, model, role; not for STS.
     classes, confusion, disagreements: see `pair_tables`; of each student with each of its teachers.
     """
@@ -79,13 +77,10 @@ def task_tables(
             if row.role == "student" and own:
                 for title, table in pair_tables(config, task, seeds, teacher, runs):
                     parts.append((title, table.assign(model=row.model, teacher=name)))
-    table, scores = estimate(PAIR, scorers, runs[0][0].num_examples, config)
+    table, values = estimate(PAIR, scorers, runs[0][0].num_examples, config)
     levels = [chances[row.model, row.teacher].get(row.measure) for row in table.itertuples()]
     parts.append(("loyalty", table.assign(chance=np.array(levels, dtype=float))))
-    draws = Draws()
-    for (model, _, teacher, _, _), of_pair in scores.items():
-        draws.update({(model, teacher, task, name): values for name, values in of_pair.items()})
-    return parts, draws
+    return parts, values
 
 
 def at_other_seeds(function: Callable, teacher: list[Predictions], runs: Runs) -> list[list]:
@@ -99,27 +94,27 @@ def at_other_seeds(function: Callable, teacher: list[Predictions], runs: Runs) -
     return [list(map(function, others, by_seed)) for by_seed in runs]
 
 
-def with_means(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
+def with_means(table: pd.DataFrame, values: Values) -> pd.DataFrame:
     """The table of loyalties with rows for the mean over the measures (task `mean`).
 
-    `draws` is given their draws. A pair of models that lacks a measure of others has no mean.
+    `values` is given theirs. A pair of models that lacks a measure of others has no mean.
     """
     tasks, rows = table.groupby("measure")["task"].nunique(), []
     keys = ["model", "role", "teacher", "own", "measure"]
     for names, part in table.groupby(keys, sort=False):
-        model, _, teacher, _, measure = names
+        *pair, measure = names
         if len(part) < tasks[measure]:
             continue
-        of_tasks = [draws[model, teacher, task, measure] for task in part["task"]]
-        draws[model, teacher, "mean", measure] = mean = np.array(sum(of_tasks) / len(of_tasks))
-        low, high = uncertainty.interval(mean)
-        row = dict(zip(keys, names, strict=True)) | {"task": "mean", "low": low, "high": high}
+        of_tasks = [values[key] for key in part[PAIR].itertuples(index=False, name=None)]
+        values[*pair, "mean", measure] = mean = np.array(sum(of_tasks) / len(of_tasks))
+        found = (*names, *uncertainty.summary(mean))
+        row = dict(zip([*keys, "value", "low", "high"], found, strict=True)) | {"task": "mean"}
         row |= part[["checkpoints", "seeds"]].min().to_dict()
-        rows.append(row | part[["value", "chance"]].mean().to_dict())
+        rows.append(row | {"chance": part["chance"].mean()})
     return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
 
 
-def with_floor(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
+def with_floor(table: pd.DataFrame, values: Values) -> pd.DataFrame:
     """The loyalties of students and controls beside the floor: that of the teacher to itself.
 
     The floor of the ensemble is the mean loyalty of its teachers to it: a student is one model, and
@@ -134,19 +129,18 @@ def with_floor(table: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     pair, teachers = ["teacher", "task", "measure"], table["role"] == "teacher"
     floors = {}
     for names, part in table[teachers].groupby(pair):
-        floor = np.mean([draws[model, *names] for model in part["model"]], axis=0)
-        floors[names] = (part["value"].mean(), *uncertainty.interval(floor), floor)
+        keys = part[PAIR].itertuples(index=False, name=None)
+        floors[names] = np.mean([values[key] for key in keys], axis=0)
     table, rows = table[~teachers].reset_index(drop=True), []
-    for row in table.itertuples():
-        of_pair = (row.teacher, row.task, row.measure)
-        if of_pair not in floors:
+    for key in table[PAIR].itertuples(index=False, name=None):
+        _, role, teacher, _, task, measure = key
+        floor = floors.get((teacher, task, measure))
+        if floor is None:
             rows.append([np.nan] * 7)
             continue
-        *numbers, floor = floors[of_pair]
-        gaps = over_runs(draws[row.model, *of_pair] - floor)
-        gap = (row.value - numbers[0], *uncertainty.interval(gaps))
-        tested = row.role == "student" and row.measure in TESTED
-        rows.append([*numbers, *gap, uncertainty.p_value(gaps) if tested else np.nan])
+        gaps, tested = values[key] - floor, role == "student" and measure in TESTED
+        p = uncertainty.p_value(gaps[..., 1:]) if tested else np.nan
+        rows.append([*uncertainty.summary(floor), *uncertainty.summary(gaps), p])
     new = ["floor", "floor_low", "floor_high", "floor_gap", "gap_low", "gap_high", "p"]
     return corrected(table.join(pd.DataFrame(rows, columns=new)))
 

@@ -18,29 +18,47 @@ from rolib.runs import write_text
 
 LEVEL = 0.05  # of the family-wise error
 LEAST = 1e-9  # a score that is divided by is at least this
-ESTIMATE = ["checkpoints", "seeds", "examples", "value", "sd", "low", "high"]
+ESTIMATE = ["checkpoints", "seeds", "examples", "value", "low", "high", "sd"]
+Values = dict[tuple[str, ...], np.ndarray]  # see `uncertainty.summary`
 # own: the teacher is one of the model's own teachers, and not the ensemble
 PAIR = ["model", "role", "teacher", "own", "task", "measure"]
 
 
 def estimate(
     names: list[str], scorers: dict[tuple, list[list[Scorer]]], examples: int, config: AnalyseConfig
-) -> tuple[pd.DataFrame, dict[tuple, uncertainty.Scores]]:
-    """A table of scores with intervals, one row a key and score; and the bootstrap draws by key.
+) -> tuple[pd.DataFrame, Values]:
+    """A table of scores with intervals, one row a key and score; and the values of all runs.
 
     scorers: by key, nested lists `[distillation seed][fine-tuning seed]`. names: the columns of
     the parts of a key and of the score's name. Further columns: checkpoints (distillation seeds),
-    seeds (fine-tuning seeds of each), examples, value (mean over all runs), sd (over the runs; NaN
-    for one run), low, high (95 % bootstrap interval).
+    seeds (fine-tuning seeds of each), examples, value (mean over all runs), low, high (95 %
+    bootstrap interval), sd (over the runs; NaN for one run). The values have the keys (*key, score)
+    and the shape of `uncertainty.summary`.
     """
     draws = uncertainty.bootstrap(scorers, examples, config.resamples, config.seed)
-    rows = []
+    rows, values = [], Values()
     for key, runs in scorers.items():
-        points = pd.DataFrame([at_ones(run, examples) for by_seed in runs for run in by_seed])
-        for score, values in points.items():
-            numbers = (len(runs), len(runs[0]), examples, values.mean(), values.std())
-            rows.append((*key, score, *numbers, *uncertainty.interval(draws[key][score])))
-    return pd.DataFrame(rows, columns=[*names, *ESTIMATE]), draws
+        points = [[at_ones(run, examples) for run in by_seed] for by_seed in runs]
+        for score, drawn in draws[key].items():
+            of_runs = np.array([[[point[score]] for point in by_seed] for by_seed in points])
+            values[*key, score] = found = np.concatenate([of_runs, drawn], axis=-1)
+            numbers = (len(runs), len(runs[0]), examples, *uncertainty.summary(found))
+            rows.append((*key, score, *numbers, pd.Series(of_runs.ravel()).std()))
+    return pd.DataFrame(rows, columns=[*names, *ESTIMATE]), values
+
+
+def differences(values: Values, pairs: list[tuple[str, str]]) -> pd.DataFrame:
+    """The differences of pairs of models on each measure that both have.
+
+    values: those of each (model, measure). Columns: model, against, task, difference, low, high, p.
+    """
+    rows = []
+    for (model, other), task in itertools.product(pairs, dict.fromkeys(task for _, task in values)):
+        if values.keys() >= {(model, task), (other, task)}:
+            gaps = values[model, task] - values[other, task]
+            p = uncertainty.p_value(gaps[..., 1:])
+            rows.append((model, other, task, *uncertainty.summary(gaps), p))
+    return pd.DataFrame(rows, columns="model against task difference low high p".split())
 
 
 def score_tables(config: AnalyseConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -55,36 +73,33 @@ def score_tables(config: AnalyseConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     everyone = study.with_ensemble(study.members(config))
     seeds, measures = study.present(config)
-    tables, draws = [], dict[tuple, np.ndarray]()
+    tables, values = [], Values()
     for table, of_task in study.by_measure(partial(_score_task, config, seeds), measures):
         tables.append(table)
-        draws |= of_task
+        values |= of_task
     scores = pd.concat(tables)
-    points = scores[scores["headline"]].set_index(["model", "task"])["value"].to_dict()
     numbers = scores.groupby("model")[["checkpoints", "seeds"]].min()
     rows = []
     for name in everyone["model"]:
         keys = [(name, task) for task in measures]
-        if not draws.keys() >= set(keys):
-            continue
-        mean = (name, "mean")
-        draws[mean] = np.mean(np.broadcast_arrays(*[draws[key] for key in keys]), axis=0)
-        points[mean] = np.mean([points[key] for key in keys])
-        rows.append((name, *numbers.loc[name], points[mean], *uncertainty.interval(draws[mean])))
+        if values.keys() >= set(keys):
+            of_tasks = np.broadcast_arrays(*[values[key] for key in keys])
+            values[name, "mean"] = mean = np.mean(of_tasks, axis=0)
+            rows.append((name, *numbers.loc[name], *uncertainty.summary(mean)))
     columns = ["model", "checkpoints", "seeds", "value", "low", "high"]
     means = pd.DataFrame(rows, columns=columns).assign(task="mean", score="mean", headline=True)
     scores = everyone[["model", "role", "teacher"]].merge(pd.concat([scores, means]), on="model")
-    comparisons = _compare(study.compared(everyone), draws, points)
+    comparisons = _compare(study.compared(everyone), values)
     comparisons.insert(1, "checkpoints", comparisons["model"].map(numbers["checkpoints"]))
     return scores, comparisons
 
 
 def _score_task(
     config: AnalyseConfig, seeds: list[int], task: str, here: pd.DataFrame
-) -> tuple[pd.DataFrame, dict[tuple, np.ndarray]]:
-    """The scores of all models on one measure, and the draws of their headline scores.
+) -> tuple[pd.DataFrame, Values]:
+    """The scores of all models on one measure, and the values of their headline scores.
 
-    here: the models, see `study.present`. The draws have the keys (model, task).
+    here: the models, see `study.present`. The values have the keys (model, task).
     """
     headline = study.read_result(config, here["checkpoints"][0][0], task, seeds[0])["headline"]
     models = study.read_teachers(config, here, task, seeds)
@@ -100,26 +115,22 @@ def _score_task(
             for seed, run in zip(seeds, by_seed, strict=False):
                 named[f"predictions of {name}, checkpoint {number}, seed {seed}"] = run
     check_paired(named)
-    table, draws = estimate(["model", "task", "score"], scorers, run.num_examples, config)
+    table, values = estimate(["model", "task", "score"], scorers, run.num_examples, config)
     table["headline"] = table["score"] == headline
-    return table, {key: scores[headline] for key, scores in draws.items()}
+    return table, {key: values[*key, headline] for key in scorers}
 
 
-def _compare(pairs: list[tuple[str, str, str]], draws: dict, points: dict) -> pd.DataFrame:
-    """The comparisons of `score_tables`; draws and points are those of each (model, measure)."""
-    rows = []
-    tasks = dict.fromkeys(task for _, task in points)
-    for (model, other, role), task in itertools.product(pairs, tasks):
-        if not draws.keys() >= {(model, task), (other, task)}:
-            continue
-        gaps = uncertainty.over_runs(draws[model, task] - draws[other, task])
-        difference = points[model, task] - points[other, task]
-        found = (difference, *uncertainty.interval(gaps), uncertainty.p_value(gaps))
-        kept = uncertainty.ratio(draws[model, task], np.maximum(draws[other, task], LEAST))
-        point = points[model, task] / max(points[other, task], LEAST)
-        rows.append((model, other, role, task, *found, point, *uncertainty.interval(kept)))
-    columns = "model against role task difference low high p kept kept_low kept_high".split()
-    return corrected(pd.DataFrame(rows, columns=columns))
+def _compare(pairs: list[tuple[str, str, str]], values: Values) -> pd.DataFrame:
+    """The comparisons of `score_tables`; values: those of each (model, measure)."""
+    table = differences(values, [(model, other) for model, other, _ in pairs])
+    roles = pd.DataFrame(pairs, columns=["model", "against", "role"])
+    table.insert(2, "role", table[["model", "against"]].merge(roles)["role"])
+    kept = []
+    for row in table.itertuples():
+        below = np.maximum(values[row.against, row.task], LEAST)
+        kept.append(uncertainty.summary(uncertainty.ratio(values[row.model, row.task], below)))
+    table[["kept", "kept_low", "kept_high"]] = np.array(kept).reshape(-1, 3)
+    return corrected(table)
 
 
 def corrected(table: pd.DataFrame) -> pd.DataFrame:

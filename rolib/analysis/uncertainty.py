@@ -129,6 +129,14 @@ def interval(draws: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def summary(values: np.ndarray) -> tuple[float, float, float]:
+    """The mean over all runs and its 95 % `interval`: value, low, high.
+
+    values (D, F, 1 + R): the score of each run, then its bootstrap draws.
+    """
+    return float(values[..., 0].mean()), *interval(values[..., 1:])
+
+
 def p_value(differences: ArrayLike) -> float:
     """Two-sided p-value of "no difference" from paired draws (R,) or (D, F, R); see `over_runs`.
 
