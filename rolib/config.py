@@ -232,7 +232,13 @@ class RobustnessConfig(Config):
     max_test_examples: Size = Field(description="test examples of a measure; 0: all")
 
 
-class AblationConfig(Config):
+class AnalyseConfig(Config):
+    """04-analyse-loyalty and 06-report-results: tables and figures from stored predictions."""
+
+    resamples: Count = Field(description="resamples of the bootstrap")
+
+
+class AblationConfig(AnalyseConfig):
     """09-ablate-ensemble: one student distilled in several ways, on one corpus and budget."""
 
     student: Name = Field(description="a student of this profile")
@@ -241,12 +247,6 @@ class AblationConfig(Config):
     steps: Count = Field(description="optimizer steps of each distillation")
     cached_pieces: Size = Field(description="teachers' best pieces to store; 0: no cache")
     tasks: Tasks = Field(description="measures")
-
-
-class AnalyseConfig(Config):
-    """04-analyse-loyalty and 06-report-results: tables and figures from stored predictions."""
-
-    resamples: Count = Field(description="resamples of the bootstrap")
 
 
 class BudgetConfig(AnalyseConfig):

@@ -1101,6 +1101,48 @@ def test_an_ablation_heeds_its_own_seed_data_and_precision():
     assert {variant.steps for variant in cells.checked.values()} == {config.steps}
 
 
+def test_variants_of_an_ablation_are_compared_seed_by_seed(config, tmp_path):
+    """Notebook 09: the mean of the seeds' differences to the variant that changes nothing."""
+    folders = {"other": "distil-multi", "plain": "distil-cased", "same": "distil-cased"}
+    for name, model in folders.items():
+        for number in (1, 2, 3):
+            home = tmp_path / "ablation" / name / f"seed-{number}"
+            home.mkdir(parents=True)
+            (home / "evaluation").symlink_to(config.folder / "evaluation" / model)
+    variants = {"other": {"weighting": "confidence"}, "plain": {}, "same": {"alpha_cos": 1.0}}
+    wanted = {"variants": variants, "seeds": [1, 2, 3], "tasks": ["upos", "sar"], "resamples": 300}
+    cells = after_cells(
+        "09-ablate-ensemble",
+        "09-09c",
+        config=SimpleNamespace(folder=tmp_path, seed=1, **wanted),
+        headlines={task: TASKS[task].headline for task in wanted["tasks"]},
+        runs=SimpleNamespace(write_text=lambda *_: None, write_parameters=lambda *_: None),
+    )
+    found = cells.comparisons.set_index(["variant", "task"])
+    assert {*found["against"]} == {"plain"} and len(found) == 2 * 3
+    gaps = {}
+    for task in wanted["tasks"]:
+        of = {
+            name: [
+                score_predictions(TASKS[task], predictions(config, model, task, k))
+                for k in (1, 2, 3)
+            ]
+            for name, model in folders.items()
+        }
+        name = TASKS[task].headline
+        pairs = zip(of["other"], of["plain"], strict=True)
+        gaps[task] = [100 * (one[name] - two[name]) for one, two in pairs]
+    gaps["mean"] = np.mean([gaps["upos"], gaps["sar"]], axis=0)
+    for task, by_seed in gaps.items():
+        row = found.loc["other", task]
+        assert row["difference"] == pytest.approx(np.mean(by_seed))
+        assert row["low"] < row["difference"] < row["high"]
+        by_runs = (cells.values["other", task] - cells.values["plain", task])[..., 0]
+        assert by_runs.shape == (3, 1) and by_runs.ravel() == pytest.approx(by_seed)
+        same = found.loc["same", task]
+        assert same[["difference", "low", "high"]].eq(0).all() and same["p"] == 1
+
+
 @pytest.mark.parametrize("changes", [{}, *({key: value} for key, value in OWN.items())])
 def test_a_curve_heeds_its_own_seed_data_and_precision(changes):
     """The student of the study stands in the curve only if it was made with the same ones."""
