@@ -1162,3 +1162,75 @@ def test_a_curve_heeds_its_own_seed_data_and_precision(changes):
         assert folder == cells.theirs == config.folder / "budget" / cells.teacher
         assert one.model == cells.teacher and one.tasks == config.tasks
         assert {key: getattr(one, key) for key in changes} == changes
+
+
+def test_scores_and_differences_of_budgets_by_hand(config):
+    """Notebook 12: means of measures and seeds, each smaller budget and the teacher beside them."""
+    folders = {10: "distil-cased", 20: "distil-multi", "bert-cased": "bert-cased"}
+    wanted = {"budgets": [10, 20], "seeds": [1], "tasks": ["upos", "sar"], "resamples": 300}
+    evaluated = config.folder / "evaluation"
+    cells = after_cells(
+        "12-vary-budget",
+        *("12-09", "12-10", "12-10b"),
+        config=SimpleNamespace(folder=config.folder, profile="toy", seed=1, **wanted),
+        places={(steps, 1): (None, evaluated / folders[steps]) for steps in (10, 20)},
+        teacher="bert-cased",
+        theirs=evaluated / "bert-cased",
+        fine_tuning=[1, 2, 3],
+        curve=pd.DataFrame({"tokens": [100, 200]}, pd.Index([10, 20], name="steps")),
+        runs=SimpleNamespace(write_text=lambda *_: None, write_parameters=lambda *_: None),
+    )
+    means = {}
+    for name, model in folders.items():
+        of_tasks = []
+        for task in wanted["tasks"]:
+            runs = [predictions(config, model, task, k) for k in (1, 2, 3)]
+            headline = TASKS[task].headline
+            of_tasks.append([score_predictions(TASKS[task], run)[headline] for run in runs])
+        means[name] = 100 * np.mean(of_tasks)
+        row = cells.table.loc[name]
+        assert (
+            row["score"] == pytest.approx(means[name]) and row["low"] < row["score"] < row["high"]
+        )
+        assert row["measures"] == "upos sar"
+    found = cells.comparisons.set_index(["steps", "against"])["difference"].to_dict()
+    assert found == pytest.approx(
+        {
+            (20, 10): means[20] - means[10],
+            (10, "bert-cased"): means[10] - means["bert-cased"],
+            (20, "bert-cased"): means[20] - means["bert-cased"],
+        }
+    )
+
+
+def test_ways_at_the_task_are_compared_seed_by_seed(config):
+    """Notebook 11: each way less another, the mean of the seeds' differences, in points."""
+    folders = {"gold": "distil-cased", "ensemble": "distil-multi", "bert-cased": "bert-cased"}
+    wanted = {"seeds": [1, 2, 3], "tasks": ["upos", "sar"], "resamples": 300}
+    protocols = {"upos": "accuracy", "sar": "title+content"}
+    cells = after_cells(
+        "11-distil-at-task",
+        *("11-16", "11-17", "11-19"),
+        config=SimpleNamespace(folder=config.folder, student="distil-multi", seed=1, **wanted),
+        settings={"evaluate": SimpleNamespace(protocols=protocols)},
+        checked={"gold": {}, "ensemble": {}},
+        teachers=["bert-cased"],
+        places={name: f"evaluation/{model}" for name, model in folders.items()},
+        runs=SimpleNamespace(write_text=lambda *_: None, write_parameters=lambda *_: None),
+    )
+
+    def score(name, task):
+        tables_of = [predictions(config, folders[name], task, k) for k in (1, 2, 3)]
+        headline = TASKS[task].headline
+        return 100 * np.mean([score_predictions(TASKS[task], one)[headline] for one in tables_of])
+
+    values = {(name, task): score(name, task) for name in folders for task in protocols}
+    for name in folders:
+        values[name, "mean"] = (values[name, "upos"] + values[name, "sar"]) / 2
+    assert cells.table.set_index(["variant", "task"])["value"].to_dict() == pytest.approx(values)
+    found = cells.comparisons
+    assert {*found["model"]} == {"distil-multi"} and {*found["variant"]} == {"ensemble"}
+    assert found.groupby("against").size().to_dict() == {"gold": 3, "bert-cased": 3}
+    for row in found.itertuples():
+        gap = values["ensemble", row.task] - values[row.against, row.task]
+        assert row.difference == pytest.approx(gap) and row.low < gap < row.high
