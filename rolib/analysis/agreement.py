@@ -2,7 +2,7 @@
 
 Student and teacher are compared at different fine-tuning seeds, and so is the floor. Everything is
 computed from stored predictions; no model is loaded. The tables are made measure by measure, so
-that memory holds the predictions of one measure at a time.
+that each process holds the predictions of one measure at a time.
 """
 
 import itertools

@@ -71,7 +71,7 @@ class Predictions:
         """
         columns = COLUMNS if probabilities else COLUMNS[:-1]
         try:
-            # Arrow's own threads are off, because callers read several tables in parallel.
+            # Arrow's own threads are off, because several processes read tables at the same time.
             table = pq.read_table(path, columns=columns, use_threads=False, memory_map=True)
             table = table.to_pandas(types_mapper=_arrow_lists)
             if not probabilities:
