@@ -142,6 +142,10 @@ def findings() -> str:
         pairs = pd.read_csv(tested)
         holds = pairs.loc[pairs["against"].isin(budgets["steps"].astype(str)), "holds"]
         differ = f"{holds.sum()} of {len(holds)} differences between budgets hold"
+    ways = pd.read_csv(STUDY / "ablation-comparisons.csv").query("task == 'mean'")
+    reference, told = ways["against"].iloc[0], ways[ways["holds"]]
+    apart = "".join(f", `{row.variant}` {difference_text(row)}" for row in told.itertuples())
+    widest = max(-ways["low"].min(), ways["high"].max())
     quick, slow = speed["speed_up"].max(), speed["speed_up"].min()
     lines = [
         f"A student is {slow:.1f} to {quick:.1f} times as fast as its teacher.",
@@ -153,6 +157,9 @@ def findings() -> str:
         f"From {least:.2f} to {most:.1f} million tokens of distillation the mean of {learned} goes "
         f"from {first:.1f} to {last:.1f}, the label loyalty from {near:.3f} to {nearer:.3f}; "
         f"{differ}.",
+        f"Of {len(ways)} ways other than `{reference}` (notebook 09: other strategies, weights and "
+        f"states for the second teacher, and one teacher alone) {len(told)} are told apart from it "
+        f"on the mean{apart}; no interval goes beyond {widest:.1f} points.",
     ]
     look = {"width": 98, "subsequent_indent": "  ", "break_on_hyphens": False}  # names have some
     return "\n".join(textwrap.fill(f"- {line}", **look) for line in lines)
