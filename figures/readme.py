@@ -3,6 +3,7 @@
 They stand between `<!-- NAME -->` and `<!-- end -->`, NAME being a function below.
 """
 
+import math
 import re
 import textwrap
 import tomllib
@@ -145,7 +146,7 @@ def findings() -> str:
     ways = pd.read_csv(STUDY / "ablation-comparisons.csv").query("task == 'mean'")
     reference, told = ways["against"].iloc[0], ways[ways["holds"]]
     apart = "".join(f", `{row.variant}` {difference_text(row)}" for row in told.itertuples())
-    widest = max(-ways["low"].min(), ways["high"].max())
+    widest = math.ceil(10 * max(-ways["low"].min(), ways["high"].max())) / 10
     quick, slow = speed["speed_up"].max(), speed["speed_up"].min()
     lines = [
         f"A student is {slow:.1f} to {quick:.1f} times as fast as its teacher.",
